@@ -1,0 +1,80 @@
+"""Low-rank factors: the one form that every method folds to, and everything that is done with it.
+
+ΔW = scale · up · down. Merging, the forward path, export and fusion all start from a :class:`Factors`.
+
+Shapes: down (R, in, *kernel), up (out, R), ΔW (out, in, *kernel); for a linear layer the kernel is empty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .layers import LayerShape, as_fp32
+
+
+@dataclass(frozen=True)
+class Factors:
+    """ΔW = scale · up · down in float32 or float64; R may be 0 (a frozen gate with every row closed)."""
+
+    down: Tensor
+    up: Tensor
+    scale: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def shape(self) -> LayerShape:
+        return LayerShape(self.up.shape[0], self.down.shape[1], tuple(self.down.shape[2:]))
+
+    def scaled(self, strength: float) -> Factors:
+        return replace(self, scale=self.scale * strength)
+
+    def scaled_up(self) -> Tensor:
+        """scale · up, so that a forward pass multiplies a small matrix instead of its output."""
+        return self.up if self.scale == 1.0 else self.up * self.scale
+
+
+def delta(factors: Factors) -> Tensor:
+    """ΔW (out, in, *kernel) = scale · up · down in the factors' precision."""
+    down = factors.down.flatten(1)
+    return (factors.scaled_up() @ down).reshape(factors.shape.weight_shape)
+
+
+def concatenate(terms: list[Factors]) -> Factors:
+    """Σ scaleᵢ upᵢ downᵢ as one pair of factors, rank Σ Rᵢ, scale 1."""
+    if len(terms) == 1:
+        return terms[0]
+    return Factors(torch.cat([t.down for t in terms], 0), torch.cat([t.scaled_up() for t in terms], 1))
+
+
+def compact_svd(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:
+    """U (out, k), S (k,), V (fan_in, k) of ΔW without building it: QR of both factors, SVD of the small core.
+
+    Singular values descend; k = min(R, out, fan_in).
+    """
+    up, down = as_fp32(factors.scaled_up()), as_fp32(factors.down.flatten(1))
+    q_up, r_up = torch.linalg.qr(up)
+    q_down, r_down = torch.linalg.qr(down.mT)
+    u, s, vh = torch.linalg.svd(r_up @ r_down.mT, full_matrices=False)
+    return q_up @ u, s, q_down @ vh.mT
+
+
+def recompress(factors: Factors, rank: int) -> tuple[Factors, float]:
+    """The best approximation of rank ≤ ``rank`` (Eckart–Young) and its relative Frobenius error.
+
+    The singular values are split evenly between up and down, so that both stay in a half-precision range.
+    """
+    if factors.rank == 0:
+        return factors, 0.0
+    u, s, v = compact_svd(factors)
+    kept = s[:rank]
+    total = s.square().sum().sqrt()
+    error = float(s[rank:].square().sum().sqrt() / total) if total > 0 else 0.0
+    root = kept.sqrt()
+    down = (v[:, :rank] * root).mT.reshape(len(kept), *factors.down.shape[1:])
+    return Factors(down, u[:, :rank] * root), error

@@ -1,0 +1,100 @@
+"""The methods, one file each, all with the same few pure functions.
+
+A method is a frozen configuration, the tensors that a layer carries, their initial values, and ``fold``: the
+exact low-rank factors of ΔW. Merge, forward path, training and export all call ``fold``, so a formula exists once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Generator, Tensor
+
+from ..errors import SpectralAdapterError
+from ..layers import LayerShape
+from ..lowrank import Factors
+from . import foura, lora, spectral_a, spectral_r
+from .foura import FouRAConfig
+from .lora import LoRAConfig
+from .spectral_a import SpectralAConfig
+from .spectral_r import SpectralRConfig
+
+MethodConfig = FouRAConfig | LoRAConfig | SpectralAConfig | SpectralRConfig
+Params = Mapping[str, Tensor]
+Basis = tuple[Tensor, Tensor, Tensor]
+"""U (out, r), S (r,), V (fan_in, r): the chosen singular columns of the pretrained weight."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method's functions; ``config`` is the first argument of each.
+
+    tensor_shapes(config, shape)        every tensor a layer carries -> its shape (the file reader validates with it)
+    trainable(config)                   names of those that training changes
+    init(config, shape, basis, gen)     initial tensors in float32; ΔW = 0. ``basis`` only where needs_basis
+    fold(config, shape, params, strength)  exact Factors of strength·ΔW (without an adaptive gate), differentiable
+    mergeable(config)                   whether the factors are all of the method (no adaptive gate)
+    """
+
+    name: str
+    config: type[Any]
+    needs_basis: bool
+    tensor_shapes: Callable[[Any, LayerShape], dict[str, tuple[int, ...]]]
+    trainable: Callable[[Any], tuple[str, ...]]
+    init: Callable[[Any, LayerShape, Basis | None, Generator | None], dict[str, Tensor]]
+    fold: Callable[[Any, LayerShape, Params, float], Factors]
+    mergeable: Callable[[Any], bool]
+
+
+def _method(module: Any, config: type[Any], needs_basis: bool) -> Method:
+    return Method(
+        config.method,
+        config,
+        needs_basis,
+        module.tensor_shapes,
+        module.trainable,
+        module.init,
+        module.fold,
+        module.mergeable,
+    )
+
+
+METHODS: dict[str, Method] = {
+    "foura": _method(foura, FouRAConfig, needs_basis=False),
+    "spectral_a": _method(spectral_a, SpectralAConfig, needs_basis=True),
+    "spectral_r": _method(spectral_r, SpectralRConfig, needs_basis=True),
+    "lora": _method(lora, LoRAConfig, needs_basis=False),
+}
+
+
+def method_of(config: MethodConfig) -> Method:
+    """The functions that belong to a configuration."""
+    return METHODS[config.method]
+
+
+def config_from_dict(values: Mapping[str, Any]) -> MethodConfig:
+    """A configuration from its plain dictionary (``{"method": …, …}``); unknown names are refused."""
+    values = dict(values)
+    name = values.pop("method", None)
+    if name not in METHODS:
+        raise SpectralAdapterError(f"unknown method {name!r}: expected one of {', '.join(METHODS)}")
+    config = METHODS[name].config
+    known = set(config.__dataclass_fields__)
+    if unknown := set(values) - known:
+        raise SpectralAdapterError(
+            f"unknown setting {sorted(unknown)[0]!r} for method {name}: expected some of {', '.join(sorted(known))}"
+        )
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    try:
+        built: MethodConfig = config(**values)
+    except TypeError as error:
+        raise SpectralAdapterError(f"incomplete or mistyped settings for method {name}: {error}") from error
+    return built
+
+
+def config_to_dict(config: MethodConfig) -> dict[str, Any]:
+    """The plain dictionary of a configuration, for files; inverse of :func:`config_from_dict`."""
+    plain = {name: getattr(config, name) for name in config.__dataclass_fields__}
+    return {"method": config.method} | {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}

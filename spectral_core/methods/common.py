@@ -1,0 +1,48 @@
+"""What the method files share: checks of the numbers that every configuration has, and LoRA's initialisation."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, Tensor
+
+from ..errors import SpectralAdapterError
+from ..layers import LayerShape
+
+
+def check_rank(rank: object, method: str) -> None:
+    """Refuse a rank that is not a positive whole number."""
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise SpectralAdapterError(f"rank {rank!r} for method {method}: expected a whole number of at least 1")
+
+
+def check_alpha(alpha: object, method: str) -> None:
+    """Refuse an alpha that is neither None nor a finite number."""
+    if alpha is None:
+        return
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
+        raise SpectralAdapterError(f"alpha {alpha!r} for method {method}: expected a finite number or nothing")
+
+
+def check_choice(value: object, choices: tuple[str, ...], setting: str, method: str) -> None:
+    """Refuse a value that is not among the choices, and list them."""
+    if value not in choices:
+        raise SpectralAdapterError(f"{setting} {value!r} for method {method}: expected one of {', '.join(choices)}")
+
+
+def check_columns(columns: object, method: str) -> None:
+    """Refuse columns that are not a non-empty list of distinct indices ≥ 0."""
+    valid = isinstance(columns, tuple) and all(isinstance(c, int) and not isinstance(c, bool) for c in columns)
+    if not valid or not columns or min(columns) < 0 or len(set(columns)) != len(columns):  # type: ignore[arg-type, type-var]
+        raise SpectralAdapterError(
+            f"columns {columns!r} for method {method}: expected distinct indices ≥ 0 of singular columns, "
+            "0 being that of the largest singular value"
+        )
+
+
+def kaiming_down(rank: int, shape: LayerShape, generator: Generator | None) -> Tensor:
+    """down (rank, in, *kernel) ~ U(−b, b), b = fan_in^-½: Kaiming-uniform with a = √5, as LoRA starts."""
+    bound = 1 / math.sqrt(shape.fan_in)
+    down = torch.empty(rank, shape.in_features, *shape.kernel)
+    return down.uniform_(-bound, bound, generator=generator)

@@ -1,0 +1,98 @@
+"""FouRA: ΔW·x = F⁻¹( B · α · G(z) · z ), z = A·F(x) (Borse et al., NeurIPS 2024, arXiv 2406.08798).
+
+A and B are real and live in frequency space; the transform folds into them (:mod:`..transforms`), so the forward
+path is two plain products around the gate. ``dct`` folds to rank r, ``dft`` to 2r (real and imaginary rows, which
+share one gate each pair), ``none`` is the gated LoRA control. Convolutions: the channel axis only.
+
+A frozen gate keeps its open rows and drops the others: the result is an ordinary low-rank update.
+
+Shapes: a (rank, in, *kernel), b (out, rank); gate tensors in :mod:`..gate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor
+
+from .. import gate as gates
+from .. import transforms
+from ..layers import LayerShape, as_fp32
+from ..lowrank import Factors
+from . import common
+
+GATES = ("none", "adaptive", "frozen")
+
+
+@dataclass(frozen=True)
+class FouRAConfig:
+    """rank ≥ 1; alpha None means alpha = rank; transform dct / dft / none; gate none / adaptive / frozen.
+
+    gate_kind ``mlp`` is the gate of this project, ``entropy`` the one nearest to the formula as printed.
+    """
+
+    method: ClassVar[str] = "foura"
+    rank: int
+    alpha: float | None = None
+    transform: str = "dct"
+    gate: str = "adaptive"
+    gate_kind: str = "mlp"
+
+    def __post_init__(self) -> None:
+        common.check_rank(self.rank, self.method)
+        common.check_alpha(self.alpha, self.method)
+        common.check_choice(self.transform, transforms.TRANSFORMS, "transform", self.method)
+        common.check_choice(self.gate, GATES, "gate", self.method)
+        common.check_choice(self.gate_kind, gates.KINDS, "gate_kind", self.method)
+
+    @property
+    def scale(self) -> float:
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    @property
+    def rows_per_gate(self) -> int:
+        """2 for ``dft``, whose real and imaginary rows share a gate, else 1."""
+        return 2 if self.transform == "dft" else 1
+
+
+def tensor_shapes(config: FouRAConfig, shape: LayerShape) -> dict[str, tuple[int, ...]]:
+    shapes = {"a": (config.rank, shape.in_features, *shape.kernel), "b": (shape.out_features, config.rank)}
+    if config.gate == "adaptive":
+        shapes |= gates.tensor_shapes(config.rank, config.gate_kind)
+    if config.gate == "frozen":
+        shapes["gate.mask"] = (config.rank,)
+    return shapes
+
+
+def trainable(config: FouRAConfig) -> tuple[str, ...]:
+    return ("a", "b", *(gates.trainable(config.gate_kind) if config.gate == "adaptive" else ()))
+
+
+def init(config: FouRAConfig, shape: LayerShape, basis: object, generator: Generator | None) -> dict[str, Tensor]:
+    """a Kaiming-uniform, b zero; the gate open (bias +2), a frozen one with every row open."""
+    params = {"a": common.kaiming_down(config.rank, shape, generator), "b": torch.zeros(shape.out_features, config.rank)}
+    if config.gate == "adaptive":
+        params |= gates.init(config.rank, config.gate_kind, generator)
+    if config.gate == "frozen":
+        params["gate.mask"] = torch.ones(config.rank)
+    return params
+
+
+def fold(
+    config: FouRAConfig, shape: LayerShape, params: Mapping[str, Tensor], strength: float = 1.0
+) -> Factors:
+    """down = [A·F] rows, up = [F⁻¹·B] columns; with a frozen gate only the open ones, with an adaptive one all."""
+    a, b = as_fp32(params["a"]), as_fp32(params["b"])
+    if config.gate == "frozen":
+        is_open = params["gate.mask"] > 0.5
+        a, b = a[is_open], b[:, is_open]
+    down = transforms.fold(a, config.transform, dim=1, rank_dim=0)
+    up = transforms.fold(b, config.transform, dim=0, rank_dim=1)
+    return Factors(down, up, config.scale * strength)
+
+
+def mergeable(config: FouRAConfig) -> bool:
+    return config.gate != "adaptive"
