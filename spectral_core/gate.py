@@ -1,27 +1,138 @@
-"""STUB for the others to import against; its owner replaces it."""
+"""The adaptive rank gate: which of an adapter's rows are open, decided from the layer's own input.
+
+FouRA (Borse et al., NeurIPS 2024, arXiv 2406.08798) prints G(z) = 1 where S(H(𝒢 z)) == 1, else 0: a learned
+network, an entropy, a sigmoid, soft in training, hard and input-dependent at inference. In floating point
+that gate is never on (or, rounded, always), so this one keeps its idea and not its letter:
+
+    φ = log(mean over tokens |z|² + 1e-12),  input = [LayerNorm(φ), mean(φ) − μ]
+    logits = bias + W₂·SiLU(W₁·input + b₁),  p = σ(logits / τ),  open where p > ½
+
+μ, a stored number per layer, shows the network the overall scale of z, which LayerNorm alone removes.
+``entropy`` puts scale·H(σ(logits)) + shift, H the binary entropy in nats, in place of the logits: the printed
+formula's nearest trainable neighbour. Every row of a batch gates itself, and all of it runs in float32.
+
+Shapes: z (B, …, R) or (B, R, *space), R = rank · rows_per_gate; φ, logits and p (B, rank); W₁ (hidden, rank +
+1), W₂ (rank, hidden), hidden = max(⌊rank/8⌋, 4).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from .gate_runtime import GateRuntime
+from .layers import channel_view, full_precision
+
 KINDS = ("mlp", "entropy")
+_INITIAL_LOGIT = 2.0
+_FLOOR = 1e-12
+
+Params = Mapping[str, Tensor]
 
 
 def tensor_shapes(rank: int, kind: str) -> dict[str, tuple[int, ...]]:
+    """Every tensor of one layer's gate; ``gate.mu`` and ``gate.mean_open`` (E[p]) are stored, not trained."""
     hidden = max(rank // 8, 4)
-    return {
-        "gate.w1": (hidden, rank + 1), "gate.b1": (hidden,), "gate.w2": (rank, hidden), "gate.bias": (rank,),
-        "gate.mu": (), "gate.mean_open": (rank,),
+    shapes: dict[str, tuple[int, ...]] = {
+        "gate.w1": (hidden, rank + 1),
+        "gate.b1": (hidden,),
+        "gate.w2": (rank, hidden),
+        "gate.bias": (rank,),
     }
+    if kind == "entropy":
+        shapes |= {"gate.entropy_scale": (rank,), "gate.entropy_shift": (rank,)}
+    return shapes | {"gate.mu": (), "gate.mean_open": (rank,)}
 
 
 def trainable(kind: str) -> tuple[str, ...]:
-    return ("gate.w1", "gate.b1", "gate.w2", "gate.bias")
+    names = ("gate.w1", "gate.b1", "gate.w2", "gate.bias")
+    return (*names, "gate.entropy_scale", "gate.entropy_shift") if kind == "entropy" else names
 
 
 def init(rank: int, kind: str, generator: Generator | None) -> dict[str, Tensor]:
-    raise NotImplementedError
+    """Every gate open with logit 2 whatever the input (W₂ = 0); W₁ ~ U(−b, b), b = (rank + 1)^-½."""
+    params = {name: torch.zeros(shape) for name, shape in tensor_shapes(rank, kind).items()}
+    bound = 1 / math.sqrt(rank + 1)
+    params["gate.w1"].uniform_(-bound, bound, generator=generator)
+    params["gate.bias"].fill_(_INITIAL_LOGIT)
+    params["gate.mean_open"].fill_(1.0)
+    if kind == "entropy":  # 4·H(σ(2)) + 0.54 = 2.00: it starts where the other kind does
+        params["gate.entropy_scale"].fill_(4.0)
+        params["gate.entropy_shift"].fill_(0.54)
+    return params
+
+
+def features(z: Tensor, rows_per_gate: int, is_convolution: bool) -> Tensor:
+    """φ (B, rank) = log(mean over tokens or space of |z|² + 1e-12), in float32 from before the squaring.
+
+    A 2-D z is (B, R): every row is its own batch row. rows_per_gate 2 pairs row i with row i + rank: Re² +
+    Im².
+    """
+    over = tuple(range(2, z.dim())) if is_convolution else tuple(range(1, z.dim() - 1))
+    precision = torch.float64 if z.dtype == torch.float64 else torch.float32
+    if over:
+        norm = torch.linalg.vector_norm(z, dim=over, dtype=precision)  # squares and sums without a copy of z
+        energy = norm.square() / (z.numel() // max(norm.numel(), 1))
+    else:
+        energy = z.to(precision).square()
+    if rows_per_gate == 2:
+        real, imaginary = energy.chunk(2, 1)
+        energy = real + imaginary
+    return torch.log(energy + _FLOOR)
+
+
+def logits(params: Params, phi: Tensor, kind: str) -> Tensor:
+    """(B, rank) from φ (B, rank): positive where the gate is open, before the temperature."""
+    w1, b1, w2, bias, *entropy = (params[name].to(phi.dtype) for name in trainable(kind))
+    level = phi.mean(1, keepdim=True) - params["gate.mu"].to(phi.dtype)
+    seen = torch.cat([F.layer_norm(phi, phi.shape[1:]), level], 1)
+    with full_precision(phi):  # a product in half precision would move the threshold
+        out = torch.addmm(bias, F.silu(torch.addmm(b1, seen, w1.mT)), w2.mT)
+    if kind == "entropy":
+        scale, shift = entropy
+        p = torch.sigmoid(out)
+        # −p·ln p − (1−p)·ln(1−p) with ln p = logsigmoid, which stays finite where p rounds to 0 or 1
+        out = scale * -(p * F.logsigmoid(out) + (1 - p) * F.logsigmoid(-out)) + shift
+    return out
+
+
+def probabilities(params: Params, phi: Tensor, kind: str, temperature: float) -> Tensor:
+    """p (B, rank) = σ(logits / τ), τ > 0."""
+    return torch.sigmoid(logits(params, phi, kind) / temperature)
+
+
+def freeze(mean_open: Tensor) -> Tensor:
+    """The fixed 0/1 mask (rank,) of a frozen gate: open where E[p] > ½."""
+    return (mean_open > 0.5).float()
+
+
+def apply(
+    z: Tensor,
+    params: Params,
+    kind: str,
+    rows_per_gate: int,
+    is_convolution: bool,
+    runtime: GateRuntime,
+    name: str,
+) -> Tensor:
+    """G(z)·z, shape and dtype of z, the folded down projection of one layer before alpha and strength."""
+    phi = features(z, rows_per_gate, is_convolution)
+    params = {**params, "gate.mu": runtime.mu(name, params["gate.mu"])}
+    runtime.watch_level(name, phi)
+    raw = logits(params, phi, kind)
+    if runtime.mode != "hard" or runtime.watches:
+        p = torch.sigmoid(raw / runtime.temperature)
+        runtime.watch_open(name, raw, p)
+    if runtime.mode == "hard":
+        values = (raw > 0).to(z.dtype)
+    elif runtime.mode == "straight_through":
+        values = (p + ((raw > 0).to(p.dtype) - p).detach()).to(z.dtype)
+    else:
+        values = p.to(z.dtype)
+    if rows_per_gate == 2:
+        values = torch.cat([values, values], 1)
+    return z * channel_view(values, z, is_convolution)

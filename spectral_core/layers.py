@@ -30,8 +30,8 @@ class LayerShape:
         """Shape of a weight (out, in, *kernel); works on meta tensors too."""
         if weight.dim() < 2 or weight.dim() > 5:
             raise SpectralAdapterError(
-                f"a weight of shape {tuple(weight.shape)} cannot be adapted: expected a linear (out, in) or a "
-                "convolution (out, in, *kernel) weight"
+                f"a weight of shape {tuple(weight.shape)} cannot be adapted: expected a linear (out, in) or "
+                "a convolution (out, in, *kernel) weight"
             )
         out_features, in_features, *kernel = weight.shape
         return cls(out_features, in_features, tuple(kernel))
@@ -61,7 +61,9 @@ class Geometry:
     padding: tuple[int, ...] | str = ()
     dilation: tuple[int, ...] = ()
     padding_mode: str = "zeros"
-    pad_sides: tuple[int, ...] = ()  # both sides of each axis, last axis first, for the modes that F.pad serves
+    pad_sides: tuple[
+        int, ...
+    ] = ()  # both sides of each axis, last axis first, for the modes that F.pad serves
 
     @classmethod
     def of(cls, module: nn.Module) -> Geometry:
@@ -105,10 +107,15 @@ def expand(z: Tensor, up: Tensor, is_convolution: bool) -> Tensor:
 
 
 def channel_view(values: Tensor, z: Tensor, is_convolution: bool) -> Tensor:
-    """Shape ``values`` (B, R) so that it multiplies z: (B, R, *space) for a convolution, (B, …, R) otherwise."""
+    """``values`` (B, R) shaped to multiply z: (B, R, *space) for a convolution, (B, …, R) otherwise."""
     if is_convolution:
         return values.reshape(*values.shape, *(1,) * (z.dim() - 2))
     return values.reshape(values.shape[0], *(1,) * (z.dim() - 2), values.shape[1])
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """A context in which products on ``like``'s device stay in the precision of their inputs, autocast or not."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 def as_fp32(tensor: Tensor) -> Tensor:

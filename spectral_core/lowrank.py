@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .layers import LayerShape, as_fp32
+from .layers import LayerShape, as_fp32, full_precision
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Factors:
 def delta(factors: Factors) -> Tensor:
     """ΔW (out, in, *kernel) = scale · up · down in the factors' precision."""
     down = factors.down.flatten(1)
-    return (factors.scaled_up() @ down).reshape(factors.shape.weight_shape)
+    with full_precision(down):
+        return (factors.scaled_up() @ down).reshape(factors.shape.weight_shape)
 
 
 def concatenate(terms: list[Factors]) -> Factors:
@@ -58,10 +59,11 @@ def compact_svd(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:
     Singular values descend; k = min(R, out, fan_in).
     """
     up, down = as_fp32(factors.scaled_up()), as_fp32(factors.down.flatten(1))
-    q_up, r_up = torch.linalg.qr(up)
-    q_down, r_down = torch.linalg.qr(down.mT)
-    u, s, vh = torch.linalg.svd(r_up @ r_down.mT, full_matrices=False)
-    return q_up @ u, s, q_down @ vh.mT
+    with full_precision(up):
+        q_up, r_up = torch.linalg.qr(up)
+        q_down, r_down = torch.linalg.qr(down.mT)
+        u, s, vh = torch.linalg.svd(r_up @ r_down.mT, full_matrices=False)
+        return q_up @ u, s, q_down @ vh.mT
 
 
 def recompress(factors: Factors, rank: int) -> tuple[Factors, float]:

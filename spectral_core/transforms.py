@@ -1,8 +1,8 @@
 """Orthonormal DCT and DFT along one axis, and how they fold into low-rank factors.
 
-FouRA (Borse et al., NeurIPS 2024, arXiv 2406.08798) puts its down and up projections in frequency space:
-ΔW = F⁻¹ B A F. F is linear, so it folds into the factors: r rows are transformed once per step, the
-activations never. With C the orthonormal DCT-II matrix, A·C and Cᵀ·B are DCT-IIIs of A's rows and B's columns.
+FouRA (Borse et al., NeurIPS 2024, arXiv 2406.08798) puts its down and up projections in frequency space: ΔW =
+F⁻¹ B A F. F is linear, so it folds into the factors: r rows are transformed once per step, the activations
+never. With C the orthonormal DCT-II matrix, A·C and Cᵀ·B are DCT-IIIs of A's rows and B's columns.
 
 Shapes: every function transforms one axis of length n and leaves the others.
 """
@@ -29,7 +29,7 @@ def dct_matrix(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _twiddle(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """e^{iπk/2n}, k = 0 … ⌊n/2⌋, with the orthonormal scaling of the inverse and, conjugated, of the forward DCT."""
+    """e^{iπk/2n}, k = 0 … ⌊n/2⌋, scaled for the orthonormal inverse and, conjugated, for the forward DCT."""
     with torch.inference_mode(False):  # an inference tensor could not be saved for backward later
         k = torch.arange(n // 2 + 1, dtype=torch.float64)
         scale = torch.full_like(k, math.sqrt(n / 2))
@@ -92,8 +92,8 @@ def idct(x: Tensor, dim: int = -1) -> Tensor:
 def fold(x: Tensor, transform: str, dim: int, rank_dim: int) -> Tensor:
     """The factor x (frequency space along ``dim``) as a plain real factor, differentiable.
 
-    ``none`` leaves it, ``dct`` gives idct(x), ``dft`` gives [Re Fx; Im Fx] joined along ``rank_dim`` (F unitary),
-    which is [Re AF; Im AF] for a down and [Re F⁻¹B, −Im F⁻¹B] for an up projection, both real.
+    ``none`` leaves it, ``dct`` gives idct(x), ``dft`` gives [Re Fx; Im Fx] joined along ``rank_dim`` (F
+    unitary), which is [Re AF; Im AF] for a down and [Re F⁻¹B, −Im F⁻¹B] for an up projection, both real.
     """
     if transform == "none":
         return x

@@ -1,7 +1,8 @@
 """The methods, one file each, all with the same few pure functions.
 
 A method is a frozen configuration, the tensors that a layer carries, their initial values, and ``fold``: the
-exact low-rank factors of ΔW. Merge, forward path, training and export all call ``fold``, so a formula exists once.
+exact low-rank factors of ΔW. Merge, forward path, training and export all call ``fold``, so a formula exists
+once.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ Basis = tuple[Tensor, Tensor, Tensor]
 class Method:
     """One method's functions; ``config`` is the first argument of each.
 
-    tensor_shapes(config, shape)        every tensor a layer carries -> its shape (the file reader validates with it)
-    trainable(config)                   names of those that training changes
-    init(config, shape, basis, gen)     initial tensors in float32; ΔW = 0. ``basis`` only where needs_basis
-    fold(config, shape, params, strength)  exact Factors of strength·ΔW (without an adaptive gate), differentiable
+    tensor_shapes(config, shape)        every tensor a layer carries -> its shape (the file reader validates
+    with it) trainable(config)                   names of those that training changes init(config, shape,
+    basis, gen)     initial tensors in float32; ΔW = 0. ``basis`` only where needs_basis fold(config, shape,
+    params, strength)  exact Factors of strength·ΔW (without an adaptive gate), differentiable
     mergeable(config)                   whether the factors are all of the method (no adaptive gate)
     """
 
@@ -84,7 +85,8 @@ def config_from_dict(values: Mapping[str, Any]) -> MethodConfig:
     known = set(config.__dataclass_fields__)
     if unknown := set(values) - known:
         raise SpectralAdapterError(
-            f"unknown setting {sorted(unknown)[0]!r} for method {name}: expected some of {', '.join(sorted(known))}"
+            f"unknown setting {sorted(unknown)[0]!r} for method {name}: "
+            f"expected some of {', '.join(sorted(known))}"
         )
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:

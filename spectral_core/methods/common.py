@@ -1,4 +1,4 @@
-"""What the method files share: checks of the numbers that every configuration has, and LoRA's initialisation."""
+"""What the method files share: checks of their configurations' numbers, and LoRA's initialisation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from ..layers import LayerShape
 def check_rank(rank: object, method: str) -> None:
     """Refuse a rank that is not a positive whole number."""
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise SpectralAdapterError(f"rank {rank!r} for method {method}: expected a whole number of at least 1")
+        raise SpectralAdapterError(
+            f"rank {rank!r} for method {method}: expected a whole number of at least 1"
+        )
 
 
 def check_alpha(alpha: object, method: str) -> None:
@@ -22,19 +24,24 @@ def check_alpha(alpha: object, method: str) -> None:
     if alpha is None:
         return
     if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
-        raise SpectralAdapterError(f"alpha {alpha!r} for method {method}: expected a finite number or nothing")
+        raise SpectralAdapterError(
+            f"alpha {alpha!r} for method {method}: expected a finite number or nothing"
+        )
 
 
 def check_choice(value: object, choices: tuple[str, ...], setting: str, method: str) -> None:
     """Refuse a value that is not among the choices, and list them."""
     if value not in choices:
-        raise SpectralAdapterError(f"{setting} {value!r} for method {method}: expected one of {', '.join(choices)}")
+        raise SpectralAdapterError(
+            f"{setting} {value!r} for method {method}: expected one of {', '.join(choices)}"
+        )
 
 
 def check_columns(columns: object, method: str) -> None:
     """Refuse columns that are not a non-empty list of distinct indices ≥ 0."""
-    valid = isinstance(columns, tuple) and all(isinstance(c, int) and not isinstance(c, bool) for c in columns)
-    if not valid or not columns or min(columns) < 0 or len(set(columns)) != len(columns):  # type: ignore[arg-type, type-var]
+    found = columns if isinstance(columns, tuple) else ()
+    whole = all(isinstance(c, int) and not isinstance(c, bool) and c >= 0 for c in found)
+    if not found or not whole or len(set(found)) != len(found):
         raise SpectralAdapterError(
             f"columns {columns!r} for method {method}: expected distinct indices ≥ 0 of singular columns, "
             "0 being that of the largest singular value"

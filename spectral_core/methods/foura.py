@@ -1,8 +1,9 @@
 """FouRA: ΔW·x = F⁻¹( B · α · G(z) · z ), z = A·F(x) (Borse et al., NeurIPS 2024, arXiv 2406.08798).
 
-A and B are real and live in frequency space; the transform folds into them (:mod:`..transforms`), so the forward
-path is two plain products around the gate. ``dct`` folds to rank r, ``dft`` to 2r (real and imaginary rows, which
-share one gate each pair), ``none`` is the gated LoRA control. Convolutions: the channel axis only.
+A and B are real and live in frequency space; the transform folds into them (:mod:`..transforms`), so the
+forward path is two plain products around the gate. ``dct`` folds to rank r, ``dft`` to 2r (real and imaginary
+rows, which share one gate each pair), ``none`` is the gated LoRA control. Convolutions: the channel axis
+only.
 
 A frozen gate keeps its open rows and drops the others: the result is an ordinary low-rank update.
 
@@ -12,7 +13,7 @@ Shapes: a (rank, in, *kernel), b (out, rank); gate tensors in :mod:`..gate`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -71,9 +72,14 @@ def trainable(config: FouRAConfig) -> tuple[str, ...]:
     return ("a", "b", *(gates.trainable(config.gate_kind) if config.gate == "adaptive" else ()))
 
 
-def init(config: FouRAConfig, shape: LayerShape, basis: object, generator: Generator | None) -> dict[str, Tensor]:
+def init(
+    config: FouRAConfig, shape: LayerShape, basis: object, generator: Generator | None
+) -> dict[str, Tensor]:
     """a Kaiming-uniform, b zero; the gate open (bias +2), a frozen one with every row open."""
-    params = {"a": common.kaiming_down(config.rank, shape, generator), "b": torch.zeros(shape.out_features, config.rank)}
+    params = {
+        "a": common.kaiming_down(config.rank, shape, generator),
+        "b": torch.zeros(shape.out_features, config.rank),
+    }
     if config.gate == "adaptive":
         params |= gates.init(config.rank, config.gate_kind, generator)
     if config.gate == "frozen":
@@ -84,7 +90,7 @@ def init(config: FouRAConfig, shape: LayerShape, basis: object, generator: Gener
 def fold(
     config: FouRAConfig, shape: LayerShape, params: Mapping[str, Tensor], strength: float = 1.0
 ) -> Factors:
-    """down = [A·F] rows, up = [F⁻¹·B] columns; with a frozen gate only the open ones, with an adaptive one all."""
+    """down = A·F, up = F⁻¹·B: with a frozen gate the open rows only, with an adaptive one all."""
     a, b = as_fp32(params["a"]), as_fp32(params["b"])
     if config.gate == "frozen":
         is_open = params["gate.mask"] > 0.5
@@ -96,3 +102,14 @@ def fold(
 
 def mergeable(config: FouRAConfig) -> bool:
     return config.gate != "adaptive"
+
+
+def freeze_params(config: FouRAConfig, params: Mapping[str, Tensor]) -> tuple[FouRAConfig, dict[str, Tensor]]:
+    """The adapter with its gate frozen to the rows that were open on average, E[p] > ½ (``gate.mean_open``).
+
+    Other configurations come back as they are. The rank stays; ``fold`` leaves the closed rows out.
+    """
+    if config.gate != "adaptive":
+        return config, dict(params)
+    kept = {name: params[name] for name in ("a", "b")}
+    return replace(config, gate="frozen"), kept | {"gate.mask": gates.freeze(params["gate.mean_open"])}

@@ -44,7 +44,9 @@ def trainable(config: LoRAConfig) -> tuple[str, ...]:
     return ("down", "up")
 
 
-def init(config: LoRAConfig, shape: LayerShape, basis: object, generator: Generator | None) -> dict[str, Tensor]:
+def init(
+    config: LoRAConfig, shape: LayerShape, basis: object, generator: Generator | None
+) -> dict[str, Tensor]:
     """down Kaiming-uniform, up zero."""
     return {
         "down": common.kaiming_down(config.rank, shape, generator),

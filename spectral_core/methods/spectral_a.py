@@ -1,7 +1,10 @@
-"""Spectral Adapter, additive: W' = (U₁ + A_U) S₁ (V₁ + A_V)ᵀ + rest (Zhang & Pilanci, NeurIPS 2024, arXiv 2405.13952).
+"""Spectral Adapter, additive: W' = (U₁ + A_U) S₁ (V₁ + A_V)ᵀ + rest.
 
-U₁ S₁ V₁ᵀ are the chosen singular columns of the pretrained weight, kept with the adapter. The delta form below is
-W' − W written out, so that nothing cancels and any stored basis gives exactly zero at the start. The rank is 2r.
+Source: Zhang & Pilanci, NeurIPS 2024, arXiv 2405.13952.
+
+U₁ S₁ V₁ᵀ are the chosen singular columns of the pretrained weight, kept with the adapter. The delta form
+below is W' − W written out, so that nothing cancels and any stored basis gives exactly zero at the start. The
+rank is 2r.
 
 Shapes: u (out, r), s (r,), v (fan_in, r) the basis; a_u (out, r), a_v (fan_in, r), optional a_s (r,) trained.
 """
@@ -39,7 +42,11 @@ class SpectralAConfig:
 
 def tensor_shapes(config: SpectralAConfig, shape: LayerShape) -> dict[str, tuple[int, ...]]:
     rank = config.rank
-    shapes: dict[str, tuple[int, ...]] = {"u": (shape.out_features, rank), "s": (rank,), "v": (shape.fan_in, rank)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "u": (shape.out_features, rank),
+        "s": (rank,),
+        "v": (shape.fan_in, rank),
+    }
     shapes |= {"a_u": (shape.out_features, rank), "a_v": (shape.fan_in, rank)}
     return shapes | ({"a_s": (rank,)} if config.train_scale else {})
 
@@ -49,11 +56,16 @@ def trainable(config: SpectralAConfig) -> tuple[str, ...]:
 
 
 def init(
-    config: SpectralAConfig, shape: LayerShape, basis: tuple[Tensor, Tensor, Tensor] | None, generator: Generator | None
+    config: SpectralAConfig,
+    shape: LayerShape,
+    basis: tuple[Tensor, Tensor, Tensor] | None,
+    generator: Generator | None,
 ) -> dict[str, Tensor]:
     """The basis, and zeros for everything trained."""
     if basis is None:
-        raise SpectralAdapterError("Spectral A needs the singular columns of the pretrained weight to start from")
+        raise SpectralAdapterError(
+            "Spectral A needs the singular columns of the pretrained weight to start from"
+        )
     u, s, v = (t.detach().float().contiguous() for t in basis)
     params = {"u": u, "s": s, "v": v, "a_u": torch.zeros_like(u), "a_v": torch.zeros_like(v)}
     return params | ({"a_s": torch.zeros_like(s)} if config.train_scale else {})

@@ -1,9 +1,9 @@
 """Spectral Adapter, rotational: W' = (U₁R_U) S₁ (V₁R_V)ᵀ + rest, R = (I+Q)(I−Q)⁻¹ (arXiv 2405.13952).
 
-Q is skew, so R is orthogonal (Cayley); a layer's trained part is two r×r skew matrices, a few hundred numbers.
-With K = R − I, ΔW = U₁ (K_U S₁ + S₁ K_Vᵀ + K_U S₁ K_Vᵀ) V₁ᵀ: exact at small angles, rank ≤ r.
+Q is skew, so R is orthogonal (Cayley); a layer's trained part is two r×r skew matrices, a few hundred
+numbers. With K = R − I, ΔW = U₁ (K_U S₁ + S₁ K_Vᵀ + K_U S₁ K_Vᵀ) V₁ᵀ: exact at small angles, rank ≤ r.
 
-Shapes: u (out, r), s (r,), v (fan_in, r) the basis; q_u, q_v (r(r−1)/2,) the entries of Q below the diagonal;
+Shapes: u (out, r), s (r,), v (fan_in, r) the basis; q_u, q_v (r(r−1)/2,) the entries of Q above the diagonal;
 optional s_scale (r,): the singular values become S₁·(1 + s_scale).
 """
 
@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 
 from ..cayley import cayley_minus_identity
 from ..errors import SpectralAdapterError
-from ..layers import LayerShape, as_fp32
+from ..layers import LayerShape, as_fp32, full_precision
 from ..lowrank import Factors
 from . import common
 
@@ -29,8 +29,9 @@ STRENGTH_LAWS = ("delta", "rotation")
 class SpectralRConfig:
     """columns: indices of the singular columns, 0 the largest; train_scale trains the singular values too.
 
-    strength_law ``delta`` scales ΔW, as every method does. ``rotation`` scales the angles instead, Cayley(s·Q): it
-    stays orthogonal, but is neither linear nor monotone in s, and an exported LoRA follows it at one strength only.
+    strength_law ``delta`` scales ΔW, as every method does. ``rotation`` scales the angles instead,
+    Cayley(s·Q): it stays orthogonal, but is neither linear nor monotone in s, and an exported LoRA follows it
+    at one strength only.
     """
 
     method: ClassVar[str] = "spectral_r"
@@ -50,7 +51,11 @@ class SpectralRConfig:
 def tensor_shapes(config: SpectralRConfig, shape: LayerShape) -> dict[str, tuple[int, ...]]:
     rank = config.rank
     entries = rank * (rank - 1) // 2
-    shapes: dict[str, tuple[int, ...]] = {"u": (shape.out_features, rank), "s": (rank,), "v": (shape.fan_in, rank)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "u": (shape.out_features, rank),
+        "s": (rank,),
+        "v": (shape.fan_in, rank),
+    }
     shapes |= {"q_u": (entries,), "q_v": (entries,)}
     return shapes | ({"s_scale": (rank,)} if config.train_scale else {})
 
@@ -60,11 +65,16 @@ def trainable(config: SpectralRConfig) -> tuple[str, ...]:
 
 
 def init(
-    config: SpectralRConfig, shape: LayerShape, basis: tuple[Tensor, Tensor, Tensor] | None, generator: Generator | None
+    config: SpectralRConfig,
+    shape: LayerShape,
+    basis: tuple[Tensor, Tensor, Tensor] | None,
+    generator: Generator | None,
 ) -> dict[str, Tensor]:
     """The basis, and zeros for everything trained: R = I."""
     if basis is None:
-        raise SpectralAdapterError("Spectral R needs the singular columns of the pretrained weight to start from")
+        raise SpectralAdapterError(
+            "Spectral R needs the singular columns of the pretrained weight to start from"
+        )
     u, s, v = (t.detach().float().contiguous() for t in basis)
     entries = config.rank * (config.rank - 1) // 2
     params = {"u": u, "s": s, "v": v, "q_u": torch.zeros(entries), "q_v": torch.zeros(entries)}
@@ -83,9 +93,11 @@ def fold(
         change = s * as_fp32(params["s_scale"]) * angle
         s = s + change
     turned = k_u * s
-    core = torch.diag(change) + turned + s[:, None] * k_v.mT + turned @ k_v.mT
+    with full_precision(u):
+        core = torch.diag(change) + turned + s[:, None] * k_v.mT + turned @ k_v.mT
+        up = u @ core
     scale = 1.0 if config.strength_law == "rotation" else strength
-    return Factors(v.mT.reshape(-1, shape.in_features, *shape.kernel), u @ core, scale)
+    return Factors(v.mT.reshape(-1, shape.in_features, *shape.kernel), up, scale)
 
 
 def mergeable(config: SpectralRConfig) -> bool:

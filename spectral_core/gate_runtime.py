@@ -1,0 +1,166 @@
+"""The adaptive gates of one attached adapter at run time: mode, temperature, and what they did.
+
+The gate itself is pure functions (:mod:`.gate`); everything that changes from call to call is in one object
+here: the annealing of training, the mean level μ while it is being learned, the mean opening E[p] from which
+a gate can be frozen, the rank target's penalty, and the recorder.
+
+Shapes: φ, logits and p are (B, rank); E[p] is (rank,), μ a scalar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import SpectralAdapterError
+from .gate_record import GateRecorder
+
+MODES = ("soft", "straight_through", "hard")
+ANNEALED_FRACTION = 0.7  # of the training steps; τ falls from 1 to FINAL_TEMPERATURE over them
+FINAL_TEMPERATURE = 0.5  # not lower: at τ = 0.1 the gradient at logit 2 is 2e-8
+SETTLE_STEPS = 100  # training steps whose mean becomes μ
+
+
+def temperature_at(fraction: float) -> float:
+    """τ at a fraction (0 … 1) of the training steps: 1 → 0.5 linearly over the first 70 %, then 0.5."""
+    return 1.0 - (1.0 - FINAL_TEMPERATURE) * min(max(fraction, 0.0) / ANNEALED_FRACTION, 1.0)
+
+
+def mode_at(fraction: float) -> str:
+    """``soft`` over the first 70 % of the training steps, then ``straight_through``."""
+    return "soft" if fraction < ANNEALED_FRACTION else "straight_through"
+
+
+@dataclass
+class _Mean:
+    """A running mean of tensors on their own device, without waiting for it."""
+
+    total: Tensor
+    count: int
+
+    @property
+    def value(self) -> Tensor:
+        return self.total / self.count
+
+
+def _add(means: dict[str, _Mean], name: str, total: Tensor, count: int) -> None:
+    if name in means:
+        means[name].total = means[name].total + total
+        means[name].count += count
+    else:
+        means[name] = _Mean(total, count)
+
+
+@dataclass
+class GateRuntime:
+    """How the gates of one attached adapter behave now, and what they did. One per attachment.
+
+    mode: ``soft`` (values p), ``straight_through`` (0/1 forward, p's gradient), ``hard`` (0/1, inference).
+    progress: noise level, 0 the noisiest … 1 the cleanest, a number or one per batch row; only recorded.
+    target_open, penalty_weight: ρ and λ of ``penalty()``; none without both.
+    settle_steps: training steps over which μ is learned; 0 keeps the stored one (an adapter trained before).
+
+    A trainer calls ``anneal(fraction)`` before each step, adds ``penalty()`` to its loss, calls
+    ``end_step()`` after it, and near the end ``start_calibration()``; ``buffers()`` then holds what belongs
+    into the adapter.
+    """
+
+    mode: str = "hard"
+    temperature: float = FINAL_TEMPERATURE
+    progress: float | Tensor | None = None
+    recorder: GateRecorder | None = None
+    target_open: float | None = None
+    penalty_weight: float = 0.0
+    settle_steps: int = SETTLE_STEPS
+    _penalties: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _levels: dict[str, _Mean] = field(default_factory=dict, repr=False)
+    _mu: dict[str, _Mean] = field(default_factory=dict, repr=False)
+    _open: dict[str, _Mean] = field(default_factory=dict, repr=False)
+    _calibrating: bool = field(default=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.set_mode(self.mode, self.temperature)
+
+    def set_mode(self, mode: str, temperature: float) -> None:
+        """Choose soft / straight_through / hard and τ > 0 (which a hard gate does not depend on)."""
+        if mode not in MODES:
+            raise SpectralAdapterError(f"gate mode {mode!r}: expected one of {', '.join(MODES)}")
+        if not temperature > 0:
+            raise SpectralAdapterError(f"gate temperature {temperature!r}: expected a number above 0")
+        self.mode, self.temperature = mode, temperature
+
+    def anneal(self, fraction: float) -> None:
+        """Mode and temperature of the training schedule at a fraction (0 … 1) of the steps."""
+        self.set_mode(mode_at(fraction), temperature_at(fraction))
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Hard gates inside the block (samples during training, evaluation), as before afterwards."""
+        before = self.mode, self.temperature
+        try:
+            self.mode = "hard"
+            yield
+        finally:
+            self.mode, self.temperature = before
+
+    def end_step(self) -> None:
+        """Close a training step: what its forward passes saw enters μ, until μ is settled."""
+        for name, seen in self._levels.items():
+            _add(self._mu, name, seen.value, 1)
+        self._levels.clear()
+        self._penalties.clear()
+
+    def mu(self, name: str, stored: Tensor) -> Tensor:
+        """μ of a layer: the mean so far while it is being learned, else the stored one."""
+        return self._mu[name].value if name in self._mu else stored
+
+    def penalty(self) -> Tensor | float:
+        """λ · mean over layers of max(0, mean(p) − ρ)² in the last forward pass; 0.0 without a target.
+
+        One-sided and squared on purpose: a plain λ·mean(p) kills whole layers under gradient noise.
+        """
+        if not self._penalties:
+            return 0.0
+        return self.penalty_weight * torch.stack(list(self._penalties.values())).mean()
+
+    def start_calibration(self) -> None:
+        """Count E[p] afresh from here on, in any mode."""
+        self._open.clear()
+        self._calibrating = True
+
+    def mean_open(self, name: str) -> Tensor | None:
+        """E[p] (rank,) of a layer since ``start_calibration()``; None if it has not run since."""
+        return self._open[name].value if name in self._open else None
+
+    def buffers(self) -> dict[str, dict[str, Tensor]]:
+        """Layer → the buffers learned so far (``gate.mu``, ``gate.mean_open``), to be put into the adapter."""
+        learned: dict[str, dict[str, Tensor]] = {}
+        for buffer, means in (("gate.mu", self._mu), ("gate.mean_open", self._open)):
+            for name, mean in means.items():
+                learned.setdefault(name, {})[buffer] = mean.value
+        return learned
+
+    def watch_level(self, name: str, phi: Tensor) -> None:
+        """Remember mean(φ) of a training forward pass; ``end_step`` takes it into μ."""
+        settled = name in self._mu and self._mu[name].count >= self.settle_steps
+        if self.mode != "hard" and self.settle_steps > 0 and not settled:
+            _add(self._levels, name, phi.detach().mean(1).sum(), phi.shape[0])
+
+    def watch_open(self, name: str, logits_: Tensor, p: Tensor) -> None:
+        """Penalty, calibration and recording of one layer's gates (B, rank)."""
+        if self.target_open is not None and self.penalty_weight > 0 and p.requires_grad:
+            self._penalties[name] = F.relu(p.mean() - self.target_open).square()
+        if self._calibrating:
+            _add(self._open, name, p.detach().sum(0), p.shape[0])
+        if self.recorder is not None:
+            self.recorder.record(name, logits_.detach() > 0, self.progress)
+
+    @property
+    def watches(self) -> bool:
+        """Whether anyone wants p of a hard gate, which needs only the sign of its logits."""
+        return self._calibrating or self.recorder is not None
