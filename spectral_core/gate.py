@@ -24,8 +24,25 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from .gate_runtime import GateRuntime
+from .gate_record import GateRecorder
+from .gate_runtime import GateRuntime, mode_at, temperature_at
 from .layers import channel_view, full_precision
+
+__all__ = [
+    "KINDS",
+    "GateRecorder",
+    "GateRuntime",
+    "apply",
+    "features",
+    "freeze",
+    "init",
+    "logits",
+    "mode_at",
+    "probabilities",
+    "temperature_at",
+    "tensor_shapes",
+    "trainable",
+]
 
 KINDS = ("mlp", "entropy")
 _INITIAL_LOGIT = 2.0

@@ -120,7 +120,7 @@ class GateRuntime:
         return self._mu[name].value if name in self._mu else stored
 
     def penalty(self) -> Tensor | float:
-        """λ · mean over layers of max(0, mean(p) − ρ)² in the last forward pass; 0.0 without a target.
+        """λ · mean over layers of max(0, mean(p) − ρ)², last forward pass; 0.0 without a target.
 
         One-sided and squared on purpose: a plain λ·mean(p) kills whole layers under gradient noise.
         """

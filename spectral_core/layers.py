@@ -114,7 +114,7 @@ def channel_view(values: Tensor, z: Tensor, is_convolution: bool) -> Tensor:
 
 
 def full_precision(like: Tensor) -> torch.autocast:
-    """A context in which products on ``like``'s device stay in the precision of their inputs, autocast or not."""
+    """Inside it, products on ``like``'s device keep the precision of their inputs, autocast or not."""
     return torch.autocast(like.device.type, enabled=False)
 
 
