@@ -92,7 +92,7 @@ def check_host(host):
     found = host_version(host)
     if found is None or numbers(found) < HOST:
         found = found or "of unknown version"
-        return [], [f"ComfyUI {found} is too old: {dotted(HOST)} or newer is needed. Update ComfyUI in {host}."]
+        return [], [f"ComfyUI {found} is too old: {dotted(HOST)} or newer is needed. Update {host}."]
     return [f"ComfyUI {found}"], []
 
 

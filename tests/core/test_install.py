@@ -55,7 +55,7 @@ def test_old_host_is_refused(install, tmp_path, capsys, version, says):
     out = capsys.readouterr().out
     assert says in out
     assert "0.3.64 or newer" in out
-    assert "Update ComfyUI" in out
+    assert f"Update {tmp_path / 'ComfyUI'}" in out
 
 
 @pytest.mark.parametrize(
