@@ -66,17 +66,30 @@ def compact_svd(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:
         return q_up @ u, s, q_down @ vh.mT
 
 
-def recompress(factors: Factors, rank: int) -> tuple[Factors, float]:
-    """The best approximation of rank ≤ ``rank`` (Eckart–Young) and its relative Frobenius error.
+def norm(factors: Factors) -> float:
+    """‖ΔW‖_F = √tr(UᵀU · DDᵀ) from the two R×R Gram matrices, in float64 because they square the numbers."""
+    up, down = factors.scaled_up().detach().double(), factors.down.detach().flatten(1).double()
+    return float(((up.mT @ up) * (down @ down.mT)).sum().clamp(min=0).sqrt())
 
-    The singular values are split evenly between up and down, so that both stay in a half-precision range.
+
+def recompress(
+    factors: Factors, rank: int | None = None, error: float | None = None
+) -> tuple[Factors, float]:
+    """The best approximation (Eckart–Young) and its relative Frobenius error.
+
+    The smallest rank whose relative error is at most ``error``, but never more than ``rank`` (and at least
+    1). The singular values are split evenly between up and down, so that both stay in a half-precision
+    range.
     """
     if factors.rank == 0:
         return factors, 0.0
     u, s, v = compact_svd(factors)
-    kept = s[:rank]
-    total = s.square().sum().sqrt()
-    error = float(s[rank:].square().sum().sqrt() / total) if total > 0 else 0.0
-    root = kept.sqrt()
-    down = (v[:, :rank] * root).mT.reshape(len(kept), *factors.down.shape[1:])
-    return Factors(down, u[:, :rank] * root), error
+    # tails[k] = ‖s[k:]‖, the error of keeping k
+    tails = torch.cat([s.double().square().flip(0).cumsum(0).flip(0), s.new_zeros(1).double()]).sqrt()
+    total = float(tails[0])
+    kept = len(s) if rank is None else min(rank, len(s))
+    if error is not None:
+        kept = max(1, min(kept, int((tails > error * total).sum())))
+    root = s[:kept].sqrt()
+    down = (v[:, :kept] * root).mT.reshape(kept, *factors.down.shape[1:])
+    return Factors(down, u[:, :kept] * root), float(tails[kept]) / total if total > 0 else 0.0

@@ -95,7 +95,7 @@ def fold(x: Tensor, transform: str, dim: int, rank_dim: int) -> Tensor:
     ``none`` leaves it, ``dct`` gives idct(x), ``dft`` gives [Re Fx; Im Fx] joined along ``rank_dim`` (F
     unitary), which is [Re AF; Im AF] for a down and [Re F⁻¹B, −Im F⁻¹B] for an up projection, both real.
     """
-    if transform == "none":
+    if transform == "none" or x.numel() == 0:  # a frozen gate may leave no row, which FFTs refuse
         return x
     if transform == "dct":
         return idct(x, dim)
