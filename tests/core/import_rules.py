@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# The first name below spectral_core, lowest level first. A module may import its own level and those before it.
+# The first name below spectral_core, lowest level first. A module imports its own level and those before it.
 # `svd` stands for svd.py, svd/ and svd_*.py; what is not listed works on adapters and stands with attach.
 LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),

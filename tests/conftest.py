@@ -1,0 +1,87 @@
+"""What all tests share: no network, the pack as the host would load it, and the count of host tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACK = "pack_under_test"
+
+# Set before anything imports diffusers or transformers: a test that reaches for the network fails at once.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def pack() -> ModuleType:
+    """The repository's root, imported under a name of its own with the root not needed on ``sys.path``.
+
+    This is how the host imports a custom node folder. ``pack.nodes`` and ``pack.spectral_core`` are second
+    copies beside the ``spectral_core`` that the core's tests import: compare by attribute, not by isinstance.
+    """
+    if PACK not in sys.modules:
+        spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[PACK] = module
+        spec.loader.exec_module(module)
+    return sys.modules[PACK]
+
+
+class HostTests:
+    """Counts the tests with the fixture ``host``, a real ComfyUI, for the last line of the summary."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.outcomes: Counter[str] = Counter()
+        self.versions: set[str] = set()
+        self.reasons: set[str] = set()
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for item in items:
+            if "host" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.host)
+                self.names.add(item.nodeid)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.nodeid not in self.names:
+            return
+        if report.skipped:
+            self.outcomes["skipped"] += 1
+            if isinstance(report.longrepr, tuple):
+                self.reasons.add(report.longrepr[2].removeprefix("Skipped: "))
+        elif report.when == "call":
+            self.outcomes["ran"] += 1
+            self.versions.add(report.nodeid.rpartition("[")[2].rstrip("]").partition("-")[0])
+        elif report.failed:
+            self.outcomes["could not start"] += 1
+
+    def line(self) -> str:
+        """``host tests: 8 ran on ComfyUI 0.28.0, 0.3.64, 0 skipped``, with the reasons when some were."""
+        ran, skipped, broken = (self.outcomes[kind] for kind in ("ran", "skipped", "could not start"))
+        text = f"host tests: {ran} ran"
+        if self.versions:
+            text += f" on ComfyUI {', '.join(sorted(self.versions))}"
+        text += f", {skipped} skipped"
+        if broken:
+            text += f", {broken} could not start"
+        if self.reasons:
+            text += f" ({'; '.join(sorted(self.reasons))})"
+        return text if self.names else "host tests: none selected"
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_unconfigure(self, config: pytest.Config) -> None:
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None and not config.option.collectonly:
+            reporter.ensure_newline()
+            reporter.write_line(self.line())
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(HostTests(), "host_tests")
