@@ -1,16 +1,19 @@
 """Adapter: layer name -> method tensors, with configuration, provenance, strengths and a schedule.
 
 Adapters are immutable values: every operation returns a new one that shares the tensors. A layer's name is
-``<part>.<path>``: part ``unet``, ``text_encoder`` or ``text_encoder_2`` (or any other word without a dot), path the
-module's path in that part, with ``[start:stop]`` behind it where only those output rows of a fused weight are meant.
+``<part>.<path>``: part ``unet``, ``text_encoder`` or ``text_encoder_2`` (or any other word without a dot),
+path the module's path in that part, with ``[start:stop]`` behind it where only those output rows of a
+fused weight are meant.
 
-Shapes: each layer knows its own; a layer may carry several terms, whose updates add up (fused gated adapters).
+Shapes: each layer knows its own; a layer may carry several terms, whose updates add up (fused gated
+adapters).
 """
 
 from __future__ import annotations
 
 import fnmatch
 import hashlib
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -41,7 +44,9 @@ class LayerName:
     def parse(cls, name: str) -> LayerName:
         match = _NAME.fullmatch(name)
         if match is None:
-            raise SpectralAdapterError(f"layer name {name!r}: expected <part>.<path> or <part>.<path>[start:stop]")
+            raise SpectralAdapterError(
+                f"layer name {name!r}: expected <part>.<path> or <part>.<path>[start:stop]"
+            )
         rows = None if match["start"] is None else (int(match["start"]), int(match["stop"]))
         if rows is not None and rows[0] >= rows[1]:
             raise SpectralAdapterError(f"layer name {name!r}: expected start < stop in its rows")
@@ -52,13 +57,33 @@ class LayerName:
         return f"{self.part}.{self.path}{rows}"
 
 
-@dataclass(frozen=True)
-class Term:
+def matches(name: str, pattern: str) -> bool:
+    """Whether a layer's name is the pattern or fits it as a glob (a name with rows has brackets, so it
+    comes first)."""
+    return name == pattern or fnmatch.fnmatchcase(name, pattern)
+
+
+class _Value:
+    """A value that nobody changes: a copy of it is itself."""
+
+    def __copy__(self) -> Any:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Term(_Value):
     """One update of a layer: a method's configuration, its tensors, and a weight that multiplies it."""
 
     config: MethodConfig
     params: Mapping[str, Tensor]
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "params", MappingProxyType(dict(self.params)))
+        _check_finite(self.weight, "weight of a term")
 
     @property
     def mergeable(self) -> bool:
@@ -69,8 +94,8 @@ class Term:
         return method_of(self.config).fold(self.config, shape, self.params, strength * self.weight)
 
 
-@dataclass(frozen=True)
-class AdapterLayer:
+@dataclass(frozen=True, eq=False)
+class AdapterLayer(_Value):
     """What an adapter does to one layer: the sum of its terms."""
 
     shape: LayerShape
@@ -84,15 +109,27 @@ class AdapterLayer:
         """Exact factors of the whole layer, concatenated over its terms; refused for an adaptive gate."""
         if not self.mergeable:
             raise SpectralAdapterError(
-                "an adaptive gate has no fixed ΔW: freeze the adapter first (its gates' mean openings are kept in it), "
-                "or apply it live"
+                "an adaptive gate has no fixed ΔW: freeze the adapter first (its gates' mean openings are "
+                "kept in it), or apply it live"
             )
         return concatenate([term.factors(self.shape, strength) for term in self.terms])
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 over shape, configurations, weights and tensors."""
+        digest = hashlib.sha256(repr(self.shape.weight_shape).encode())
+        for term in self.terms:
+            settings = sorted((k, _plain(v)) for k, v in config_to_dict(term.config).items())
+            digest.update(repr((settings, float(term.weight), len(term.params))).encode())
+            for key in sorted(term.params):
+                _hash_tensor(digest, key, term.params[key])
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where an adapter comes from; everything JSON-able. ``base`` is a fingerprint (:mod:`.fingerprint`) or empty."""
+    """Where an adapter comes from; everything JSON-able. ``base`` is a fingerprint (:mod:`.fingerprint`) or
+    empty."""
 
     name: str = ""
     family: str = ""
@@ -102,8 +139,8 @@ class Provenance:
     parents: tuple[Mapping[str, Any], ...] = ()
 
 
-@dataclass(frozen=True)
-class Adapter:
+@dataclass(frozen=True, eq=False)
+class Adapter(_Value):
     """layers by name; strength · Π matching layer_strengths · schedule(progress) scales every ΔW.
 
     ``layer_strengths`` are (glob pattern, multiplier) pairs on layer names: ``("text_encoder*", 0.5)``.
@@ -122,8 +159,13 @@ class Adapter:
     def __post_init__(self) -> None:
         for name in self.layers:
             LayerName.parse(name)
+        _check_finite(self.strength, "strength")
+        for pattern, multiplier in self.layer_strengths:
+            _check_finite(multiplier, f"strength of the layers {pattern!r}")
         object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
-        object.__setattr__(self, "tokens", MappingProxyType(dict(self.tokens)))
+        object.__setattr__(
+            self, "tokens", MappingProxyType({t: MappingProxyType(dict(p)) for t, p in self.tokens.items()})
+        )
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -150,24 +192,27 @@ class Adapter:
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 over names, configurations, weights and tensors: equal content, equal hash, in any process."""
+        """SHA-256 over layers, tokens and strengths: equal content, equal hash, in any process and on any
+        device.
+
+        Provenance is left out: it says where the numbers come from, not what they do.
+        """
         digest = hashlib.sha256()
         for name in sorted(self.layers):
-            for term in self.layers[name].terms:
-                digest.update(f"{name}|{sorted(config_to_dict(term.config).items())}|{term.weight!r}".encode())
-                for key in sorted(term.params):
-                    value = term.params[key].detach().cpu().contiguous()
-                    digest.update(f"{key}|{value.dtype}|{tuple(value.shape)}".encode())
-                    digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-        settings = (self.strength, self.layer_strengths, self.schedule and self.schedule.points)
-        digest.update(repr(settings).encode())
+            digest.update(f"{name}={self.layers[name].content_hash};".encode())
+        for token in sorted(self.tokens):
+            for part in sorted(self.tokens[token]):
+                _hash_tensor(digest, repr((token, part)), self.tokens[token][part])
+        points = self.schedule and tuple((float(p), float(m)) for p, m in self.schedule.points)
+        multipliers = tuple((pattern, float(m)) for pattern, m in self.layer_strengths)
+        digest.update(repr((float(self.strength), multipliers, points)).encode())
         return digest.hexdigest()
 
     def strength_of(self, name: str) -> float:
         """strength · Π of the layer_strengths whose pattern matches; the schedule not included."""
         value = self.strength
         for pattern, multiplier in self.layer_strengths:
-            if fnmatch.fnmatchcase(name, pattern):
+            if matches(name, pattern):
                 value *= multiplier
         return value
 
@@ -176,12 +221,16 @@ class Adapter:
         return replace(self, strength=self.strength * strength)
 
     def with_layer_strength(self, pattern: str, multiplier: float) -> Adapter:
-        """Layers whose name matches the glob ``pattern`` scaled by ``multiplier``; a pattern without a match is refused."""
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in self.layers):
-            raise SpectralAdapterError(
-                f"no layer matches {pattern!r}: this adapter has layers such as {', '.join(list(self.layers)[:3])}"
-            )
+        """Layers whose name fits the glob scaled by ``multiplier``; a pattern that fits none is refused."""
+        self._require_match(pattern)
         return replace(self, layer_strengths=(*self.layer_strengths, (pattern, multiplier)))
+
+    def _require_match(self, pattern: str) -> None:
+        if not any(matches(name, pattern) for name in self.layers):
+            raise SpectralAdapterError(
+                f"no layer matches {pattern!r}: this adapter has layers such as "
+                f"{', '.join(list(self.layers)[:3]) or '(none)'}"
+            )
 
     def with_schedule(self, schedule: Schedule | None) -> Adapter:
         return replace(self, schedule=schedule)
@@ -189,11 +238,14 @@ class Adapter:
     def with_provenance(self, **changes: Any) -> Adapter:
         return replace(self, provenance=replace(self.provenance, **changes))
 
-    def only(self, patterns: Iterable[str]) -> Adapter:
-        """The layers that match any of the glob patterns."""
-        wanted = tuple(patterns)
-        kept = {n: v for n, v in self.layers.items() if any(fnmatch.fnmatchcase(n, p) for p in wanted)}
-        return replace(self, layers=kept)
+    def only(self, patterns: str | Iterable[str]) -> Adapter:
+        """The layers whose name fits any of the globs; a pattern that fits none is refused."""
+        wanted = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+        for pattern in wanted:
+            self._require_match(pattern)
+        return replace(
+            self, layers={n: v for n, v in self.layers.items() if any(matches(n, p) for p in wanted)}
+        )
 
     def map_terms(self, change: Callable[[str, Term], Term]) -> Adapter:
         """A new adapter with every term replaced by ``change(layer name, term)``."""
@@ -204,18 +256,34 @@ class Adapter:
         return replace(self, layers=layers)
 
 
+def _plain(value: Any) -> Any:
+    """Numbers that are equal print the same: 8 and 8.0."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _check_finite(value: object, what: str) -> None:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise SpectralAdapterError(f"{what} is {value!r}: expected a finite number")
+
+
+def _hash_tensor(digest: Any, key: str, tensor: Tensor) -> None:
+    value = tensor.detach().cpu().contiguous()
+    digest.update(f"{key}|{value.dtype}|{tuple(value.shape)}|".encode())
+    digest.update(value.reshape(-1).view(torch.uint8).numpy())
+
 
 def create(
     weights: Mapping[str, Tensor],
     config: MethodConfig,
     basis_of: Callable[[str, Tensor], Basis] | None = None,
     generator: Generator | None = None,
-    provenance: Provenance = Provenance(),  # noqa: B008  (frozen)
+    provenance: Provenance = Provenance(),
 ) -> Adapter:
     """A new adapter with ΔW = 0 on the layers whose pretrained weights are given.
 
-    weights: layer name -> weight (out, in, *kernel). basis_of(name, weight) -> U, S, V of ``config.columns``, needed by
-    the spectral methods (normally :class:`.svd_cache.SVDCache`). Raises with the layer's name where it does not fit.
+    weights: layer name -> weight (out, in, *kernel). basis_of(name, weight) -> U, S, V of
+    ``config.columns``, needed by the spectral methods (normally :class:`.svd_cache.SVDCache`). Raises with
+    the layer's name where it does not fit.
     """
     method = method_of(config)
     layers = {}

@@ -1,7 +1,7 @@
 """Strength over the denoising: a multiplier as a function of progress, 0 = noisiest … 1 = cleanest.
 
-Progress is what users see in the host's own nodes (start 0.0, end 1.0). A pipeline or host maps its noise level to
-it; with diffusers' 1000 steps, progress = 1 − t/999.
+Progress is what users see in the host's own nodes (start 0.0, end 1.0). A pipeline or host maps its noise
+level to it; with diffusers' 1000 steps, progress = 1 − t/999.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Schedule:
         places = [p for p, _ in self.points]
         if not places or places != sorted(places) or places[0] < 0 or places[-1] > 1:
             raise SpectralAdapterError(
-                f"schedule points {self.points}: expected (progress, multiplier) pairs with progress ascending in 0…1"
+                f"schedule points {self.points}: expected (progress, multiplier), progress ascending in 0…1"
             )
         if not all(math.isfinite(p) and math.isfinite(m) for p, m in self.points):
             raise SpectralAdapterError(f"schedule points {self.points}: expected finite numbers")
@@ -43,7 +43,9 @@ class Schedule:
         return cls((*head, (start, 1.0), *tail))
 
     def at(self, progress: float) -> float:
-        """The multiplier at one progress."""
+        """The multiplier at one progress; below 0 and above 1 it is that of the ends."""
+        if math.isnan(progress):
+            raise SpectralAdapterError("progress is not a number: expected 0 (noisiest) to 1 (cleanest)")
         before = [pm for pm in self.points if pm[0] <= progress]
         after = [pm for pm in self.points if pm[0] > progress]
         if not before:

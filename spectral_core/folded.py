@@ -1,0 +1,99 @@
+"""A layer's terms as factors that a forward pass can use: folded, cast once, kept while nothing changes.
+
+Strength scales ΔW, so it stays out of what is kept: a new strength or progress folds nothing again. The
+exception is Spectral R with ``strength_law="rotation"``, whose factors depend on it.
+
+Shapes: down (R, in, *kernel), up (out, R).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .adapter import AdapterLayer, Term
+from .layers import LayerShape
+from .lowrank import Factors, concatenate
+from .methods import method_of
+
+_KEPT = 2  # folded factors kept per piece: of one (device, dtype) in use, and of one before
+
+Ready = tuple[Tensor, Tensor, dict[str, Tensor]]
+"""down (R, in, *kernel), up (out, R) with the scale in it, and the gate's tensors, on the device of the
+input."""
+
+
+@dataclass(eq=False)
+class Piece:
+    """Terms that act through one pair of factors; a term with an adaptive gate is a piece of its own.
+
+    trained: the terms hold leaf tensors that an optimiser changes.
+    """
+
+    shape: LayerShape
+    terms: tuple[Term, ...]
+    gate_name: str
+    trained: bool = False
+    _cache: dict[Any, Ready] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.gated = not self.terms[0].mergeable
+        self.linear = all(getattr(t.config, "strength_law", "delta") == "delta" for t in self.terms)
+
+    def ready(self, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
+        """down, up and the gate's tensors of strength · ΔW; folded once, or each time where training needs
+        its graph.
+
+        Each time, and not once per step: a graph that two backward passes share is gone after the first.
+        """
+        if self.trained and torch.is_grad_enabled():
+            return self._fold(device, dtype, strength)
+        versions = tuple(v._version for t in self.terms for v in t.params.values()) if self.trained else ()
+        key = (device, dtype, strength, versions)
+        if key not in self._cache:
+            if len(self._cache) >= _KEPT:
+                self._cache.clear()
+            # An inference tensor could not be saved for a later backward pass, so none is ever kept.
+            with torch.inference_mode(False), torch.no_grad():
+                down, up, gate = self._fold(device, dtype, strength)
+                self._cache[key] = (_plain(down), _plain(up), gate)
+        return self._cache[key]
+
+    def _fold(self, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
+        """The factors in float32 or better, and the one cast to the precision of the forward pass."""
+        params = [{k: v.to(device) for k, v in t.params.items()} for t in self.terms]
+        if torch.is_autocast_enabled(device.type):  # it would fold in half precision
+            with torch.autocast(device.type, enabled=False):
+                factors = self._factors(params, strength)
+        else:
+            factors = self._factors(params, strength)
+        return factors.down.to(dtype), factors.scaled_up().to(dtype), params[0] if self.gated else {}
+
+    def _factors(self, params: list[dict[str, Tensor]], strength: float) -> Factors:
+        pairs = zip(self.terms, params, strict=True)
+        return concatenate(
+            [method_of(t.config).fold(t.config, self.shape, p, strength * t.weight) for t, p in pairs]
+        )
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.is_inference() else tensor.detach().contiguous()
+
+
+def pieces_of(name: str, layer: AdapterLayer, trained: bool) -> tuple[Piece, ...]:
+    """One piece for all terms whose ΔW is fixed and linear in the strength, one for each other term."""
+    together = [
+        t for t in layer.terms if t.mergeable and getattr(t.config, "strength_law", "delta") == "delta"
+    ]
+    pieces = [Piece(layer.shape, tuple(together), "", trained)] if together else []
+    alone = [(i, t) for i, t in enumerate(layer.terms) if all(t is not other for other in together)]
+    pieces += [Piece(layer.shape, (t,), term_name(name, i), trained) for i, t in alone]
+    return tuple(pieces)
+
+
+def term_name(layer: str, index: int) -> str:
+    """A term's name beside its layer's: the same for the first, numbered for the others."""
+    return layer if index == 0 else f"{layer}#{index}"

@@ -1,0 +1,252 @@
+"""The forward path of an adapted layer: y + strength·up·(gate·(down·x)), two small products and never ΔW.
+
+A module that carries adapters has one :class:`Dispatcher` as its instance-level ``forward``; it holds one
+:class:`LayerUpdate` per attached layer. Nothing is registered on the module, so its state_dict does not
+change, and its weight is never touched, so any weight works that the module itself can compute with.
+
+Shapes: x (…, in) and y (…, out), or x (B, in, *space) and y (B, out, *space) for a convolution; z has R rows.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import gate as gates
+from .adapter import AdapterLayer, LayerName, Term
+from .errors import SpectralAdapterError
+from .folded import Piece, pieces_of, term_name
+from .gate import GateRuntime
+from .layers import Geometry, channel_view, expand, project
+from .schedule import Schedule
+
+# What these return is a fresh tensor that their backward does not need: an update may be added in place.
+_FRESH_OUTPUT = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
+
+
+@dataclass(eq=False)
+class Control:
+    """What may change between two calls, for all layers of one adapter in one attachment.
+
+    ``multiplier`` is the schedule's value now: a number, one per batch row (B,), or None while the
+    progress is unknown.
+    """
+
+    gates: GateRuntime
+    schedule: Schedule | None
+    strength: float = 1.0
+    multiplier: float | Tensor | None = None
+
+    def set_progress(self, progress: float | Tensor) -> None:
+        """Progress 0 … 1, a number or one per batch row; equal rows count as one number."""
+        if self.schedule is None:
+            return
+        if isinstance(progress, Tensor):
+            values = [self.schedule.at(p) for p in progress.detach().flatten().tolist()]
+            same = len(set(values)) == 1
+            self.multiplier = values[0] if same else torch.tensor(values, device=progress.device)
+        else:
+            self.multiplier = self.schedule.at(progress)
+
+    def factor(self, name: LayerName) -> float | Tensor:
+        """strength · schedule(progress)."""
+        if self.schedule is None:
+            return self.strength
+        if self.multiplier is None:
+            raise SpectralAdapterError(
+                f"layer {name}: its adapter has a strength schedule and the progress is not known; call "
+                "set_progress(0 … 1) before the model runs, or attach adapter.with_schedule(None)"
+            )
+        return self.strength * self.multiplier
+
+
+class LayerUpdate:
+    """One adapter's update of one module, as :class:`Dispatcher` adds it to the module's output."""
+
+    def __init__(
+        self,
+        name: LayerName,
+        layer: AdapterLayer,
+        strength: float,
+        control: Control,
+        module: nn.Module,
+        trained: bool,
+    ) -> None:
+        self.name, self.layer, self.strength, self.control = name, layer, strength, control
+        self.pieces = pieces_of(str(name), layer, trained)
+        self.geometry = Geometry.of(module)
+        self.is_convolution = bool(layer.shape.kernel)
+        self.follows_schedule = not name.part.startswith(
+            "text_encoder"
+        )  # those run once, before the denoising
+        self.trained = trained
+        self._digest: str | None = None
+
+    def snapshot(self, gate_buffers: Mapping[str, Mapping[str, Tensor]]) -> AdapterLayer:
+        """The layer with detached copies of its tensors as they are now, and what its gates have learned."""
+        terms = []
+        for i, term in enumerate(self.layer.terms):
+            learned = gate_buffers.get(term_name(str(self.name), i), {})
+            values = {k: v.detach().clone() for k, v in {**term.params, **learned}.items()}
+            terms.append(Term(term.config, values, term.weight))
+        return AdapterLayer(self.layer.shape, tuple(terms))
+
+    def fixed_copy(self, module: nn.Module, memo: dict[int, Any]) -> LayerUpdate:
+        """The same update for the copy of its module, with a control of its own."""
+        if id(self.control) not in memo:
+            gates_ = GateRuntime(self.control.gates.mode, self.control.gates.temperature, settle_steps=0)
+            memo[id(self.control)] = replace(self.control, gates=gates_)
+        layer = self.snapshot(self.control.gates.buffers()) if self.trained else self.layer
+        return LayerUpdate(self.name, layer, self.strength, memo[id(self.control)], module, trained=False)
+
+    @property
+    def order(self) -> tuple[str, float, str]:
+        """The place among several updates of one module: by content, so that it does not depend on who came
+        first."""
+        if self._digest is None:
+            self._digest = self.layer.content_hash
+        points = "" if self.control.schedule is None else repr(self.control.schedule.points)
+        return self._digest, self.strength * self.control.strength, points
+
+    def add(self, x: Tensor, y: Tensor, in_place: bool) -> Tensor:
+        """y + strength · ΔW·x, in y's dtype; written into y where ``in_place`` allows it."""
+        factor = self.control.factor(self.name) if self.follows_schedule else self.control.strength
+        strength = self.strength * factor
+        if not isinstance(strength, Tensor) and strength == 0:
+            return y
+        if x.dim() == 1 + len(self.layer.shape.kernel):  # one sample without a batch axis
+            return self._add(x[None], y[None], strength, False)[0]
+        return self._add(x, y, strength, in_place)
+
+    def _add(self, x: Tensor, y: Tensor, strength: float | Tensor, in_place: bool) -> Tensor:
+        if x.device != y.device:  # a host that moves the input inside the layer
+            x = x.to(y.device)
+        dtype = x.dtype
+        if dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+        for piece in self.pieces:
+            scale, rows, folded = self._split(strength, piece)
+            down, up, gate = piece.ready(x.device, dtype, folded)
+            if down.shape[0] == 0:
+                continue
+            z = project(x, down, self.geometry)
+            if piece.gated:
+                config: Any = piece.terms[0].config
+                z = gates.apply(
+                    z,
+                    gate,
+                    config.gate_kind,
+                    config.rows_per_gate,
+                    self.is_convolution,
+                    self.control.gates,
+                    piece.gate_name,
+                )
+            if rows is not None:
+                z = z * channel_view(self._per_row(rows, z)[:, None], z, self.is_convolution)
+            y = self._add_product(y, z, up, scale, in_place)
+        return y
+
+    def _split(self, strength: float | Tensor, piece: Piece) -> tuple[float, Tensor | None, float]:
+        """strength as (a number for the product, multipliers per row, a number for the fold)."""
+        if isinstance(strength, Tensor):
+            if not piece.linear:
+                raise SpectralAdapterError(
+                    f"layer {self.name}: strength_law 'rotation' needs one progress for the whole batch; "
+                    "found rows with different schedule values. Use strength_law 'delta' with a schedule"
+                )
+            return 1.0, strength, 1.0
+        return (strength, None, 1.0) if piece.linear else (1.0, None, strength)
+
+    def _per_row(self, rows: Tensor, z: Tensor) -> Tensor:
+        """Multipliers (B,) for the rows of z: repeated whole where a batch was doubled for guidance."""
+        count, batch = len(rows), z.shape[0]
+        if batch % count or (z.dim() == 2 and batch != count):
+            raise SpectralAdapterError(
+                f"layer {self.name}: the progress has {count} rows and the layer's input {batch}; expected "
+                "one per batch row (or a whole repetition of them), or give one progress for all"
+            )
+        return rows.to(z.device, z.dtype).repeat(batch // count)
+
+    def _add_product(self, y: Tensor, z: Tensor, up: Tensor, scale: float, in_place: bool) -> Tensor:
+        """y + scale · up·z into the rows that the layer's name gives."""
+        rows, axis = self.name.rows, 1 if self.is_convolution else -1
+        target = y if in_place else y.clone()
+        part = target if rows is None else target.narrow(axis, rows[0], rows[1] - rows[0])
+        if self.is_convolution or z.dim() > 3 or z.dtype != y.dtype:
+            part.add_(expand(z, up, self.is_convolution).to(y.dtype), alpha=scale)
+        elif z.dim() == 3:  # the product accumulates into y: no tensor of tokens × out besides y
+            part.baddbmm_(z, up.mT.expand(z.shape[0], -1, -1), alpha=scale)
+        else:
+            part.addmm_(z, up.mT, alpha=scale)
+        return target
+
+
+class Dispatcher:
+    """The instance-level ``forward`` of a module with adapters: its own forward, then every update."""
+
+    is_spectral_dispatcher = True  # told by this: a process may hold two copies of this package
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.own: Callable[..., Tensor] | None = module.__dict__.get("forward")
+        plain = type(module).forward
+        self.base: Callable[..., Tensor] = MethodType(plain, module) if self.own is None else self.own
+        self.in_place = self.own is None and plain in _FRESH_OUTPUT
+        self.updates: tuple[LayerUpdate, ...] = ()
+
+    @classmethod
+    def on(cls, module: nn.Module) -> Dispatcher:
+        """The module's dispatcher, or a new one, which its first update puts in place."""
+        found = module.__dict__.get("forward")
+        return found if getattr(found, "is_spectral_dispatcher", False) else cls(module)  # type: ignore[return-value]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        y = self.base(*args, **kwargs)
+        x = args[0] if args else next(iter(kwargs.values()))
+        in_place = self.in_place
+        for update in self.updates:
+            added = update.add(x, y, in_place)
+            in_place = in_place or added is not y
+            y = added
+        return y
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Dispatcher:
+        """A copied tree computes what the original computes now, from then on independent of it.
+
+        Adapters in training are copied as they are, and the copy of them is fixed; fixed ones share their
+        tensors.
+        """
+        twin = type(self)(copy.deepcopy(self.module, memo))
+        twin.own = copy.deepcopy(self.own, memo)
+        twin.base = twin.base if self.own is None else twin.own  # type: ignore[assignment]
+        twin.in_place = self.in_place
+        twin.updates = tuple(update.fixed_copy(twin.module, memo) for update in self.updates)
+        return twin
+
+    def insert(self, update: LayerUpdate) -> None:
+        """Add an update, in its place among the others."""
+        self.updates = (*self.updates, update)
+        self.sort()
+        if len(self.updates) == 1:
+            self.module.__dict__["forward"] = self
+
+    def sort(self) -> None:
+        """Sums of floats depend on their order; this one depends on the updates alone."""
+        if len(self.updates) > 1:
+            self.updates = tuple(sorted(self.updates, key=lambda update: update.order))
+
+    def take_off(self, update: LayerUpdate) -> None:
+        """Remove an update; with the last one the module is as it was. Harmless when it is not there."""
+        self.updates = tuple(u for u in self.updates if u is not update)
+        # A patch that someone put over ours since then stays; ours passes through beneath it.
+        if not self.updates and self.module.__dict__.get("forward") is self:
+            if self.own is None:
+                del self.module.__dict__["forward"]
+            else:
+                self.module.__dict__["forward"] = self.own
