@@ -1,0 +1,82 @@
+"""Open a diffusers pipeline from a folder or a single checkpoint file, offline.
+
+The only packages in the core that may import diffusers and transformers are this one and :mod:`..cli`, and
+only
+inside functions: the core works without them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import SpectralAdapterError
+
+PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
+"""The parts of a pipeline that adapters name, in the order in which they are listed."""
+
+EXTRA_HINT = "install the extra with: pip install diffusers transformers accelerate"
+
+
+def load_pipeline(path: str | Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A diffusers text-to-image pipeline from a diffusers folder or one .safetensors checkpoint; no network.
+
+    Raises SpectralAdapterError where the path is neither, or diffusers is not installed.
+    """
+    path = Path(path)
+    try:
+        import diffusers
+    except ImportError as error:
+        raise SpectralAdapterError(f"diffusers is needed to open {path}: {EXTRA_HINT}") from error
+    if path.is_file():
+        from .single_file import load_single_file
+
+        return _quiet(load_single_file(path, dtype))
+    index = path / "model_index.json"
+    if not index.is_file():
+        raise SpectralAdapterError(
+            f"model {path}: expected a diffusers folder (with model_index.json) or one .safetensors "
+            "checkpoint file"
+        )
+    expected = json.loads(index.read_text(encoding="utf-8"))
+    extras: dict[str, Any] = {}
+    if "safety_checker" in expected:
+        extras = {"safety_checker": None, "requires_safety_checker": False}
+    try:
+        pipe = diffusers.DiffusionPipeline.from_pretrained(
+            path, torch_dtype=dtype, local_files_only=True, **extras
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise SpectralAdapterError(f"model {path}: diffusers cannot open it: {error}") from error
+    return _quiet(pipe)
+
+
+def _quiet(pipe: Any) -> Any:
+    pipe.set_progress_bar_config(disable=True)
+    for module in parts_of(pipe).values():
+        module.eval().requires_grad_(False)
+    return pipe
+
+
+def parts_of(pipe: Any) -> dict[str, nn.Module]:
+    """The pipeline's modules that adapters can change, by part name."""
+    found = {name: getattr(pipe, name, None) for name in PARTS}
+    return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
+
+
+def is_xl(pipe: Any) -> bool:
+    """Whether the pipeline takes SDXL's pooled embedding and size conditioning."""
+    return getattr(pipe, "text_encoder_2", None) is not None
+
+
+def family_of(pipe: Any) -> str:
+    """``sd1``, ``sd2``, ``sdxl`` or ``mini`` (the embedded model's layout), by what the denoiser attends
+    to."""
+    if is_xl(pipe):
+        return "sdxl"
+    width = getattr(pipe.unet.config, "cross_attention_dim", None) if hasattr(pipe, "unet") else None
+    return {768: "sd1", 1024: "sd2"}.get(width, "mini") if isinstance(width, int) else "unknown"
