@@ -72,7 +72,7 @@ def candidate_folders() -> list[Path]:
         folders = [Path(name).expanduser() for name in named.split(os.pathsep) if name]
         missing = [str(folder) for folder in folders if not (folder / "main.py").is_file()]
         if missing:
-            raise FileNotFoundError(f"COMFYUI_PATH names no ComfyUI checkout: no main.py in {', '.join(missing)}")
+            raise FileNotFoundError(f"COMFYUI_PATH names no ComfyUI checkout: {', '.join(missing)}")
         return folders
     around = ROOT.parent.parent
     installed_in = [around] if ROOT.parent.name == "custom_nodes" else []
