@@ -111,8 +111,12 @@ def up_to_date(venv, requirements):
 
 @contextmanager
 def setup_lock(path):
-    """One installation at a time. The operating system drops the lock when its holder dies."""
+    """One installation at a time. The operating system drops the lock when its holders have died.
+
+    pip inherits the file, so a pip that outlives a killed dev.py keeps the next one waiting (not on Windows).
+    """
     with open(path, "a+b") as file:
+        os.set_inheritable(file.fileno(), True)
         waiting = False
         while not try_lock(file):
             if not waiting:
@@ -159,7 +163,7 @@ def create_venv(venv):
     venv.mkdir()
     (venv / OURS).touch()
     (venv / UNFINISHED).touch()  # from here on an interruption is recognised
-    if subprocess.run([sys.executable, "-m", "venv", str(venv)]).returncode != 0:
+    if subprocess.run([sys.executable, "-m", "venv", str(venv)], close_fds=False).returncode != 0:
         raise SetupError(
             "this Python cannot make virtual environments. On Debian and Ubuntu install the package "
             f"python3.{sys.version_info.minor}-venv; elsewhere use a Python from python.org. Then run again."
@@ -175,7 +179,7 @@ def install(venv, requirements, index):
     started = time.monotonic()
     command = [str(venv_python(venv)), "-m", "pip", "install", "--disable-pip-version-check"]
     command += ["-r", str(requirements)] + (["--extra-index-url", index] if index else [])
-    code = subprocess.run(command).returncode
+    code = subprocess.run(command, close_fds=False).returncode
     if code != 0:
         raise SetupError(
             f"pip failed with exit code {code}; its message is above. Check the network, the free disk space "

@@ -192,8 +192,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for line in [columns, *cells]:
         placed = zip(line, widths, numeric, strict=True)
-        lines.append("  ".join(text.rjust(w) if right else text.ljust(w) for text, w, right in placed).rstrip())
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+        lines.append("  ".join(text.rjust(w) if right else text.ljust(w) for text, w, right in placed))
+    lines.insert(1, "-" * max(map(len, lines)))
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _is_number(value: object) -> bool:

@@ -211,3 +211,23 @@ def test_pins_are_exact_and_cover_the_supported_pythons():
         names = [r.name for r in pinned if r.marker is None or r.marker.evaluate({"python_version": python})]
         assert len(names) == len(set(names)), f"two pins of one package on Python {python}"
         assert {"torch", "diffusers", "transformers", "numpy", "pytest", "peft"} <= set(names)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="locks are inherited on POSIX only")
+def test_the_lock_outlives_a_killed_set_up_while_its_pip_runs(tmp_path):
+    script = (
+        "import dev, subprocess, sys\n"
+        "with dev.setup_lock(sys.argv[1]):\n"
+        "    pip = [sys.executable, '-c', 'import time; print(1, flush=True); time.sleep(2)']\n"
+        "    subprocess.run(pip, close_fds=False)\n"
+    )
+    lock = tmp_path / "lock"
+    process = subprocess.Popen([sys.executable, "-c", script, lock], cwd=ROOT, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    process.kill()
+    process.wait(timeout=20)
+    with open(lock, "a+b") as file:
+        assert not dev.try_lock(file), "pip still writes into the environment"
+    with dev.setup_lock(lock):
+        pass
+    process.stdout.close()
