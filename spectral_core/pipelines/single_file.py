@@ -28,7 +28,7 @@ PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v_prediction", "v": "
 
 @dataclass(frozen=True)
 class Family:
-    """What tells a family. ``parts``: the other parts, each with the prefix of its names and its parameters."""
+    """What tells a family. ``parts``: the other parts, each with its names' prefix and its size."""
 
     title: str
     text_width: int
