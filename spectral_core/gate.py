@@ -26,7 +26,7 @@ from torch import Generator, Tensor
 
 from .gate_record import GateRecorder
 from .gate_runtime import GateRuntime, mode_at, temperature_at
-from .layers import channel_view, full_precision
+from .layers import as_fp32, channel_view, full_precision
 
 __all__ = [
     "KINDS",
@@ -90,12 +90,9 @@ def features(z: Tensor, rows_per_gate: int, is_convolution: bool) -> Tensor:
     Im².
     """
     over = tuple(range(2, z.dim())) if is_convolution else tuple(range(1, z.dim() - 1))
-    precision = torch.float64 if z.dtype == torch.float64 else torch.float32
+    energy = as_fp32(z).square()
     if over:
-        norm = torch.linalg.vector_norm(z, dim=over, dtype=precision)  # squares and sums without a copy of z
-        energy = norm.square() / (z.numel() // max(norm.numel(), 1))
-    else:
-        energy = z.to(precision).square()
+        energy = energy.mean(over)
     if rows_per_gate == 2:
         real, imaginary = energy.chunk(2, 1)
         energy = real + imaginary

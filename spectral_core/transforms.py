@@ -10,7 +10,9 @@ Shapes: every function transforms one axis of length n and leaves the others.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,77 +29,141 @@ def dct_matrix(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return matrix.to(dtype)
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What a transform of length n needs besides its FFT: index lists and twiddles, made once.
+
+    The DCTs go by one real FFT of the same length (Makhoul 1980). ``into_half`` picks the interleaved real and
+    imaginary parts of a half spectrum out of DCT coefficients, ``from_half`` does the opposite, and ``from_time``
+    and ``into_time`` order the samples, even ones first, odd ones backwards. Both spectra are the conjugates of
+    the textbook's: that saves a change of sign, and the reversal in time that it means is in the index lists.
+    ``real`` and ``imaginary`` spread a half spectrum over all n frequencies, but for the imaginary part's sign;
+    ``mirror`` is n − k (mod n) for the half's k.
+    """
+
+    into_half: Tensor
+    from_time: Tensor
+    inverse: Tensor
+    into_time: Tensor
+    forward: Tensor
+    from_half: Tensor
+    real: Tensor
+    imaginary: Tensor
+    mirror: Tensor
+
+
 @lru_cache(maxsize=64)
-def _twiddle(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """e^{iπk/2n}, k = 0 … ⌊n/2⌋, scaled for the orthonormal inverse and, conjugated, for the forward DCT."""
+def _plan(n: int, dtype: torch.dtype, device: torch.device) -> _Plan:
     with torch.inference_mode(False):  # an inference tensor could not be saved for backward later
-        k = torch.arange(n // 2 + 1, dtype=torch.float64)
-        scale = torch.full_like(k, math.sqrt(n / 2))
+        half, j = n // 2, torch.arange(n)
+        k = j[: half + 1]
+        scale = torch.full((half + 1,), math.sqrt(n / 2), dtype=torch.float64)
         scale[0] = math.sqrt(n)
-        inverse = torch.polar(scale, math.pi * k / (2 * n))
-        forward = torch.polar(1 / scale, -math.pi * k / (2 * n))
+        inverse = torch.polar(scale, -math.pi * k.double() / (2 * n))
+        forward = torch.polar(1 / scale, math.pi * k.double() / (2 * n))
+        into_half = torch.stack([k, (n - k) % n], 1).flatten()
+        from_half = torch.where(j <= half, 2 * j, 2 * (n - j) + 1)
+        from_time = torch.where(j % 2 == 0, (n - j // 2) % n, j // 2 + 1)
+        into_time = torch.empty_like(from_time).scatter_(0, from_time, j)
+        folded = torch.minimum(j, n - j)
         wanted = torch.complex128 if dtype == torch.float64 else torch.complex64
-        return inverse.to(device, wanted), forward.to(device, wanted)
+        return _Plan(
+            into_half.to(device),
+            from_time.to(device),
+            inverse.to(device, wanted),
+            into_time.to(device),
+            forward.to(device, wanted),
+            from_half.to(device),
+            (2 * folded).to(device),
+            (2 * folded + 1).to(device),
+            ((n - k) % n).to(device),
+        )
 
 
-def _idct(x: Tensor) -> Tensor:
-    """DCT-III of the last axis by one real inverse FFT of the same length (Makhoul 1980)."""
-    n = x.shape[-1]
-    half = n // 2
-    mirrored = torch.cat([torch.zeros_like(x[..., :1]), -x[..., n - half :].flip(-1)], -1)
-    spectrum = torch.complex(x[..., : half + 1], mirrored) * _twiddle(n, x.dtype, x.device)[0]
-    v = torch.fft.irfft(spectrum, n=n, dim=-1)
-    out = torch.empty_like(v)
-    out[..., ::2] = v[..., : n - half]
-    out[..., 1::2] = v[..., n - half :].flip(-1)
-    return out
+def _pick(x: Tensor, index: Tensor, dim: int) -> Tensor:
+    """The entries ``index`` along ``dim``, which becomes the last, contiguous axis."""
+    return x.index_select(dim, index).movedim(dim, -1).contiguous()
 
 
-def _dct(x: Tensor) -> Tensor:
-    """DCT-II of the last axis, the transpose and inverse of :func:`_idct`."""
-    n = x.shape[-1]
-    half = n // 2
-    v = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], -1)
-    spectrum = torch.fft.rfft(v, dim=-1) * _twiddle(n, x.dtype, x.device)[1]
-    out = torch.empty_like(x)
-    out[..., : half + 1] = spectrum.real
-    out[..., half + 1 :] = -spectrum.imag[..., 1 : n - half].flip(-1)
-    return out
+def _idct(x: Tensor, dim: int) -> Tensor:
+    """DCT-III along ``dim`` ≥ 0."""
+    n = x.shape[dim]
+    plan = _plan(n, x.dtype, x.device)
+    pairs = _pick(x, plan.into_half, dim).unflatten(-1, (n // 2 + 1, 2))
+    pairs[..., 0, 1] = 0
+    samples = torch.fft.irfft(torch.view_as_complex(pairs) * plan.inverse, n=n)
+    return samples.index_select(-1, plan.from_time).movedim(-1, dim)
+
+
+def _dct(x: Tensor, dim: int) -> Tensor:
+    """DCT-II along ``dim`` ≥ 0, the transpose and inverse of :func:`_idct`."""
+    plan = _plan(x.shape[dim], x.dtype, x.device)
+    spectrum = torch.fft.rfft(_pick(x, plan.into_time, dim)) * plan.forward
+    return torch.view_as_real(spectrum).flatten(-2).index_select(-1, plan.from_half).movedim(-1, dim)
 
 
 class _InverseDCT(torch.autograd.Function):
     """The transform is orthonormal, so its backward is the forward DCT: one node instead of a dozen."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
-        return _idct(x)
+    def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
+        ctx.dim = dim
+        return _idct(x, dim)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
-        return _dct(grad.contiguous())
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _dct(grad, ctx.dim), None
 
 
 def dct(x: Tensor, dim: int = -1) -> Tensor:
     """C·x along ``dim``: orthonormal DCT-II. x float32 or float64."""
-    return x if x.shape[dim] == 1 else _dct(x.movedim(dim, -1)).movedim(-1, dim)
+    return x if x.shape[dim] == 1 else _dct(x, dim % x.dim())
 
 
 def idct(x: Tensor, dim: int = -1) -> Tensor:
     """Cᵀ·x along ``dim``: orthonormal DCT-III, differentiable. x float32 or float64."""
     if x.shape[dim] == 1:
         return x
-    return _InverseDCT.apply(x.movedim(dim, -1)).movedim(-1, dim)  # type: ignore[no-any-return, no-untyped-call]
+    return _InverseDCT.apply(x, dim % x.dim())  # type: ignore[no-any-return, no-untyped-call]
 
 
-def fold(x: Tensor, transform: str, dim: int, rank_dim: int) -> Tensor:
-    """The factor x (frequency space along ``dim``) as a plain real factor, differentiable.
+class _RealDFT(torch.autograd.Function):
+    """[Re Fx; Im Fx] of a real x, F unitary, doubled along the first axis that is not ``dim``.
 
-    ``none`` leaves it, ``dct`` gives idct(x), ``dft`` gives [Re Fx; Im Fx] joined along ``rank_dim`` (F
-    unitary), which is [Re AF; Im AF] for a down and [Re F⁻¹B, −Im F⁻¹B] for an up projection, both real.
+    Its backward is Re(F⁻¹ g) with g = g_re + i·g_im: one real FFT of g's Hermitian part (g_k + conj g_{n−k})/2.
     """
-    if transform == "none" or x.numel() == 0:  # a frozen gate may leave no row, which FFTs refuse
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
+        ctx.dim = dim
+        n = x.shape[dim]
+        plan = _plan(n, x.dtype, x.device)
+        rows = x.movedim(dim, -1)
+        half = torch.view_as_real(torch.fft.rfft(rows, norm="ortho")).flatten(-2)
+        imaginary = half.index_select(-1, plan.imaginary)
+        imaginary[..., n // 2 + 1 :].neg_()
+        return torch.cat([half.index_select(-1, plan.real), imaginary]).movedim(-1, dim)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        real, imaginary = grad.movedim(ctx.dim, -1).chunk(2)
+        n = real.shape[-1]
+        plan = _plan(n, grad.dtype, grad.device)
+        half = real.new_empty(*real.shape[:-1], n // 2 + 1, 2)
+        torch.add(real[..., : n // 2 + 1], real.index_select(-1, plan.mirror), out=half[..., 0])
+        torch.sub(imaginary[..., : n // 2 + 1], imaginary.index_select(-1, plan.mirror), out=half[..., 1])
+        samples = torch.fft.irfft(torch.view_as_complex(half), n=n, norm="ortho")
+        return samples.mul_(0.5).movedim(-1, ctx.dim), None
+
+
+def fold(x: Tensor, transform: str, dim: int) -> Tensor:
+    """The factor x (frequency space along ``dim`` 0 or 1) as a plain real factor, differentiable.
+
+    ``none`` leaves it, ``dct`` gives idct(x), ``dft`` gives [Re Fx; Im Fx] (F unitary) joined along the rank, x's
+    other leading axis: [Re AF; Im AF] for a down and [Re F⁻¹B, −Im F⁻¹B] for an up projection, both real.
+    """
+    if transform == "none" or x.numel() == 0:  # a frozen gate may have closed every row
         return x
     if transform == "dct":
         return idct(x, dim)
-    spectrum = torch.fft.fft(x, dim=dim, norm="ortho")
-    return torch.cat([spectrum.real, spectrum.imag], rank_dim)
+    return _RealDFT.apply(x, dim)  # type: ignore[no-any-return, no-untyped-call]

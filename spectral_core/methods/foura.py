@@ -95,8 +95,8 @@ def fold(
     if config.gate == "frozen":
         is_open = params["gate.mask"] > 0.5
         a, b = a[is_open], b[:, is_open]
-    down = transforms.fold(a, config.transform, dim=1, rank_dim=0)
-    up = transforms.fold(b, config.transform, dim=0, rank_dim=1)
+    down = transforms.fold(a, config.transform, dim=1)
+    up = transforms.fold(b, config.transform, dim=0)
     return Factors(down, up, config.scale * strength)
 
 
