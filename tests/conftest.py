@@ -43,11 +43,14 @@ class HostTests:
         self.versions: set[str] = set()
         self.reasons: set[str] = set()
 
+    @pytest.hookimpl(tryfirst=True)  # before -m selects by the marker
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
             if "host" in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.host)
-                self.names.add(item.nodeid)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.names = {item.nodeid for item in session.items if item.get_closest_marker("host")}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.nodeid not in self.names:
