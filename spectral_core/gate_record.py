@@ -32,6 +32,12 @@ class GateRecorder:
 
     def record(self, layer: str, is_open: Tensor, progress: float | Tensor | None) -> None:
         """Add one pass: is_open (B, rank); progress 0 (noisiest) … 1 (cleanest), a number, (B,) or None."""
+        levels = progress.numel() if isinstance(progress, Tensor) else 1
+        if is_open.shape[0] % max(levels, 1) or levels == 0:
+            raise SpectralAdapterError(
+                f"layer {layer}: {levels} noise levels for {is_open.shape[0]} batch rows; expected one for all, "
+                "one each, or one each of a batch that is repeated whole"
+            )
         self._waiting.append((layer, is_open, progress))
         if len(self._waiting) >= _FETCH_EVERY:
             self._fetch()
@@ -51,13 +57,7 @@ class GateRecorder:
         if progress is None:
             return torch.full((rows,), self.bins)
         level = torch.as_tensor(progress).detach().cpu().float().reshape(-1)
-        if len(level) != rows:
-            # one level for all rows, or a batch that a layer sees several times over (guidance, frames)
-            if rows % len(level):
-                raise SpectralAdapterError(
-                    f"{len(level)} noise levels for {rows} batch rows: expected one or one each"
-                )
-            level = level.repeat(rows // len(level))
+        level = level.repeat(rows // len(level))  # guidance repeats the batch
         return (level * self.bins).floor().long().clamp(0, self.bins - 1)
 
     def merge(self, other: GateRecorder) -> None:

@@ -138,7 +138,7 @@ class GateRuntime:
         return self._open[name].value if name in self._open else None
 
     def buffers(self) -> dict[str, dict[str, Tensor]]:
-        """Layer → the buffers learned so far (``gate.mu``, ``gate.mean_open``), to be put into the adapter."""
+        """Layer → the buffers learned so far (``gate.mu``, ``gate.mean_open``), for the adapter."""
         learned: dict[str, dict[str, Tensor]] = {}
         for buffer, means in (("gate.mu", self._mu), ("gate.mean_open", self._open)):
             for name, mean in means.items():

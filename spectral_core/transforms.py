@@ -33,12 +33,12 @@ def dct_matrix(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
 class _Plan:
     """What a transform of length n needs besides its FFT: index lists and twiddles, made once.
 
-    The DCTs go by one real FFT of the same length (Makhoul 1980). ``into_half`` picks the interleaved real and
-    imaginary parts of a half spectrum out of DCT coefficients, ``from_half`` does the opposite, and ``from_time``
-    and ``into_time`` order the samples, even ones first, odd ones backwards. Both spectra are the conjugates of
-    the textbook's: that saves a change of sign, and the reversal in time that it means is in the index lists.
-    ``real`` and ``imaginary`` spread a half spectrum over all n frequencies, but for the imaginary part's sign;
-    ``mirror`` is n − k (mod n) for the half's k.
+    The DCTs go by one real FFT of the same length (Makhoul 1980). ``into_half`` picks the interleaved real
+    and imaginary parts of a half spectrum out of DCT coefficients, ``from_half`` does the opposite, and
+    ``from_time`` and ``into_time`` order the samples, even ones first, odd ones backwards. Both spectra are
+    the conjugates of the textbook's: that saves a change of sign, and the reversal in time that it means is
+    in the index lists. ``real`` and ``imaginary`` spread a half spectrum over all n frequencies, but for the
+    imaginary part's sign; ``mirror`` is n − k (mod n) for the half's k.
     """
 
     into_half: Tensor
@@ -130,7 +130,8 @@ def idct(x: Tensor, dim: int = -1) -> Tensor:
 class _RealDFT(torch.autograd.Function):
     """[Re Fx; Im Fx] of a real x, F unitary, doubled along the first axis that is not ``dim``.
 
-    Its backward is Re(F⁻¹ g) with g = g_re + i·g_im: one real FFT of g's Hermitian part (g_k + conj g_{n−k})/2.
+    Its backward is Re(F⁻¹ g) with g = g_re + i·g_im: one real FFT of g's Hermitian part (g_k + conj
+    g_{n−k})/2.
     """
 
     @staticmethod
@@ -159,8 +160,8 @@ class _RealDFT(torch.autograd.Function):
 def fold(x: Tensor, transform: str, dim: int) -> Tensor:
     """The factor x (frequency space along ``dim`` 0 or 1) as a plain real factor, differentiable.
 
-    ``none`` leaves it, ``dct`` gives idct(x), ``dft`` gives [Re Fx; Im Fx] (F unitary) joined along the rank, x's
-    other leading axis: [Re AF; Im AF] for a down and [Re F⁻¹B, −Im F⁻¹B] for an up projection, both real.
+    ``none`` leaves it, ``dct`` gives idct(x), ``dft`` gives [Re Fx; Im Fx] (F unitary) joined along the rank,
+    x's other leading axis: [Re AF; Im AF] for a down and [Re F⁻¹B, −Im F⁻¹B] for an up projection, both real.
     """
     if transform == "none" or x.numel() == 0:  # a frozen gate may have closed every row
         return x
