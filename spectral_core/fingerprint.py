@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -79,16 +79,38 @@ def compare(base: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Match:
 
     Raises SpectralAdapterError for a fingerprint that is damaged or of another kind.
     """
+
+    def projections_of(name: str) -> list[float]:
+        return _measure(name, weights[name])[1]
+
+    return _match(base, {name: tuple(weight.shape) for name, weight in weights.items()}, projections_of)
+
+
+def compare_bases(base: Mapping[str, Any], other: Mapping[str, Any]) -> Match:
+    """Two fingerprints, on the layers that both have.
+
+    Raises SpectralAdapterError for a fingerprint that is damaged or of another kind.
+    """
+    theirs = _entries(other)
+    shapes = {name: shape for name, (shape, _, _) in theirs.items()}
+    return _match(base, shapes, lambda name: theirs[name][2])
+
+
+def _match(
+    base: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    projections_of: Callable[[str], list[float]],
+) -> Match:
     squares, total, worst, compared = 0.0, 0.0, ("", 0.0), 0
     missing, misfits = [], []
     for name, (shape, norm, projections) in _entries(base).items():
-        if name not in weights:
+        if name not in shapes:
             missing.append(name)
             continue
-        if tuple(weights[name].shape) != shape:
+        if shapes[name] != shape:
             misfits.append(name)
             continue
-        _, found = _measure(name, weights[name])
+        found = projections_of(name)
         square = sum((p - q) ** 2 for p, q in zip(found, projections, strict=True)) / len(projections)
         squares, total, compared = squares + square, total + norm**2, compared + 1
         relative = math.sqrt(square) / norm if norm > 0 else (math.inf if square > 0 else 0.0)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..adapter import Adapter, Provenance
 from ..errors import SpectralAdapterError
+from ..fingerprint import KIND, compare_bases
 from .sources import Concept
 
 Tokens = Mapping[str, Mapping[str, Tensor]]
@@ -29,7 +30,7 @@ def merged_provenance(concepts: Sequence[Concept], name: str, settings: Mapping[
     return Provenance(
         name=name or " + ".join(c.label for c in concepts),
         family=families[0] if len(families) == 1 else "",
-        base=next((p.base for p in sources if p.base), {}),
+        base=_merged_base([p.base for p in sources if p.base]),
         trigger_words=tuple(dict.fromkeys(word for p in sources for word in p.trigger_words)),
         training={"fusion": dict(settings)},
         parents=tuple(_parent(c) for c in concepts),
@@ -56,11 +57,30 @@ def lineage_warnings(concepts: Sequence[Concept]) -> list[str]:
         ours, theirs = a.adapter.provenance, b.adapter.provenance
         if ours.family and theirs.family and ours.family != theirs.family:
             warnings.append(f"{a.label} is made for {ours.family}, {b.label} for {theirs.family}")
-        elif ours.base and theirs.base and dict(ours.base) != dict(theirs.base):
+        elif not _same_base(ours.base, theirs.base):
             warnings.append(f"{a.label} and {b.label} were trained on different base models")
         if words := [w for w in ours.trigger_words if w in theirs.trigger_words]:
             warnings.append(f"{a.label} and {b.label} both answer to {', '.join(words)}")
     return warnings
+
+
+def _same_base(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether nothing speaks against one base: fingerprints that agree, share no layer, or are not there."""
+    if not ours or not theirs or ours == theirs:
+        return True
+    if not ours.get("kind") == theirs.get("kind") == KIND:
+        return False
+    match = compare_bases(ours, theirs)
+    return match.verdict != "different" or not (match.compared or match.misfits)
+
+
+def _merged_base(bases: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The first fingerprint, with the layers that only others of the same base have."""
+    if not bases or bases[0].get("kind") != KIND:
+        return bases[0] if bases else {}
+    same = [base for base in bases if base.get("kind") == KIND and _same_base(bases[0], base)]
+    layers = {name: entry for base in reversed(same) for name, entry in base["layers"].items()}
+    return {**bases[0], "layers": layers}
 
 
 def merged_tokens(concepts: Sequence[Concept]) -> dict[str, Mapping[str, Tensor]]:

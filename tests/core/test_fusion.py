@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from spectral_core.adapter import Adapter, AdapterLayer, Provenance, Term
 from spectral_core.cayley import cayley
 from spectral_core.errors import SpectralAdapterError
+from spectral_core.fingerprint import fingerprint
 from spectral_core.fusion import (
     FUSIONS,
     column_allocation,
@@ -379,6 +380,24 @@ def test_lineage():
     json.dumps([dict(p) for p in provenance.parents])
     again = fuse([fused.adapter, adapter(CONFIGS["lora"], 3)], name="all").adapter.provenance
     assert again.name == "all" and [p["name"] for p in again.parents[0]["parents"]] == ["vase", "dog"]
+
+
+def test_base_fingerprints_are_compared_where_they_overlap_and_joined():
+    weights = {name: weight_of(shape).float() for name, shape in SHAPES.items()}
+    bases = [
+        fingerprint({"unet.conv": weights["unet.conv"]}),
+        fingerprint({name: weight.half() for name, weight in weights.items()}),
+        fingerprint({name: weight_of(shape, 9).float() for name, shape in SHAPES.items()}),
+    ]
+    adapters = [adapter(CONFIGS["lora"], i, f"c{i}").with_provenance(base=b) for i, b in enumerate(bases)]
+    result = fuse(adapters[:2])
+    assert not result.report.warnings
+    base = result.adapter.provenance.base
+    assert set(base["layers"]) == set(SHAPES)
+    assert base["layers"]["unet.conv"] == bases[0]["layers"]["unet.conv"]
+    mixed = fuse(adapters)
+    assert [w.split(" were")[0] for w in mixed.report.warnings] == ["c0 and c2", "c1 and c2"]
+    assert mixed.adapter.provenance.base == base
 
 
 def test_tokens_merge_and_clash():

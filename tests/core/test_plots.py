@@ -169,6 +169,15 @@ def test_tall_heatmaps_average_neighbours_and_say_so():
     assert image.getpixel((int(box[2]) + 14, int(box[1] + box[3]) // 2)) == heat(4 / 240)
 
 
+def test_wide_heatmaps_average_their_columns():
+    image = heatmap([[float(i) for i in range(160)]] * 2, low=0, high=160)
+    assert "Each cell is the mean over up to 2 columns." in [label for label, _ in image.info["labels"]]
+    height = image.height - 30
+    assert any(image.getpixel((25, y)) == heat(0.5 / 160) for y in range(24, height))
+    width = next(x for x in range(25, 60) if image.getpixel((x, 70)) != image.getpixel((25, 70))) - 24
+    assert image.getpixel((24 + 60 * width + 5, 70)) == heat(120.5 / 160)
+
+
 def test_lines_pass_through_their_points():
     image = line_plot({"a": ([0, 1, 2], [0, 10, NAN]), "b": ([0, 2], [10, 10])}, width=600, height=300)
     at = dict(image.info["labels"])
