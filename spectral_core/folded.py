@@ -59,7 +59,7 @@ class Piece:
             # An inference tensor could not be saved for a later backward pass, so none is ever kept.
             with torch.inference_mode(False), torch.no_grad():
                 down, up, gate = self._fold(device, dtype, strength)
-                self._cache[key] = (_plain(down), _plain(up), gate)
+                self._cache[key] = (_plain(down), _plain(up), {k: _plain(v) for k, v in gate.items()})
         return self._cache[key]
 
     def _fold(self, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:

@@ -82,6 +82,7 @@ class LayerUpdate:
         self.pieces = pieces_of(str(name), layer, trained)
         self.geometry = Geometry.of(module)
         self.is_convolution = bool(layer.shape.kernel)
+        self.gives_view = not self.is_convolution and getattr(module, "bias", None) is not None
         self.follows_schedule = not name.part.startswith(
             "text_encoder"
         )  # those run once, before the denoising
@@ -97,13 +98,16 @@ class LayerUpdate:
             terms.append(Term(term.config, values, term.weight))
         return AdapterLayer(self.layer.shape, tuple(terms))
 
-    def fixed_copy(self, module: nn.Module, memo: dict[int, Any]) -> LayerUpdate:
-        """The same update for the copy of its module, with a control of its own."""
+    def fixed_copy(self, memo: dict[int, Any]) -> LayerUpdate:
+        """The same update for a copy of the module, with a control of its own, and not in training."""
         if id(self.control) not in memo:
             gates_ = GateRuntime(self.control.gates.mode, self.control.gates.temperature, settle_steps=0)
             memo[id(self.control)] = replace(self.control, gates=gates_)
-        layer = self.snapshot(self.control.gates.buffers()) if self.trained else self.layer
-        return LayerUpdate(self.name, layer, self.strength, memo[id(self.control)], module, trained=False)
+        twin = copy.copy(self)
+        twin.control, twin.trained = memo[id(self.control)], False
+        twin.layer = self.snapshot(self.control.gates.buffers()) if self.trained else self.layer
+        twin.pieces = pieces_of(str(self.name), twin.layer, trained=False)
+        return twin
 
     @property
     def order(self) -> tuple[str, float, str]:
@@ -174,17 +178,21 @@ class LayerUpdate:
         return rows.to(z.device, z.dtype).repeat(batch // count)
 
     def _add_product(self, y: Tensor, z: Tensor, up: Tensor, scale: float, in_place: bool) -> Tensor:
-        """y + scale · up·z into the rows that the layer's name gives."""
+        """y + scale · up·z into the rows that the layer's name gives; in place where that saves a tensor."""
+        # With a bias, F.linear returns a view: writing to it would cost a copy of the gradient in backward.
+        if not in_place or (torch.is_grad_enabled() and self.gives_view):
+            if self.name.rows is None and z.dim() == 3 and z.dtype == y.dtype and not self.is_convolution:
+                return torch.baddbmm(y, z, up.mT.expand(z.shape[0], -1, -1), alpha=scale)
+            y = y.clone()
         rows, axis = self.name.rows, 1 if self.is_convolution else -1
-        target = y if in_place else y.clone()
-        part = target if rows is None else target.narrow(axis, rows[0], rows[1] - rows[0])
+        part = y if rows is None else y.narrow(axis, rows[0], rows[1] - rows[0])
         if self.is_convolution or z.dim() > 3 or z.dtype != y.dtype:
             part.add_(expand(z, up, self.is_convolution).to(y.dtype), alpha=scale)
         elif z.dim() == 3:  # the product accumulates into y: no tensor of tokens × out besides y
             part.baddbmm_(z, up.mT.expand(z.shape[0], -1, -1), alpha=scale)
         else:
             part.addmm_(z, up.mT, alpha=scale)
-        return target
+        return y
 
 
 class Dispatcher:
@@ -222,11 +230,11 @@ class Dispatcher:
         Adapters in training are copied as they are, and the copy of them is fixed; fixed ones share their
         tensors.
         """
-        twin = type(self)(copy.deepcopy(self.module, memo))
+        twin = copy.copy(self)
+        twin.module = copy.deepcopy(self.module, memo)  # still empty here, if the copy began above it
         twin.own = copy.deepcopy(self.own, memo)
-        twin.base = twin.base if self.own is None else twin.own  # type: ignore[assignment]
-        twin.in_place = self.in_place
-        twin.updates = tuple(update.fixed_copy(twin.module, memo) for update in self.updates)
+        twin.base = MethodType(type(self.module).forward, twin.module) if twin.own is None else twin.own
+        twin.updates = tuple(update.fixed_copy(memo) for update in self.updates)
         return twin
 
     def insert(self, update: LayerUpdate) -> None:

@@ -58,8 +58,8 @@ class _Record:
     def check(self, weight: Tensor, name: LayerName) -> None:
         if self.version is not None and self.version != weight._version:
             raise SpectralAdapterError(
-                f"layer {name}: its weight was changed by something else since the merge, and unmerging would lose "
-                "that change; undo it first, or unmerge(discard_changes=True)"
+                f"layer {name}: its weight was changed by something else since the merge, and "
+                "that change would be lost; undo it first, or unmerge(discard_changes=True)"
             )
 
     def write(self, weight: Tensor, changes: list[_Change]) -> None:
@@ -68,7 +68,7 @@ class _Record:
         with torch.inference_mode(weight.is_inference()), torch.no_grad():
             if changes:
                 total = as_fp32(self.original.to(weight.device)).clone()
-                for change in sorted(changes, key=lambda c: c.order):
+                for change in sorted(changes, key=lambda c: c.order) if len(changes) > 1 else changes:
                     change.add_to(total)
                 weight.copy_(total)
             else:
@@ -151,7 +151,6 @@ def merge_into(
                 change = _Change(p.name, p.layer, adapter.strength_of(str(p.name)))
                 merged._changes.append((weight, change))
                 record = _record(weight, keep_on)
-                record.check(weight, p.name)
                 record.changes.append(change)
         for weight in {id(w): w for w, _ in merged._changes}.values():
             record = _record(weight)
@@ -166,14 +165,15 @@ def _check(adapter: Adapter, placements: list[Placement]) -> None:
     """Refuse what plain weights cannot hold, before anything is changed."""
     if adapter.schedule is not None:
         raise SpectralAdapterError(
-            "weights cannot follow a strength schedule: attach the adapter, or merge adapter.with_schedule(None)"
+            "weights cannot follow a strength schedule: attach the adapter, or merge "
+            "adapter.with_schedule(None)"
         )
     owners: dict[tuple[int, tuple[int, int] | None], LayerName] = {}
     for p in placements:
         if not p.layer.mergeable:
             raise SpectralAdapterError(
-                f"layer {p.name} has an adaptive gate, which has no fixed ΔW: freeze the adapter first (fusion.freeze), "
-                "or attach it"
+                f"layer {p.name} has an adaptive gate, which has no fixed ΔW: freeze the adapter first "
+                "(fusion.freeze), or attach it"
             )
         weight = p.module.weight
         if not isinstance(weight, nn.Parameter) or weight.is_meta:
@@ -189,7 +189,9 @@ def _check(adapter: Adapter, placements: list[Placement]) -> None:
             )
         if other := owners.get((id(weight), p.name.rows)):
             raise SpectralAdapterError(
-                f"layers {other} and {p.name} share one weight, which would be changed twice: merge only one of them "
-                "(adapter.only), or attach"
+                f"layers {other} and {p.name} share one weight, which would be changed twice: merge "
+                "only one of them (adapter.only), or attach"
             )
         owners[id(weight), p.name.rows] = p.name
+        if _RECORD in weight.__dict__:
+            _record(weight).check(weight, p.name)

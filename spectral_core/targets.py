@@ -44,11 +44,13 @@ _MLP_END = re.compile(r"(^|\.)(intermediate|output)\.dense$")  # BERT's
 def is_attention(path: str) -> bool:
     """Whether a linear layer of this path is a query, key, value or output projection."""
     parts = path.split(".")
-    ends = (parts[-1], ".".join(parts[-2:]))
-    if any(_ATTENTION_LEAF.fullmatch(end) for end in ends):
-        return True
-    inside = any(_ATTENTION_MODULE.search(p) for p in parts[:-1])
-    return inside and any(_IN_ATTENTION_LEAF.fullmatch(end) for end in ends)
+    for size in (1, 2):
+        end, owner = ".".join(parts[-size:]), "".join(parts[-size - 1 : -size])
+        if _ATTENTION_LEAF.fullmatch(end):
+            return True
+        if _ATTENTION_MODULE.search(owner) and _IN_ATTENTION_LEAF.fullmatch(end):
+            return True
+    return False
 
 
 def is_mlp(path: str) -> bool:
