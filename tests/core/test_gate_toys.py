@@ -112,7 +112,7 @@ def test_learns_masks_from_the_input(coding: str, kind: str, seed: int) -> None:
 
 
 def test_without_the_level_it_is_blind_to_scale() -> None:
-    """LayerNorm alone removes what the clusters differ in; half of the targets' energy is then out of reach."""
+    """LayerNorm alone removes what the clusters differ in; half of the targets' energy is out of reach."""
     for seed in (0, 1):
         sighted, _ = train(Toy("scale", seed), gated=True, seed=seed)
         blind, masks = train(Toy("scale", seed), gated=True, seed=seed, blind=True)
