@@ -194,7 +194,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repetitions", type=int, default=20)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(TOKENS), choices=list(TOKENS))
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 64])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     measured: dict[tuple[int, int, str], Times] = {}
     rows: list[dict[str, Any]] = []

@@ -31,12 +31,12 @@ class GateRecorder:
         self._waiting: list[tuple[str, Tensor, float | Tensor | None]] = []
 
     def record(self, layer: str, is_open: Tensor, progress: float | Tensor | None) -> None:
-        """Add one pass: is_open (B, rank); progress 0 (noisiest) … 1, a number, (B,) or None."""
+        """Add one pass: is_open (B, rank); progress 0 (noisiest) … 1: a number, (B,) or None."""
         levels = progress.numel() if isinstance(progress, Tensor) else 1
         if is_open.shape[0] % max(levels, 1) or levels == 0:
             raise SpectralAdapterError(
-                f"layer {layer}: {levels} noise levels for {is_open.shape[0]} batch rows; expected one for all, "
-                "one each, or one each of a batch that is repeated whole"
+                f"layer {layer}: {levels} noise levels for {is_open.shape[0]} batch rows; expected one for "
+                "all, one each, or one each of a batch that is repeated whole"
             )
         self._waiting.append((layer, is_open, progress))
         if len(self._waiting) >= _FETCH_EVERY:
