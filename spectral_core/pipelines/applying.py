@@ -127,7 +127,7 @@ def generate(
     guidance: float = 5.0,
     size: tuple[int, int] | None = None,
     batch_size: int = 8,
-    on_batch: Callable[[int], None] | None = None,
+    on_batch: Callable[[int], object] | None = None,
 ) -> list[Image.Image]:
     """One picture per (prompt, seed) pair; a picture depends on its own seed only, not on the batch.
 

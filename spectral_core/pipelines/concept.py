@@ -16,7 +16,7 @@ from ..attach import attach
 from ..errors import SpectralAdapterError
 from ..fingerprint import fingerprint
 from ..methods import Basis, MethodConfig, method_of
-from ..svd import Columns
+from ..svd import Columns, select_columns
 from ..svd_cache import SVDCache
 from ..targets import find_targets
 from ..training.config import TrainConfig
@@ -93,11 +93,12 @@ def train_concept(
                 attachments=[attachment],
                 tokens=[p for rows in tokens.parameters.values() for p in rows.values()],
             )
-            before = evaluation_loss(setup)
+            with attachment.gates.inference():
+                before = evaluation_loss(setup)
             result = train(setup, config, method.method, listener)
-            attachment.gates.mode = "hard"
-            after = evaluation_loss(setup)
             trained = replace(attachment.to_adapter(), tokens=tokens.values(), provenance=provenance)
+            with attachment.gates.inference():
+                after = evaluation_loss(setup)
     finally:
         tokens.remove()
     return TrainedConcept(trained, result, before, after)
@@ -108,13 +109,9 @@ def basis_source(method: MethodConfig, cache: SVDCache | None) -> Callable[[str,
     if not method_of(method).needs_basis:
         return None
     columns = Columns.listed(method.columns)  # type: ignore[union-attr]
-    if cache is None:
-        from ..svd import select_columns as compute
-    else:
-        compute = cache.get_or_compute
 
     def basis(_: str, weight: Tensor) -> Basis:
-        found = compute(weight, columns)
+        found = select_columns(weight, columns) if cache is None else cache.get_or_compute(weight, columns)
         return found.u, found.s, found.v
 
     return basis

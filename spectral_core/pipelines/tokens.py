@@ -71,8 +71,17 @@ class TokenRows:
         had_own = "forward" in vars(embedding)
         embedding.forward = _lookup(original, embedding, rows)
         self._undo.append(lambda: _restore_forward(embedding, original, had_own))
+        self._pool_at_end(encoder, tokenizer)
         setattr(pipe, attribute, grown)
         self._undo.append(lambda: setattr(pipe, attribute, tokenizer))
+
+    def _pool_at_end(self, encoder: nn.Module, tokenizer: Any) -> None:
+        """Published CLIP configurations say eos 2, for which transformers pools at the LARGEST id: a new word
+        would steal that place. For every other prompt the true id gives the same row."""
+        for module in (encoder, getattr(encoder, "text_model", None)):
+            if getattr(module, "eos_token_id", None) == 2:
+                module.eos_token_id = tokenizer.eos_token_id  # type: ignore[union-attr, assignment]
+                self._undo.append(lambda m=module: setattr(m, "eos_token_id", 2))
 
     def values(self) -> dict[str, dict[str, Tensor]]:
         """The rows as they are now: token -> part -> (k, dim)."""

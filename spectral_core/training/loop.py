@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from ..attach import Attachment
 from ..errors import SpectralAdapterError
-from ..gate import mode_at, temperature_at
 from .config import TrainConfig
 from .data import Order
 from .diffusion import Diffusion
@@ -76,6 +75,8 @@ def train(setup: Setup, config: TrainConfig, method: str, listener: Listener | N
             loss.backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(parameters, config.gradient_clip or math.inf)
             optimiser.step()
+            for attachment in setup.attachments:
+                attachment.gates.end_step()
             result.losses.append(loss.item())
             if listener is not None:
                 listener(
@@ -110,10 +111,13 @@ def _optimiser(setup: Setup, config: TrainConfig, method: str) -> torch.optim.Op
 
 
 def _set_gates(attachments: Sequence[Attachment], config: TrainConfig, step: int) -> None:
-    through = step / config.steps
+    """Anneal; over the last tenth count E[p], from which the gates can be frozen without data."""
     for attachment in attachments:
-        attachment.gates.mode = mode_at(through)
-        attachment.gates.temperature = temperature_at(through)
+        attachment.gates.anneal(step / config.steps)
+        attachment.gates.target_open = config.target_open
+        attachment.gates.penalty_weight = config.gate_penalty
+        if step == int(0.9 * config.steps):
+            attachment.gates.start_calibration()
 
 
 def _step_loss(setup: Setup, config: TrainConfig, generator: torch.Generator) -> Tensor:
@@ -123,8 +127,6 @@ def _step_loss(setup: Setup, config: TrainConfig, generator: torch.Generator) ->
     dropped = torch.rand(len(indices), generator=generator) < config.caption_dropout
     captions = [None if drop else i for i, drop in zip(indices, dropped.tolist(), strict=True)]
     loss = denoising_loss(setup, indices, captions, timesteps, noise)
-    if config.target_open is None:
-        return loss
     return loss + sum(a.gates.penalty() for a in setup.attachments)
 
 

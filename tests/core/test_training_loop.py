@@ -1,0 +1,167 @@
+"""The loop on a plain module: it learns, leaves the model alone, stops cleanly; noise algebra; settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spectral_core.adapter import create
+from spectral_core.attach import attach
+from spectral_core.errors import SpectralAdapterError
+from spectral_core.methods import FouRAConfig, LoRAConfig, MethodConfig, SpectralAConfig, SpectralRConfig
+from spectral_core.svd import Columns, select_columns
+from spectral_core.training.config import DEFAULT_LEARNING_RATES, TrainConfig
+from spectral_core.training.data import Example, Order
+from spectral_core.training.diffusion import Diffusion
+from spectral_core.training.loop import Setup, evaluation_loss, train
+
+CONFIGS: list[MethodConfig] = [
+    LoRAConfig(4),
+    FouRAConfig(4, gate="none"),
+    FouRAConfig(4, transform="dft", gate="adaptive"),
+    SpectralAConfig((0, 1, 2, 3), train_scale=True),
+    SpectralRConfig((0, 1, 2, 3), train_scale=True),
+]
+
+
+class Denoiser(nn.Module):
+    """A pointwise two-layer network over flattened latents; captions play no part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 24), nn.Linear(24, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = torch.tanh(self.first(x.flatten(1)))
+        return self.second(hidden).reshape(x.shape)
+
+
+def basis(_: str, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    found = select_columns(weight, Columns.block(0, 4))
+    return found.u, found.s, found.v
+
+
+def set_up(config: MethodConfig) -> tuple[Denoiser, Any, Setup]:
+    torch.manual_seed(1)
+    model = Denoiser().requires_grad_(False)
+    weights = {f"net.{n}": getattr(model, n).weight for n in ("first", "second")}
+    adapter = create(weights, config, basis, torch.Generator().manual_seed(0))
+    attachment = attach(model, adapter, part="net", trainable=True)
+    latents = torch.randn(6, 1, 4, 4).sign()
+    examples = [Example(Path(str(i)), "") for i in range(6)]
+
+    def denoise(noisy: Tensor, timesteps: Tensor, captions: Sequence[int | None]) -> Tensor:
+        return model(noisy)
+
+    diffusion = Diffusion(torch.linspace(0.99, 0.2, 50), "v_prediction")
+    return model, attachment, Setup(denoise, latents, Order(examples, 3, 0), diffusion, [attachment])
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_training_lowers_the_loss_and_leaves_the_model_bit_identical(config: MethodConfig) -> None:
+    model, attachment, setup = set_up(config)
+    before_state = {k: v.clone() for k, v in model.state_dict().items()}
+    x = torch.randn(2, 1, 4, 4)
+    attachment.remove()
+    before_output = model(x)
+    model, attachment, setup = set_up(config)
+    before = evaluation_loss(setup)
+    events: list[dict[str, Any]] = []
+    result = train(setup, TrainConfig(steps=60, learning_rate=2e-2, warmup=5), config.method, events.append)
+    assert evaluation_loss(setup) < 0.97 * before
+    assert (
+        [e["step"] for e in events] == list(range(1, 61)) and len(result.losses) == 60 and not result.stopped
+    )
+    trained = attachment.to_adapter()
+    assert all(
+        t.abs().max() > 0
+        for layer in trained.layers.values()
+        for t in [layer.terms[0].factors(layer.shape).up]
+    )
+    attachment.remove()
+    assert torch.equal(model(x), before_output)
+    assert all(torch.equal(v, before_state[k]) for k, v in model.state_dict().items())
+    assert not any("forward" in vars(m) for m in model.modules())
+
+
+def test_the_gates_of_a_trained_adapter_hold_their_mean_opening() -> None:
+    _, attachment, setup = set_up(FouRAConfig(4, gate="adaptive"))
+    train(setup, TrainConfig(steps=40, learning_rate=5e-2, target_open=0.25, gate_penalty=50.0), "foura")
+    layers = attachment.to_adapter().layers.values()
+    opened = torch.cat([layer.terms[0].params["gate.mean_open"] for layer in layers])
+    assert ((opened > 0) & (opened < 1)).all(), (
+        "E[p] must have been measured, not left at its start value of 1"
+    )
+    assert opened.mean() < 0.8, "a strong penalty towards a quarter open must close something from 0.88"
+
+
+def test_same_seed_same_run_other_seed_other_run() -> None:
+    def losses(seed: int) -> list[float]:
+        _, _, setup = set_up(LoRAConfig(4))
+        return train(setup, TrainConfig(steps=5, seed=seed), "lora").losses
+
+    assert losses(3) == losses(3) != losses(4)
+
+
+def test_a_loss_that_is_not_finite_names_the_step() -> None:
+    _, _, setup = set_up(LoRAConfig(4))
+    setup.latents[0] = math.inf
+    with pytest.raises(
+        SpectralAdapterError, match=r"loss became (nan|inf) at step \d+: lower the learning rate"
+    ):
+        train(setup, TrainConfig(steps=20), "lora")
+
+
+def test_an_interrupt_keeps_what_was_learned() -> None:
+    _, attachment, setup = set_up(LoRAConfig(4))
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["step"] == 7:
+            raise KeyboardInterrupt
+
+    result = train(setup, TrainConfig(steps=50, learning_rate=1e-2), "lora", stop)
+    assert result.stopped and len(result.losses) == 7
+    assert attachment.to_adapter().layers["net.first"].terms[0].params["up"].abs().max() > 0
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_noise_algebra_recovers_the_latents(prediction: str) -> None:
+    diffusion = Diffusion(torch.linspace(0.999, 0.01, 100), prediction)
+    latents, noise = torch.randn(5, 4, 3, 3).double(), torch.randn(5, 4, 3, 3).double()
+    t = torch.tensor([0, 10, 50, 98, 99])
+    noisy, target = diffusion.add_noise(latents, noise, t), diffusion.target(latents, noise, t)
+    alpha = diffusion.alphas_cumprod[t].double().reshape(-1, 1, 1, 1)
+    if prediction == "epsilon":
+        recovered = (noisy - (1 - alpha).sqrt() * target) / alpha.sqrt()
+    else:
+        recovered = alpha.sqrt() * noisy - (1 - alpha).sqrt() * target
+    assert torch.allclose(recovered, latents, atol=1e-5)
+    assert diffusion.progress(t).tolist() == pytest.approx([1, 1 - 10 / 99, 1 - 50 / 99, 1 / 99, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 0}, {"batch_size": 0}, {"learning_rate": -1.0}, {"learning_rate": math.nan}, {"warmup": -1},
+        {"caption_dropout": 1.0}, {"target_open": 0.0}, {"schedule": "steps"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_out_of_range_are_refused_by_name(wrong: dict[str, Any]) -> None:
+    with pytest.raises(SpectralAdapterError, match=next(iter(wrong))):
+        TrainConfig(**wrong)
+
+
+def test_rate_schedule() -> None:
+    cosine = TrainConfig(steps=110, warmup=10, schedule="cosine")
+    assert [cosine.rate_factor(s) for s in (0, 9, 10, 60)] == pytest.approx([0.1, 1.0, 1.0, 0.5])
+    assert cosine.rate_factor(109) < 0.001 < TrainConfig(steps=110, schedule="linear").rate_factor(109) < 0.02
+    assert TrainConfig(warmup=0).rate_factor(0) == TrainConfig().rate_factor(400) == 1.0
+    assert all(TrainConfig().rate_for(m) == rate for m, rate in DEFAULT_LEARNING_RATES.items())
+    assert TrainConfig(learning_rate=0.5).rate_for("lora") == 0.5
