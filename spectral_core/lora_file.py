@@ -3,16 +3,18 @@ one.
 
 ΔW = (alpha / rows) · up · down is exact for every method but an adaptive gate, which is exported with its
 frozen mask; the report says what that loses. alpha_file = scale · rows, so it is alpha for ``dct`` and
-``none``, 2·alpha for ``dft``, times open / r for a frozen gate, 2r for Spectral A and r for Spectral R.
-diffusers' names have no alpha: there the scale is in ``lora_B``, and ranks are padded with zeros to one per
-part, because releases of diffusers before the one tested here scale layers of different ranks by a common
-alpha. The strength is multiplied into ``up``.
+``none``, 2·alpha for ``dft``, times open / r for a frozen gate, 2r for Spectral A and r for Spectral R. Where
+these differ within a part the most frequent stands for all and ``up`` takes the rest, because diffusers
+cannot keep them apart. diffusers' names have no alpha: there the scale is in ``lora_B``, and ranks are padded
+with zeros to one per part, because releases of diffusers before the one tested here scale layers of different
+ranks by a common alpha. The strength is multiplied into ``up``.
 
 Shapes: down (R, in, *kernel), up (out, R, *1), alpha a single number.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -167,7 +169,7 @@ def _fold(layer: AdapterLayer, strength: float) -> tuple[Factors, float | None]:
 
 
 def _gate_loss(layer: AdapterLayer) -> float:
-    """Root of the terms' summed E‖ΔW(g) − ΔW(mask)‖² over their summed E‖ΔW(g)‖²; fixed terms lose nothing."""
+    """Root of the terms' summed E‖ΔW(g) − ΔW(mask)‖² over their summed E‖ΔW(g)‖²; fixed terms lose none."""
     lost = total = 0.0
     for term in layer.terms:
         if term.mergeable:
@@ -234,13 +236,33 @@ Written = dict[str, tuple[dict[str, Tensor], Factors]]
 def _kohya(folded: Mapping[str, Factors], adapter: Adapter, dtype: torch.dtype, path: Path) -> Written:
     two = keys.has_two_encoders(list(adapter.layers), adapter.provenance.family)
     found: Written = {}
-    for name, factors in folded.items():
+    for name, factors in _with_common_alphas(folded).items():
         key = keys.to_kohya(name, two)
         down, up = _rounded(factors, dtype, f"{path}: layer {name}")
         alpha = torch.tensor(factors.scale * factors.rank, dtype=torch.float32)
         found[name] = (
             {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": alpha},
             factors,
+        )
+    return found
+
+
+def _with_common_alphas(folded: Mapping[str, Factors]) -> dict[str, Factors]:
+    """The same updates with one alpha per part: where the layers' own differ, the most frequent of them.
+
+    diffusers drops the alphas of single attention layers of a kohya file and takes the most frequent for all;
+    with the rest of the scale in ``up`` every reader computes the same.
+    """
+    alphas: dict[str, list[float]] = {}
+    for name, factors in folded.items():
+        alphas.setdefault(LayerName.parse(name).part, []).append(factors.scale * factors.rank)
+    found = {}
+    for name, factors in folded.items():
+        of_part = alphas[LayerName.parse(name).part]
+        scale = max(of_part, key=of_part.count) / factors.rank
+        is_own = math.isclose(scale, factors.scale, rel_tol=1e-9)
+        found[name] = (
+            factors if is_own else replace(factors, up=factors.up * (factors.scale / scale), scale=scale)
         )
     return found
 
