@@ -132,8 +132,12 @@ def apply(
     is_convolution: bool,
     runtime: GateRuntime,
     name: str,
+    in_place: bool = False,
 ) -> Tensor:
-    """G(z)·z, shape and dtype of z, the folded down projection of one layer before alpha and strength."""
+    """G(z)·z, shape and dtype of z, the folded down projection of one layer before alpha and strength.
+
+    in_place: z may be overwritten (it is the caller's own, and no gradient will be asked for).
+    """
     phi = features(z, rows_per_gate, is_convolution)
     params = {**params, "gate.mu": runtime.mu(name, params["gate.mu"])}
     runtime.watch_level(name, phi)
@@ -149,4 +153,5 @@ def apply(
         values = p.to(z.dtype)
     if rows_per_gate == 2:
         values = torch.cat([values, values], 1)
-    return z * channel_view(values, z, is_convolution)
+    values = channel_view(values, z, is_convolution)
+    return z.mul_(values) if in_place else z * values

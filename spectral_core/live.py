@@ -109,6 +109,13 @@ class LayerUpdate:
         twin.pieces = pieces_of(str(self.name), twin.layer, trained=False)
         return twin
 
+    def prepare(self, weight: Tensor) -> None:
+        """Fold for the module as it is now, so that the first call (or compilation) finds it done."""
+        if not self.trained and weight.is_floating_point() and not weight.is_meta:
+            for piece in self.pieces:
+                if piece.linear:
+                    piece.ready(weight.device, weight.dtype, 1.0)
+
     @property
     def order(self) -> tuple[str, float, str]:
         """The place among several updates of one module: by content, so that it does not depend on who came
@@ -150,6 +157,7 @@ class LayerUpdate:
                     self.is_convolution,
                     self.control.gates,
                     piece.gate_name,
+                    in_place=not torch.is_grad_enabled(),
                 )
             if rows is not None:
                 z = z * channel_view(self._per_row(rows, z)[:, None], z, self.is_convolution)
