@@ -143,6 +143,7 @@ def attach(
                 dispatcher = Dispatcher.on(p.module)
                 attachment._updates.append((dispatcher, update))
                 dispatcher.insert(update)
+                update.prepare(cast(Tensor, p.module.weight))
     except BaseException:  # an interrupt too must not leave half of it behind
         attachment.remove()
         raise

@@ -53,14 +53,20 @@ class Piece:
             return self._fold(device, dtype, strength)
         versions = tuple(v._version for t in self.terms for v in t.params.values()) if self.trained else ()
         key = (device, dtype, strength, versions)
-        if key not in self._cache:
-            if len(self._cache) >= _KEPT:
-                self._cache.clear()
-            # An inference tensor could not be saved for a later backward pass, so none is ever kept.
-            with torch.inference_mode(False), torch.no_grad():
-                down, up, gate = self._fold(device, dtype, strength)
-                self._cache[key] = (_plain(down), _plain(up), {k: _plain(v) for k, v in gate.items()})
-        return self._cache[key]
+        found = self._cache.get(key)
+        return self._keep(key, device, dtype, strength) if found is None else found
+
+    @torch.compiler.disable
+    def _keep(self, key: object, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
+        """Fold once and keep it; a compiled model breaks its graph here once, and traces no fold."""
+        if len(self._cache) >= _KEPT:
+            self._cache.clear()
+        # An inference tensor could not be saved for a later backward pass, so none is ever kept.
+        with torch.inference_mode(False), torch.no_grad():
+            down, up, gate = self._fold(device, dtype, strength)
+            kept = _plain(down), _plain(up), {k: _plain(v) for k, v in gate.items()}
+        self._cache[key] = kept
+        return kept
 
     def _fold(self, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
         """The factors in float32 or better, and the one cast to the precision of the forward pass."""

@@ -25,6 +25,7 @@ from .folded import Piece, pieces_of, term_name
 from .gate import GateRuntime
 from .layers import Geometry, channel_view, expand, project
 from .schedule import Schedule
+from .targets import WEIGHT_DTYPES
 
 # What these return is a fresh tensor that their backward does not need: an update may be added in place.
 _FRESH_OUTPUT = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
@@ -111,7 +112,7 @@ class LayerUpdate:
 
     def prepare(self, weight: Tensor) -> None:
         """Fold for the module as it is now, so that the first call (or compilation) finds it done."""
-        if not self.trained and weight.is_floating_point() and not weight.is_meta:
+        if not self.trained and weight.dtype in WEIGHT_DTYPES and not weight.is_meta:
             for piece in self.pieces:
                 if piece.linear:
                     piece.ready(weight.device, weight.dtype, 1.0)
