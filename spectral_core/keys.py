@@ -74,8 +74,8 @@ def canonical_path(path: str) -> str:
 
 
 def path_spellings(path: str) -> tuple[str, ...]:
-    """The module paths to try, in this order, for a canonical path: as it is, and without ``text_model.``."""
-    return (path, path.removeprefix("text_model.")) if path.startswith("text_model.") else (path,)
+    """The module paths to try for a layer's path, in this order: as it is, with ``text_model.``, without."""
+    return tuple(dict.fromkeys((path, canonical_path(path), path.removeprefix("text_model."))))
 
 
 def to_native(name: str, layout: ModelLayout) -> tuple[str, tuple[int, int] | None]:

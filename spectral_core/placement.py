@@ -12,6 +12,7 @@ from torch import nn
 
 from .adapter import Adapter, AdapterLayer, LayerName
 from .errors import SpectralAdapterError
+from .keys import path_spellings
 from .layers import LayerShape
 from .targets import bypassed_layers, layer_problem, layer_shape, modules_by_path
 
@@ -76,7 +77,7 @@ def place(
         name = LayerName.parse(text)
         if name.part != chosen:
             continue
-        module = modules.get(name.path)
+        module = next((modules[p] for p in path_spellings(name.path) if p in modules), None)
         if module is None:
             unmatched[text] = f"no such module here{_near(name.path, modules)}"
         elif why := bypassed.get(id(module)) or layer_problem(module):

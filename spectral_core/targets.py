@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .adapter import LayerName
 from .errors import SpectralAdapterError
+from .keys import canonical_path, path_spellings
 from .layers import LayerShape
 
 ROOT = "root"
@@ -207,24 +208,30 @@ def find_targets(
         chooses, hits = _chooser(item, part), 0
         reasons: dict[str, str] = {}
         for path, (module, shape, problem) in layers.items():
-            if not chooses(path, shape):
+            if not any(chooses(spelling, shape) for spelling in path_spellings(path)):
                 continue
-            name = str(LayerName(part, path))
+            name = _name(part, path)
             if problem is None:
                 hits += 1
                 weights[name] = module.weight.detach()  # type: ignore[operator, union-attr]
             else:
                 reasons[name] = problem
         if item not in PRESETS:
-            reasons |= {f"{part}.{p}": why for p, why in others.items() if chooses(p, LayerShape(0, 0))}
+            reasons |= {_name(part, p): why for p, why in others.items() if chooses(p, LayerShape(0, 0))}
         if not hits:
             raise SpectralAdapterError(_no_match(item, list(layers), reasons))
         refused |= reasons
-    names = [str(LayerName(part, path)) for path in layers]
+    names = [_name(part, path) for path in layers]
     order = {name: i for i, name in enumerate(names)}
     weights = dict(sorted(weights.items(), key=lambda kv: order[kv[0]]))
     unselected = tuple(n for n in names if n not in weights and n not in refused)
     return weights, TargetReport(tuple(weights), refused, unselected)
+
+
+def _name(part: str, path: str) -> str:
+    """The layer's name; a text encoder's has its ``text_model.`` level whatever this transformers release
+    calls it."""
+    return str(LayerName(part, canonical_path(path) if part.startswith("text_encoder") else path))
 
 
 _Layer = tuple[nn.Module, LayerShape, "str | None"]

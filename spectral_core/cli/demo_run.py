@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..adapter import Adapter
+from ..errors import SpectralAdapterError
 from ..fileformat import load, save
 from ..fusion import FusionReport, freeze, fuse
 from ..gate_record import GateRecorder
@@ -83,9 +84,11 @@ def default_settings(pipe: Any, options: argparse.Namespace) -> DemoSettings:
     """The embedded model trains all layers at its own 64 pixels; a real one its attention layers."""
     embedded = options.model is None
     factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-    size = options.size or pipe.unet.config.sample_size * factor
-    steps = options.steps or (260 if embedded else 300)
+    size = pipe.unet.config.sample_size * factor if options.size is None else options.size
+    steps = (260 if embedded else 300) if options.steps is None else options.steps
     rates = {"foura": 3e-3, "spectral_a": 1e-2} if embedded else {"foura": 0.0, "spectral_a": 0.0}
+    if size < factor or size % factor:
+        raise SpectralAdapterError(f"--size {size}: expected a multiple of {factor} pixels")
     train = {
         method: TrainConfig(
             steps=steps,
@@ -100,7 +103,7 @@ def default_settings(pipe: Any, options: argparse.Namespace) -> DemoSettings:
     return DemoSettings(
         embedded=embedded,
         size=size,
-        rank=options.rank or 8,
+        rank=8 if options.rank is None else options.rank,
         targets="all" if embedded else "attention",
         train=train,
         sample_steps=25,

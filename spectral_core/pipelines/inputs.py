@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..adapter import LayerName
+from ..keys import path_spellings
 from ..layers import Geometry
 from .loading import parts_of
 
@@ -35,7 +36,8 @@ def recorded_inputs(
     try:
         for name in layers:
             parsed = LayerName.parse(name)
-            module = modules[parsed.part].get_submodule(parsed.path)
+            inside = dict(modules[parsed.part].named_modules())
+            module = next(inside[path] for path in path_spellings(parsed.path) if path in inside)
             handles.append(module.register_forward_pre_hook(_recorder(samples[name], generator)))
         yield found
     finally:
