@@ -2,8 +2,8 @@
 number.
 
 Run it with ``python dev.py demo``. Without arguments it uses the embedded model and two characters drawn by
-code;
-``--images DIR --token NAME`` trains on your own pictures, ``--model PATH`` on your own Stable Diffusion.
+code; ``--images DIR --token NAME`` trains on your own pictures, ``--model PATH`` on your own Stable
+Diffusion.
 """
 
 from __future__ import annotations

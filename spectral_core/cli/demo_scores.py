@@ -1,8 +1,7 @@
 """Numbers about pictures, read by the classifier that ships with the embedded model.
 
 Concept score: mean cosine similarity between the features of samples and of the concept's own pictures, −1
-… 1.
-Shapes: pictures become (N, 3, 64, 64) in [0, 1].
+… 1. Shapes: pictures become (N, 3, 64, 64) in [0, 1].
 """
 
 from __future__ import annotations

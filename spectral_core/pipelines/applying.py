@@ -1,9 +1,8 @@
 """Adapters on a diffusers pipeline: applied live for a while, merged, and pictures made with them.
 
 Applying changes no weight: it hooks the modules' forwards, tells the adapters the noise level at each call
-of the
-denoiser, and adds their trained words to the tokenizer. Removing it leaves the pipeline as it was, to the
-bit.
+of the denoiser, and adds their trained words to the tokenizer. Removing it leaves the pipeline as it was,
+to the bit.
 """
 
 from __future__ import annotations

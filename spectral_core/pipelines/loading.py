@@ -1,13 +1,13 @@
 """Open a diffusers pipeline from a folder or a single checkpoint file, offline.
 
-The only packages in the core that may import diffusers and transformers are this one and :mod:`..cli`, and
-only
-inside functions: the core works without them.
+The only packages in the core that may import diffusers and transformers are this one and :mod:`..cli`,
+and only inside functions: the core works without them.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,13 @@ def load_pipeline(path: str | Path, dtype: torch.dtype = torch.float32) -> Any:
 
     Raises SpectralAdapterError where the path is neither, or diffusers is not installed.
     """
-    path = Path(path)
+    with warnings.catch_warnings():
+        # The older name, because it is the one that every supported release of diffusers understands.
+        warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)
+        return _quiet(_open(Path(path), dtype))
+
+
+def _open(path: Path, dtype: torch.dtype) -> Any:
     try:
         import diffusers
     except ImportError as error:
@@ -35,7 +41,7 @@ def load_pipeline(path: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     if path.is_file():
         from .single_file import load_single_file
 
-        return _quiet(load_single_file(path, dtype))
+        return load_single_file(path, dtype)
     index = path / "model_index.json"
     if not index.is_file():
         raise SpectralAdapterError(
@@ -47,12 +53,12 @@ def load_pipeline(path: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     if "safety_checker" in expected:
         extras = {"safety_checker": None, "requires_safety_checker": False}
     try:
-        pipe = diffusers.DiffusionPipeline.from_pretrained(
+        pipe: Any = diffusers.DiffusionPipeline.from_pretrained(
             path, torch_dtype=dtype, local_files_only=True, **extras
         )
     except (OSError, ValueError, KeyError) as error:
         raise SpectralAdapterError(f"model {path}: diffusers cannot open it: {error}") from error
-    return _quiet(pipe)
+    return pipe
 
 
 def _quiet(pipe: Any) -> Any:

@@ -19,9 +19,8 @@ class TrainConfig:
     """steps and batch_size count optimiser steps and pictures; learning_rate 0 is the method's default.
 
     token_learning_rate: of new word embeddings; 0 is ten times the adapter's. caption_dropout: share of
-    pictures that
-    train with an empty caption. target_open: wanted share of open gates (None: no penalty), gate_penalty
-    its weight.
+    pictures that train with an empty caption. target_open: wanted share of open gates (None: no penalty),
+    gate_penalty its weight.
     """
 
     steps: int = 500

@@ -1,8 +1,8 @@
 """Pictures with captions from a folder, in the layout that kohya's trainer and ComfyUI's dataset nodes read.
 
 ``name.jpg`` + ``name.txt`` (or ``.caption``) in the folder itself or in subfolders called
-``<repeats>_<name>``.
-``<TOK>`` in a caption stands for the concept's token; a caption that has neither gets the token in front.
+``<repeats>_<name>``. ``<TOK>`` in a caption stands for the concept's token; a caption that has neither gets
+the token in front.
 
 Shapes: a picture becomes (3, height, width) in [−1, 1], centre-cropped and resized with Lanczos.
 """

@@ -1,8 +1,7 @@
 """The training loop: any callable model, attached adapters, latents; nothing here knows a pipeline or a host.
 
 Shapes: latents (N, C, H, W) scaled as the model wants them; the model maps (noisy, timesteps, example
-indices with
-None for a dropped caption) to a prediction of the latents' shape.
+indices with None for a dropped caption) to a prediction of the latents' shape.
 """
 
 from __future__ import annotations
@@ -51,8 +50,7 @@ def train(setup: Setup, config: TrainConfig, method: str, listener: Listener | N
     """Train the attachments' parameters (and token rows) for ``config.steps`` steps.
 
     KeyboardInterrupt ends the run early and keeps what was learned (``stopped``). A loss that is not finite
-    raises
-    SpectralAdapterError with the step; the parameters are then those of the step before.
+    raises SpectralAdapterError with the step; the parameters are then those of the step before.
     """
     optimiser = _optimiser(setup, config, method)
     peaks = [group["lr"] for group in optimiser.param_groups]

@@ -81,6 +81,27 @@ def test_the_users_own_pictures(tmp_path: Path, pictures: Path) -> None:
     assert load(output / "adapters" / "thing_foura.safetensors").provenance.trigger_words == ("<thing>",)
 
 
+def test_another_model(tmp_path: Path, pictures: Path, pipe: Any) -> None:
+    """A diffusers folder; one concept, so nothing to fuse; the methods' own learning rates."""
+    pipe.save_pretrained(tmp_path / "model")
+    output = tmp_path / "out"
+    arguments = [
+        "--model",
+        str(tmp_path / "model"),
+        "--images",
+        str(pictures),
+        "--token",
+        "x",
+        "--steps",
+        "2",
+    ]
+    assert demo.main([*arguments, "--output", str(output)]) == 0
+    report = read(output)
+    assert report["fusions"] == [] and len(report["concepts"]) == 1 and report["settings"]["size"] == 16
+    assert [t["learning_rate"] for t in report["trainings"]] == [1e-4, 1e-3]
+    assert demo.main([*arguments, "--output", str(output), "--size", "17"]) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
