@@ -1,6 +1,6 @@
 """The node list: id -> class and id -> display name, written out; nothing registers itself.
 
-A node id carries the prefix `Spectral` and never changes once released.
+A node id is `SpectralAdapters_<Name>` and never changes once released.
 """
 
 from __future__ import annotations
