@@ -42,6 +42,7 @@ __all__ = [
     "temperature_at",
     "tensor_shapes",
     "trainable",
+    "values",
 ]
 
 KINDS = ("mlp", "entropy")
@@ -124,7 +125,7 @@ def freeze(mean_open: Tensor) -> Tensor:
     return (mean_open > 0.5).float()
 
 
-def apply(
+def values(
     z: Tensor,
     params: Params,
     kind: str,
@@ -132,12 +133,8 @@ def apply(
     is_convolution: bool,
     runtime: GateRuntime,
     name: str,
-    in_place: bool = False,
 ) -> Tensor:
-    """G(z)·z, shape and dtype of z, the folded down projection of one layer before alpha and strength.
-
-    in_place: z may be overwritten (it is the caller's own, and no gradient will be asked for).
-    """
+    """G(z) (B, R) in z's dtype, of the folded down projection z of one layer before alpha and strength."""
     phi = features(z, rows_per_gate, is_convolution)
     params = {**params, "gate.mu": runtime.mu(name, params["gate.mu"])}
     runtime.watch_level(name, phi)
@@ -146,12 +143,23 @@ def apply(
         p = torch.sigmoid(raw / runtime.temperature)
         runtime.watch_open(name, raw, p)
     if runtime.mode == "hard":
-        values = (raw > 0).to(z.dtype)
+        found = (raw > 0).to(z.dtype)
     elif runtime.mode == "straight_through":
-        values = (p + ((raw > 0).to(p.dtype) - p).detach()).to(z.dtype)
+        found = (p + ((raw > 0).to(p.dtype) - p).detach()).to(z.dtype)
     else:
-        values = p.to(z.dtype)
-    if rows_per_gate == 2:
-        values = torch.cat([values, values], 1)
-    values = channel_view(values, z, is_convolution)
-    return z.mul_(values) if in_place else z * values
+        found = p.to(z.dtype)
+    return torch.cat([found, found], 1) if rows_per_gate == 2 else found
+
+
+def apply(
+    z: Tensor,
+    params: Params,
+    kind: str,
+    rows_per_gate: int,
+    is_convolution: bool,
+    runtime: GateRuntime,
+    name: str,
+) -> Tensor:
+    """G(z)·z, in the shape and dtype of z."""
+    found = values(z, params, kind, rows_per_gate, is_convolution, runtime, name)
+    return z * channel_view(found, z, is_convolution)

@@ -148,22 +148,23 @@ class LayerUpdate:
             if down.shape[0] == 0:
                 continue
             z = project(x, down, self.geometry)
-            if piece.gated:
-                config: Any = piece.terms[0].config
-                z = gates.apply(
-                    z,
-                    gate,
-                    config.gate_kind,
-                    config.rows_per_gate,
-                    self.is_convolution,
-                    self.control.gates,
-                    piece.gate_name,
-                    in_place=not torch.is_grad_enabled(),
-                )
-            if rows is not None:
-                z = z * channel_view(self._per_row(rows, z)[:, None], z, self.is_convolution)
-            y = self._add_product(y, z, up, scale, in_place)
+            factor = self._row_factors(z, piece, gate, rows)
+            y = self._add_product(y, z, factor, up, scale, in_place)
         return y
+
+    def _row_factors(
+        self, z: Tensor, piece: Piece, gate: Mapping[str, Tensor], rows: Tensor | None
+    ) -> Tensor | None:
+        """What multiplies z, (B, R) or (B, 1): the gate's values and the schedule's; None for nothing."""
+        found = None
+        if piece.gated:
+            config: Any = piece.terms[0].config
+            kind, pairs, runtime = config.gate_kind, config.rows_per_gate, self.control.gates
+            found = gates.values(z, gate, kind, pairs, self.is_convolution, runtime, piece.gate_name)
+        if rows is None:
+            return found
+        per_row = self._per_row(rows, z)[:, None]
+        return per_row if found is None else found * per_row
 
     def _split(self, strength: float | Tensor, piece: Piece) -> tuple[float, Tensor | None, float]:
         """strength as (a number for the product, multipliers per row, a number for the fold)."""
@@ -186,21 +187,33 @@ class LayerUpdate:
             )
         return rows.to(z.device, z.dtype).repeat(batch // count)
 
-    def _add_product(self, y: Tensor, z: Tensor, up: Tensor, scale: float, in_place: bool) -> Tensor:
-        """y + scale · up·z into the rows that the layer's name gives; in place where that saves a tensor."""
+    def _add_product(
+        self, y: Tensor, z: Tensor, factor: Tensor | None, up: Tensor, scale: float, in_place: bool
+    ) -> Tensor:
+        """y + scale · up·(factor·z) into the rows that the layer's name gives; in place where that saves a tensor.
+
+        factor: (B, R) or (B, 1). It multiplies ``up``, for each batch row its own, where that is the smaller one.
+        """
+        fused = z.dim() == 3 and z.dtype == y.dtype and not self.is_convolution
+        right = up.mT.expand(z.shape[0], -1, -1) if z.dim() == 3 else up.mT
+        if factor is not None and fused and z.shape[1] > up.shape[0]:
+            right = right * factor[:, :, None]
+        elif factor is not None:
+            factor = channel_view(factor, z, self.is_convolution)
+            z = z * factor if torch.is_grad_enabled() else z.mul_(factor)
         # With a bias, F.linear returns a view: writing to it would cost a copy of the gradient in backward.
         if not in_place or (torch.is_grad_enabled() and self.gives_view):
-            if self.name.rows is None and z.dim() == 3 and z.dtype == y.dtype and not self.is_convolution:
-                return torch.baddbmm(y, z, up.mT.expand(z.shape[0], -1, -1), alpha=scale)
+            if self.name.rows is None and fused:
+                return torch.baddbmm(y, z, right, alpha=scale)
             y = y.clone()
         rows, axis = self.name.rows, 1 if self.is_convolution else -1
         part = y if rows is None else y.narrow(axis, rows[0], rows[1] - rows[0])
         if self.is_convolution or z.dim() > 3 or z.dtype != y.dtype:
             part.add_(expand(z, up, self.is_convolution).to(y.dtype), alpha=scale)
         elif z.dim() == 3:  # the product accumulates into y: no tensor of tokens × out besides y
-            part.baddbmm_(z, up.mT.expand(z.shape[0], -1, -1), alpha=scale)
+            part.baddbmm_(z, right, alpha=scale)
         else:
-            part.addmm_(z, up.mT, alpha=scale)
+            part.addmm_(z, right, alpha=scale)
         return y
 
 
