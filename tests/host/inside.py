@@ -1,0 +1,53 @@
+"""Runs a script of this folder once in a host's own Python, with the host's ``comfy`` importable, on the CPU.
+
+The script finds a folder in ``sys.argv[2]`` and exchanges files in it with the test. No server is started.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.host.booted import NO_HOST, Checkout, find_checkouts
+
+SECONDS = 300  # about 12 on an idle machine
+
+# The host reads its command line only when main.py asks for it; the CPU is chosen before anything looks for a
+# GPU.
+BOOTSTRAP = """
+import os, runpy, sys
+sys.path[0] = os.getcwd()
+import comfy.cli_args
+comfy.cli_args.args.cpu = True
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+def checkouts() -> list[object]:
+    """The parameters for a fixture: one per host version; without a host one that is skipped."""
+    found = [pytest.param(checkout, id=checkout.version) for checkout in find_checkouts()]
+    return found or [pytest.param(None, id="no host", marks=pytest.mark.skip(reason=NO_HOST))]
+
+
+def run_inside(checkout: Checkout, script: str, folder: Path) -> None:
+    """Run ``tests/host/<script>``; AssertionError with what it printed when it fails."""
+    hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    env = {k: v for k, v in os.environ.items() if k not in hidden}
+    env |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [str(checkout.python), "-c", BOOTSTRAP, str(Path(__file__).with_name(script)), str(folder)],
+        cwd=checkout.root,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=SECONDS,
+    )
+    if checkout.guessed and "ModuleNotFoundError" in done.stderr:
+        pytest.skip(f"ComfyUI {checkout.version}: the Python that runs the tests lacks its requirements")
+    assert done.returncode == 0, f"{script} on ComfyUI {checkout.version}:\n{done.stdout}\n{done.stderr}"
