@@ -31,6 +31,7 @@ from .demo_concepts import DemoConcept
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "demo_model"
 FUSION_OF = {"foura": "sum", "spectral_a": "spectral"}
+EMBEDDED_TARGETS = r"re:(down_blocks|mid_block|up_blocks)\..*"  # all but the four-channel layers at both ends
 METHOD_NAMES = {"foura": "FouRA", "spectral_a": "Spectral A"}
 Method = str
 
@@ -104,7 +105,7 @@ def default_settings(pipe: Any, options: argparse.Namespace) -> DemoSettings:
         embedded=embedded,
         size=size,
         rank=8 if options.rank is None else options.rank,
-        targets="all" if embedded else "attention",
+        targets=EMBEDDED_TARGETS if embedded else "attention",
         train=train,
         sample_steps=25,
         guidance=4.0 if embedded else 7.5,
