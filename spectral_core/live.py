@@ -190,9 +190,9 @@ class LayerUpdate:
     def _add_product(
         self, y: Tensor, z: Tensor, factor: Tensor | None, up: Tensor, scale: float, in_place: bool
     ) -> Tensor:
-        """y + scale · up·(factor·z) into the rows that the layer's name gives; in place where that saves a tensor.
+        """y + scale · up·(factor·z) into the rows that the layer's name gives, in place where that saves memory.
 
-        factor: (B, R) or (B, 1). It multiplies ``up``, for each batch row its own, where that is the smaller one.
+        factor: (B, R) or (B, 1). It multiplies ``up``, each batch row its own, where that is the smaller one.
         """
         fused = z.dim() == 3 and z.dtype == y.dtype and not self.is_convolution
         right = up.mT.expand(z.shape[0], -1, -1) if z.dim() == 3 else up.mT
