@@ -190,7 +190,7 @@ class LayerUpdate:
     def _add_product(
         self, y: Tensor, z: Tensor, factor: Tensor | None, up: Tensor, scale: float, in_place: bool
     ) -> Tensor:
-        """y + scale · up·(factor·z) into the rows that the layer's name gives, in place where that saves memory.
+        """y + scale · up·(factor·z) into the rows that the name gives, in place where that saves memory.
 
         factor: (B, R) or (B, 1). It multiplies ``up``, each batch row its own, where that is the smaller one.
         """
