@@ -9,6 +9,7 @@ Diffusion.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -81,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 with one clear line when the input cannot be used; 130 when interrupted."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns on import, before one can ask
     options = parser().parse_args(arguments)
     try:
         run(options)

@@ -77,7 +77,13 @@ class Row:
 
 
 def open_model(path: Path | None) -> Any:
-    """The embedded model, or the user's."""
+    """The embedded model, or the user's; the libraries' own bars and advice stay out of our output."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
     return load_pipeline(path or EMBEDDED)
 
 
