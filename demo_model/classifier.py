@@ -27,6 +27,7 @@ class Classifier(nn.Module):
 
     def __init__(self, labels: dict[str, list[str]]) -> None:
         super().__init__()
+        self.centre: Tensor
         self.labels = {name: list(values) for name, values in labels.items()}
         layers: list[nn.Module] = []
         channels = 3
@@ -36,6 +37,7 @@ class Classifier(nn.Module):
         layers += [nn.Conv2d(channels, 24, 1), nn.ReLU(), nn.Flatten()]
         self.body = nn.Sequential(*layers)
         self.hidden = nn.Linear(24 * 8 * 8, FEATURES)
+        self.register_buffer("centre", torch.zeros(FEATURES))
         self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, len(v)) for name, v in self.labels.items()})
 
     def _hidden(self, images: Tensor) -> Tensor:
@@ -59,8 +61,8 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """(N, 128), each of length one: the dot product of two pictures' features is their similarity."""
-        return F.normalize(self._hidden(images), dim=1)
+        """(N, 128), each of length one, relative to the average drawing: dot products are similarities."""
+        return F.normalize(self._hidden(images) - self.centre, dim=1)
 
 
 def load_classifier(path: str | Path) -> Classifier:

@@ -15,7 +15,17 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from .autoencoder_start import fold, start_decoder, whitening, write_encoder
-from .common import CACHE, MODEL, SEED, Budget, batches, pictures, to_tensor, update_average
+from .common import (
+    CACHE,
+    MODEL,
+    SEED,
+    Budget,
+    average_gradients,
+    batches,
+    pictures,
+    to_tensor,
+    update_average,
+)
 
 SCALING = 0.18215
 ENCODED = 14_000  # of the drawn scenes, for the denoiser
@@ -53,7 +63,8 @@ def build(device: str) -> None:
     write_encoder(model)
     start_decoder(model)
     raw, _ = encode(model.to(device), pictures()[:2000], device)
-    fold(model, *(t.to(device) for t in whitening(raw)), SCALING)
+    matrix, offset = whitening(raw)
+    fold(model.cpu(), matrix, offset, SCALING)
     model.half().save_pretrained(MODEL / "vae", safe_serialization=True)
 
 
@@ -70,40 +81,49 @@ def encode(model: AutoencoderKL, images: np.ndarray, device: str) -> tuple[Tenso
 
 def encode_data(device: str) -> None:
     """Pre-encode the training scenes (already scaled) into the cache."""
-    model = AutoencoderKL.from_pretrained(MODEL / "vae", torch_dtype=torch.float32).to(device).eval()
+    model = AutoencoderKL.from_pretrained(MODEL / "vae").float().to(device).eval()
     model.to(memory_format=torch.channels_last)
     mean, spread = encode(model, pictures()[:ENCODED], device)
     torch.save({"mean": mean * SCALING, "std": spread * SCALING}, CACHE / "latents.pt")
     print("latents", mean.shape, (mean * SCALING).std(dim=(0, 2, 3)), (spread * SCALING).mean(), flush=True)
 
 
-def refine(device: str, steps: int = 1500, minutes: float = 8.0, size: int = 8) -> None:
-    """Train the decoder further on the fixed latents, so that the denoiser's data stay as they are."""
-    torch.manual_seed(SEED + 8)
-    model = AutoencoderKL.from_pretrained(MODEL / "vae", torch_dtype=torch.float32).to(device)
+def roughen(latents: Tensor) -> Tensor:
+    """A little noise, up to an eighth of the latents' spread, as a sampler with few steps leaves it."""
+    strength = 0.12 / SCALING * torch.rand(len(latents), 1, 1, 1, device=latents.device)
+    return latents + strength * torch.randn_like(latents)
+
+
+def refine(device: str, steps: int = 700, size: int = 8, *, rank: int = 0, workers: int = 1) -> None:
+    """Train the decoder on scenes and doodles; the encoder and so the denoiser's data stay as they are."""
+    torch.manual_seed(SEED + 8 + rank)
+    model = AutoencoderKL.from_pretrained(MODEL / "vae").float().to(device)
     model.to(memory_format=torch.channels_last).requires_grad_(False)
     model.decoder.requires_grad_(True)
-    data, fixed = pictures(), torch.load(CACHE / "latents.pt", weights_only=True)
+    data = pictures(), pictures("doodles")
     average = copy.deepcopy(model.decoder)
     optimiser = torch.optim.AdamW(model.decoder.parameters(), lr=1e-3, weight_decay=0.0, betas=(0.9, 0.99))
-    budget, stream, step = Budget(steps, minutes, warmup=20), batches(len(fixed["mean"]), size, SEED + 8), 0
-    while budget.progress(step) < 1:
+    shares = (size - size // 4, size // 4)
+    streams = [batches(len(d), n, SEED + 8) for d, n in zip(data, shares, strict=True)]
+    budget, step = Budget(steps, 600, warmup=20), 0
+    while step < steps:
         for group in optimiser.param_groups:
             group["lr"] = 1e-3 * budget.factor(step)
-        index = next(stream)
-        target = to_tensor(data[index]).to(device) * 2 - 1
-        mean, spread = fixed["mean"][index], fixed["std"][index]
-        latents = (mean + spread * torch.randn_like(spread)) / SCALING
-        output = model.decode(latents.to(device, memory_format=torch.channels_last)).sample
-        loss = loss_of(target, output)
+        images = [d[next(s)[rank::workers]] for d, s in zip(data, streams, strict=True)]
+        target = to_tensor(np.concatenate(images)).to(device) * 2 - 1
+        loss = loss_of(target, model.decode(roughen(model.encode(target).latent_dist.mode())).sample)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        if workers > 1:
+            average_gradients(list(model.decoder.parameters()))
         torch.nn.utils.clip_grad_norm_(model.decoder.parameters(), 1.0)
         optimiser.step()
         update_average(average, model.decoder, step, 0.99)
-        if step % 20 == 0:
+        if rank == 0 and step % 20 == 0:
             print(f"refine {step} loss {loss:.4f} {budget.seconds():.0f}s", flush=True)
         step += 1
+    if rank > 0:
+        return
     (CACHE / "refine_time.json").write_text(json.dumps({"steps": step, "seconds": round(budget.seconds())}))
     model.decoder.load_state_dict(average.state_dict())
     model.half().save_pretrained(MODEL / "vae", safe_serialization=True)

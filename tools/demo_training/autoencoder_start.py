@@ -46,6 +46,7 @@ def zero_blocks(half: nn.Module) -> None:
 
 def write_output(conv: nn.Conv2d, row: int, signal: int, gain: float) -> None:
     """``conv[row]`` reads signal number ``signal`` back from the normalised, SiLU'd channels (see above)."""
+    assert conv.bias is not None
     conv.weight[row] = 0
     conv.bias[row] = 0
     for group, sign in ((plus(signal), 1), (minus(signal), -1)):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from demo_model import draw
@@ -85,6 +86,16 @@ def update_average(average: nn.Module, model: nn.Module, step: int, decay: float
     rate = 1 - min(decay, (1 + step) / (10 + step))
     for a, m in zip(average.parameters(), model.parameters(), strict=True):
         a.lerp_(m, rate)
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Replace every gradient by its mean over the workers, in one exchange."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.reshape(-1) for g in grads])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        grad.copy_(mean.view_as(grad))
 
 
 def contact_sheet(images: Tensor, columns: int = 8) -> np.ndarray:

@@ -85,8 +85,8 @@ def folder_bytes() -> int:
 
 def evaluate(device: str, count: int = SAMPLES, batch: int = 50) -> None:
     """Write ``demo_model/quality.json`` and ``demo_model/samples.jpg``."""
-    pipeline = StableDiffusionPipeline.from_pretrained(MODEL, torch_dtype=torch.float32, safety_checker=None)
-    pipeline.to(device).set_progress_bar_config(disable=True)
+    pipeline = StableDiffusionPipeline.from_pretrained(MODEL, safety_checker=None)
+    pipeline.to(device, torch.float32).set_progress_bar_config(disable=True)
     reader, wanted = load_classifier(MODEL / "classifier"), held_out_scenes(count, SEED)
     prompts = [draw.full_caption(s) for s in wanted]
     started = time.monotonic()

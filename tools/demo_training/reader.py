@@ -55,7 +55,7 @@ def train(device: str, steps: int = 1500, minutes: float = 8.0, size: int = 40) 
     torch.manual_seed(SEED + 5)
     known, drawn, doodles = scenes(), pictures(), pictures("doodles")
     truth = targets(known)
-    model = Classifier(LABELS).to(device, memory_format=torch.channels_last).train()
+    model = Classifier(LABELS).to(device).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.02)
     budget, step = Budget(steps, minutes), 0
     streams = batches(len(known), size, SEED + 6), batches(len(doodles), 2, SEED + 7)
@@ -75,7 +75,14 @@ def train(device: str, steps: int = 1500, minutes: float = 8.0, size: int = 40) 
         if step % 50 == 0:
             print(f"classifier {step} loss {loss:.4f} {budget.seconds():.0f}s", flush=True)
         step += 1
+    centre(model.eval(), to_tensor(drawn[:2000]).to(device))
     save(model, {"steps": step, "seconds": round(budget.seconds())})
+
+
+@torch.no_grad()
+def centre(model: Classifier, images: Tensor) -> None:
+    """Remember the average hidden state, which ``features`` subtracts."""
+    model.centre.copy_(torch.cat([model._hidden(part) for part in images.split(200)]).mean(0))
 
 
 def save(model: Classifier, times: dict[str, int]) -> None:

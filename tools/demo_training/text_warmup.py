@@ -1,6 +1,6 @@
 """A first lesson for the text encoder: every position from the end token on must tell the caption's content.
 
-Most of the 77 positions that the denoiser attends to are padding after the caption. When these already carry the
+Most of the 77 positions that the denoiser attends to are padding after the caption. When these already carry
 attributes, even the nearly uniform attention of an untrained denoiser sees them, and the joint training that
 follows starts with something to listen to.
 """

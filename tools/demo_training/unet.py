@@ -1,9 +1,11 @@
-"""The denoiser and the text encoder, trained together on the pre-encoded latents.
+"""The denoiser, trained on the pre-encoded latents under the states of the frozen text encoder.
 
 v-prediction (Salimans & Ho, 2022) with the loss weight min(1, max(5 / snr, 0.1)): full weight where the noise
 is strong and shape and colour are decided, less on the last details (in the spirit of min-SNR, Hang et al.,
-2023); captions drawn anew at every step, dropped to "" one time in ten for classifier-free guidance (Ho &
-Salimans, 2022).
+2023); captions dropped to "" one time in ten for classifier-free guidance (Ho & Salimans, 2022).
+
+The text encoder is frozen for a measured reason: trained along, it kept the background (the first thing that
+lowers the loss) and forgot shape and position, from 19 % and 16 % of its states' variance to 2 % and 1 %.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,7 +22,17 @@ from torch import Tensor, nn
 
 from demo_model import draw
 
-from .common import CACHE, MODEL, SEED, Budget, batches, contact_sheet, scenes, update_average
+from .common import (
+    CACHE,
+    MODEL,
+    SEED,
+    Budget,
+    average_gradients,
+    batches,
+    contact_sheet,
+    scenes,
+    update_average,
+)
 from .text import load_tokenizer, text_model
 
 CHECKPOINT = CACHE / "unet.pt"
@@ -50,11 +61,13 @@ SCHEDULE = {
     "timestep_spacing": "trailing",
 }
 GUIDANCE, STEPS = 4.0, 20
+EMPTY_CAPTIONS = 0.1
+STEPS_TRAINED, BATCH, LEARNING_RATE = 5000, 32, 1.5e-3
 
 
 def build_pipeline(unet: nn.Module, text: nn.Module, device: str = "cpu") -> StableDiffusionPipeline:
     """The whole pipeline around these two; the autoencoder and the tokenizer come from ``demo_model``."""
-    vae = AutoencoderKL.from_pretrained(MODEL / "vae", torch_dtype=torch.float32).to(device)
+    vae = AutoencoderKL.from_pretrained(MODEL / "vae").float().to(device)
     pipeline = StableDiffusionPipeline(
         vae=vae, text_encoder=text, tokenizer=load_tokenizer(), unet=unet,
         scheduler=DDIMScheduler(**SCHEDULE),
@@ -81,17 +94,16 @@ class Trainer:
         torch.manual_seed(SEED)
         self.device, self.lr, self.step, self.spent = device, lr, 0, 0.0
         self.tokenizer = load_tokenizer()
-        self.text = text_model(self.tokenizer).to(device).train()
+        self.text = text_model(self.tokenizer).to(device).eval().requires_grad_(False)
         self.text.load_state_dict(torch.load(CACHE / "text.pt", map_location=device, weights_only=True))
         self.unet = UNet2DConditionModel(**CONFIG).to(device, memory_format=torch.channels_last).train()
         for name, module in self.unet.named_modules():  # residual branches start at zero
             if name.endswith(("conv2", "proj_out", "conv_out")):
                 nn.init.zeros_(module.weight)
                 nn.init.zeros_(module.bias)
-        self.average = nn.ModuleList([copy.deepcopy(self.unet), copy.deepcopy(self.text)]).eval()
-        self.models = nn.ModuleList([self.unet, self.text])
+        self.average = copy.deepcopy(self.unet).eval()
         self.optimiser = torch.optim.AdamW(
-            self.models.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01
+            self.unet.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01
         )
         alphas = DDIMScheduler(**SCHEDULE).alphas_cumprod
         self.a, self.s = alphas.sqrt().to(device), (1 - alphas).sqrt().to(device)
@@ -102,33 +114,40 @@ class Trainer:
         ids = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         return ids.to(self.device)
 
-    def loss(self, latents: Tensor, captions: list[str]) -> Tensor:
-        late = torch.rand(len(latents), device=self.device) < 0.2  # one in five on the last details
-        t = torch.where(
-            late,
-            torch.randint_like(late, 0, 250, dtype=torch.long),
-            torch.randint_like(late, 250, 1000, dtype=torch.long),
-        )
+    def times(self, count: int) -> Tensor:
+        """Mostly where the noise still hides the object, so that the text must place and shape it."""
+        early, anywhere = torch.randint(650, 1000, (count,)), torch.randint(0, 1000, (count,))
+        return torch.where(torch.rand(count) < 0.6, early, anywhere).to(self.device)
+
+    def loss(self, latents: Tensor, context: Tensor) -> Tensor:
+        t = self.times(len(latents))
         noise = torch.randn_like(latents)
         a, s = self.a[t].view(-1, 1, 1, 1), self.s[t].view(-1, 1, 1, 1)
-        context = self.text(self.tokens(captions)).last_hidden_state
         output = self.unet(a * latents + s * noise, t, context).sample
         error = (output - (a * noise - s * latents)).square().mean(dim=(1, 2, 3))
         return (error * self.weight[t]).sum() / self.weight[t].sum()
 
-    def update(self, loss: Tensor, factor: float) -> None:
+    @torch.no_grad()
+    def text_states(self, captions: list[str]) -> Tensor:
+        """The text encoder's states for these captions, (N, 77, 128) in fp16 on the CPU."""
+        parts = [captions[i : i + 200] for i in range(0, len(captions), 200)]
+        return torch.cat([self.text(self.tokens(part)).last_hidden_state.half().cpu() for part in parts])
+
+    def update(self, loss: Tensor, factor: float, workers: int = 1) -> None:
         for group in self.optimiser.param_groups:
             group["lr"] = self.lr * factor
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.models.parameters(), 1.0)
+        if workers > 1:
+            average_gradients(list(self.unet.parameters()))
+        nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
         self.optimiser.step()
-        update_average(self.average, self.models, self.step)
+        update_average(self.average, self.unet, self.step)
         self.step += 1
 
     def save(self, seconds: float) -> None:
         state = {
-            "models": self.models.state_dict(),
+            "unet": self.unet.state_dict(),
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
@@ -142,7 +161,7 @@ class Trainer:
         if not CHECKPOINT.exists():
             return
         state = torch.load(CHECKPOINT, map_location=self.device, weights_only=True)
-        self.models.load_state_dict(state["models"])
+        self.unet.load_state_dict(state["unet"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.spent = state["step"], state["seconds"]
@@ -151,44 +170,57 @@ class Trainer:
         """A contact sheet of held-out prompts from the averaged weights, into the cache."""
         rng = np.random.default_rng(7)
         prompts = [draw.full_caption(draw.random_scene(rng, evaluation=True)) for _ in range(24)]
-        images = sample(build_pipeline(self.average[0], self.average[1], self.device), prompts, 7)
+        images = sample(build_pipeline(self.average, self.text, self.device), prompts, 7)
         sheet = Image.fromarray(contact_sheet(images))
         sheet.resize((sheet.width * 2, sheet.height * 2), 0).save(CACHE / f"look_{self.step:05d}.png")
         (CACHE / "look.txt").write_text("\n".join(prompts))
 
 
-def train(device: str, steps: int = 9000, minutes: float = 42.0, size: int = 32, lr: float = 1.5e-3) -> None:
-    """Train, checkpoint every four minutes, write the averaged weights as fp16 under ``demo_model``."""
-    Path("/tmp/unet_training.pid").write_text(str(os.getpid()))
-    data = torch.load(CACHE / "latents.pt", weights_only=True)
-    known, rng = scenes()[: len(data["mean"])], np.random.default_rng(SEED + 2)
-    trainer = Trainer(device, lr)
+class Source:
+    """One worker's share of the batches: latents and the states of their captions, each encoded once."""
+
+    def __init__(self, trainer: Trainer, size: int, rank: int = 0, workers: int = 1) -> None:
+        self.device, self.share = trainer.device, slice(rank, None, workers)
+        self.data = torch.load(CACHE / "latents.pt", weights_only=True)
+        known, captions = scenes()[: len(self.data["mean"])], np.random.default_rng(SEED + 4)
+        self.states = trainer.text_states([*(draw.caption(s, captions) for s in known), ""])
+        self.rng = np.random.default_rng([SEED + 2, trainer.step, rank])
+        self.stream = batches(len(known), size, SEED + 3 + trainer.step)
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        index = next(self.stream)[self.share]
+        mean, std = self.data["mean"][index], self.data["std"][index]
+        latents = (mean + std * torch.randn_like(std)).to(self.device, memory_format=torch.channels_last)
+        empty = self.rng.random(len(index)) < EMPTY_CAPTIONS
+        return latents, self.states[np.where(empty, -1, index)].float().to(self.device)
+
+
+def train(device: str, steps: int = STEPS_TRAINED, *, rank: int = 0, workers: int = 1) -> None:
+    """Train up to ``steps``, from the last checkpoint if there is one; the first worker saves and exports."""
+    trainer = Trainer(device, LEARNING_RATE)
     trainer.resume()
-    budget = Budget(steps, minutes, spent=trainer.spent)
-    stream = batches(len(known), size, SEED + 3 + trainer.step)
+    torch.manual_seed(SEED + 100 * trainer.step + rank)
+    budget, source = Budget(steps, 600, spent=trainer.spent), Source(trainer, BATCH, rank, workers)
     saved, running = budget.seconds(), 0.0
-    while budget.progress(trainer.step) < 1:
-        index = next(stream)
-        captions = [draw.caption(known[i], rng) if rng.random() > 0.1 else "" for i in index]
-        mean, std = data["mean"][index], data["std"][index]
-        latents = (mean + std * torch.randn_like(std)).to(device, memory_format=torch.channels_last)
-        loss = trainer.loss(latents, captions)
-        trainer.update(loss, budget.factor(trainer.step))
+    while trainer.step < steps:
+        loss = trainer.loss(*source.batch())
+        trainer.update(loss, budget.factor(trainer.step), workers)
         running = loss.item() if not running else 0.98 * running + 0.02 * loss.item()
-        if trainer.step % 50 == 0:
+        if rank == 0 and trainer.step % 50 == 0:
             print(f"unet {trainer.step} loss {running:.4f} {budget.seconds():.0f}s", flush=True)
-        if budget.seconds() - saved > 240:
+        if rank == 0 and budget.seconds() - saved > 240:
             trainer.save(budget.seconds())
             trainer.look()
             saved = budget.seconds()
-    trainer.save(budget.seconds())
-    times = {"steps": trainer.step, "seconds": round(budget.seconds())}
-    (CACHE / "unet_time.json").write_text(json.dumps(times))
-    export(trainer)
+    if rank == 0:
+        trainer.save(budget.seconds())
+        times = {"steps": trainer.step, "seconds": round(budget.seconds())}
+        (CACHE / "unet_time.json").write_text(json.dumps(times))
+        export(trainer)
 
 
 def export(trainer: Trainer) -> None:
-    unet, text = copy.deepcopy(trainer.average[0]), copy.deepcopy(trainer.average[1])
+    unet, text = copy.deepcopy(trainer.average), copy.deepcopy(trainer.text)
     pipeline = build_pipeline(unet.half().cpu(), text.half().cpu())
     pipeline.vae.half()
     pipeline.save_pretrained(MODEL, safe_serialization=True)
