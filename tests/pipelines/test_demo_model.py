@@ -23,9 +23,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "demo_model"
 def pipeline():
     """The shipped pipeline in fp32, without progress bars."""
     loaded = diffusers.StableDiffusionPipeline.from_pretrained(
-        FOLDER, safety_checker=None, local_files_only=True
+        FOLDER, torch_dtype=torch.float32, safety_checker=None, local_files_only=True
     )
-    loaded.to(torch.float32)
     loaded.set_progress_bar_config(disable=True)
     return loaded
 
@@ -106,9 +105,9 @@ def test_samples_show_what_the_prompt_says(pipeline, reader):
         output_type="pt",
     ).images
     found = reader.attributes(images)
-    for name in ("shape", "colour"):
+    for name, least in (("shape", 7), ("colour", 11)):  # chance: 1.5; measured over 500: see quality.json
         right = sum(f == getattr(s, name) for f, s in zip(found[name], wanted, strict=True))
-        assert right >= 10, (name, right, list(zip(prompts, found[name], strict=True)))
+        assert right >= least, (name, right, list(zip(prompts, found[name], strict=True)))
 
 
 def test_classifier_reads_drawings_and_its_configuration(reader):

@@ -29,6 +29,17 @@ def agreement(reader: Classifier, images: Tensor, wanted: list[draw.Scene]) -> d
     return out
 
 
+def shape_by_size(
+    reader: Classifier, images: Tensor, wanted: list[draw.Scene]
+) -> dict[str, dict[str, float]]:
+    """The same for the shape alone, of small and of large objects."""
+    found, out = reader.attributes(images)["shape"], {}
+    for size in draw.SIZES:
+        hits = [f == s.shape for f, s in zip(found, wanted, strict=True) if s.size == size]
+        out[size] = {"right": sum(hits), "of": len(hits), "accuracy": round(sum(hits) / len(hits), 4)}
+    return out
+
+
 def held_out_scenes(count: int, seed: int) -> list[draw.Scene]:
     rng = np.random.default_rng(seed)
     return [draw.random_scene(rng, evaluation=True) for _ in range(count)]
@@ -85,8 +96,8 @@ def folder_bytes() -> int:
 
 def evaluate(device: str, count: int = SAMPLES, batch: int = 50) -> None:
     """Write ``demo_model/quality.json`` and ``demo_model/samples.jpg``."""
-    pipeline = StableDiffusionPipeline.from_pretrained(MODEL, safety_checker=None)
-    pipeline.to(device, torch.float32).set_progress_bar_config(disable=True)
+    pipeline = StableDiffusionPipeline.from_pretrained(MODEL, torch_dtype=torch.float32, safety_checker=None)
+    pipeline.to(device).set_progress_bar_config(disable=True)
     reader, wanted = load_classifier(MODEL / "classifier"), held_out_scenes(count, SEED)
     prompts = [draw.full_caption(s) for s in wanted]
     started = time.monotonic()
@@ -102,6 +113,7 @@ def evaluate(device: str, count: int = SAMPLES, batch: int = 50) -> None:
         "guidance": GUIDANCE,
         "weights": "fp16 files, run in fp32",
         "generated": agreement(reader, images, wanted),
+        "generated_shape_by_size": shape_by_size(reader, images, wanted),
         "drawn": drawn_agreement(reader),
         "autoencoder": reconstruction(pipeline),
         "seconds_per_sample": round(seconds / count, 3),
