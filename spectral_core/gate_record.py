@@ -44,14 +44,16 @@ class GateRecorder:
 
     def _fetch(self) -> None:
         waiting, self._waiting = self._waiting, []
-        for layer, is_open, progress in waiting:
-            rows = is_open.cpu().float()
-            if layer not in self._sums:
-                self._sums[layer] = torch.zeros(self.bins + 1, rows.shape[1])
-                self._counts[layer] = torch.zeros(self.bins + 1)
-            index = self._bins_of(progress, rows.shape[0])
-            self._sums[layer].index_add_(0, index, rows)
-            self._counts[layer].index_add_(0, index, torch.ones(rows.shape[0]))
+        with torch.inference_mode(False), torch.no_grad():
+            # Sums born in inference mode could not grow outside it.
+            for layer, is_open, progress in waiting:
+                rows = is_open.cpu().float()
+                if layer not in self._sums:
+                    self._sums[layer] = torch.zeros(self.bins + 1, rows.shape[1])
+                    self._counts[layer] = torch.zeros(self.bins + 1)
+                index = self._bins_of(progress, rows.shape[0])
+                self._sums[layer].index_add_(0, index, rows)
+                self._counts[layer].index_add_(0, index, torch.ones(rows.shape[0]))
 
     def _bins_of(self, progress: float | Tensor | None, rows: int) -> Tensor:
         if progress is None:

@@ -354,3 +354,13 @@ def test_recorder_refuses_levels_that_do_not_fit() -> None:
         recorder.record("a", torch.ones(3, 3).bool(), torch.tensor([0.1, 0.9]))
     with pytest.raises(SpectralAdapterError, match="bins"):
         GateRecorder(0)
+
+
+def test_recording_in_inference_mode_can_be_read_and_continued_outside() -> None:
+    recorder = gate.GateRecorder(bins=2)
+    with torch.inference_mode():
+        for _ in range(300):  # more than are fetched at once
+            recorder.record("a", torch.ones(1, 3, dtype=torch.bool), torch.tensor([0.9]))
+    recorder.record("a", torch.zeros(1, 3, dtype=torch.bool), 0.1)
+    summary = recorder.summary()
+    assert summary["passes"] == [301] and summary["effective_rank"] == [[0.0, 3.0]]
