@@ -38,7 +38,7 @@ Method = str
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Numbers of the run; the embedded model's learning rates are a first choice, not the result of a sweep."""
+    """Numbers of the run; the embedded model's learning rates are a first choice, not a sweep's result."""
 
     embedded: bool
     size: int
