@@ -126,4 +126,5 @@ def refine(device: str, steps: int = 700, size: int = 8, *, rank: int = 0, worke
         return
     (CACHE / "refine_time.json").write_text(json.dumps({"steps": step, "seconds": round(budget.seconds())}))
     model.decoder.load_state_dict(average.state_dict())
+    model.register_to_config(_name_or_path="demo_model/vae")  # not this machine's path
     model.half().save_pretrained(MODEL / "vae", safe_serialization=True)
