@@ -1,4 +1,7 @@
-"""What the method files share: checks of their configurations' numbers, and LoRA's initialisation."""
+"""What the method files share: checks of their configurations' numbers, and how their tensors start.
+
+Shapes: u (out, r), s (r,), v (fan_in, r) a basis; down (rank, in, *kernel).
+"""
 
 from __future__ import annotations
 
@@ -53,3 +56,18 @@ def kaiming_down(rank: int, shape: LayerShape, generator: Generator | None) -> T
     bound = 1 / math.sqrt(shape.fan_in)
     down = torch.empty(rank, shape.in_features, *shape.kernel)
     return down.uniform_(-bound, bound, generator=generator)
+
+
+def basis_shapes(rank: int, shape: LayerShape) -> dict[str, tuple[int, ...]]:
+    """The stored singular columns of a spectral method."""
+    return {"u": (shape.out_features, rank), "s": (rank,), "v": (shape.fan_in, rank)}
+
+
+def basis_params(basis: tuple[Tensor, Tensor, Tensor] | None, name: str) -> dict[str, Tensor]:
+    """The basis as it is stored, in float32; refused without one."""
+    if basis is None:
+        raise SpectralAdapterError(
+            f"{name} needs the singular columns of the pretrained weight to start from"
+        )
+    u, s, v = (t.detach().float().contiguous() for t in basis)
+    return {"u": u, "s": s, "v": v}

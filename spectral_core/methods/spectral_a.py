@@ -18,7 +18,6 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from ..errors import SpectralAdapterError
 from ..layers import LayerShape, as_fp32
 from ..lowrank import Factors
 from . import common
@@ -42,11 +41,7 @@ class SpectralAConfig:
 
 def tensor_shapes(config: SpectralAConfig, shape: LayerShape) -> dict[str, tuple[int, ...]]:
     rank = config.rank
-    shapes: dict[str, tuple[int, ...]] = {
-        "u": (shape.out_features, rank),
-        "s": (rank,),
-        "v": (shape.fan_in, rank),
-    }
+    shapes = common.basis_shapes(rank, shape)
     shapes |= {"a_u": (shape.out_features, rank), "a_v": (shape.fan_in, rank)}
     return shapes | ({"a_s": (rank,)} if config.train_scale else {})
 
@@ -62,13 +57,9 @@ def init(
     generator: Generator | None,
 ) -> dict[str, Tensor]:
     """The basis, and zeros for everything trained."""
-    if basis is None:
-        raise SpectralAdapterError(
-            "Spectral A needs the singular columns of the pretrained weight to start from"
-        )
-    u, s, v = (t.detach().float().contiguous() for t in basis)
-    params = {"u": u, "s": s, "v": v, "a_u": torch.zeros_like(u), "a_v": torch.zeros_like(v)}
-    return params | ({"a_s": torch.zeros_like(s)} if config.train_scale else {})
+    params = common.basis_params(basis, "Spectral A")
+    params |= {"a_u": torch.zeros_like(params["u"]), "a_v": torch.zeros_like(params["v"])}
+    return params | ({"a_s": torch.zeros_like(params["s"])} if config.train_scale else {})
 
 
 def fold(

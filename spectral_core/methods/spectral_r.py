@@ -17,7 +17,6 @@ import torch
 from torch import Generator, Tensor
 
 from ..cayley import cayley_minus_identity
-from ..errors import SpectralAdapterError
 from ..layers import LayerShape, as_fp32, full_precision
 from ..lowrank import Factors
 from . import common
@@ -51,11 +50,7 @@ class SpectralRConfig:
 def tensor_shapes(config: SpectralRConfig, shape: LayerShape) -> dict[str, tuple[int, ...]]:
     rank = config.rank
     entries = rank * (rank - 1) // 2
-    shapes: dict[str, tuple[int, ...]] = {
-        "u": (shape.out_features, rank),
-        "s": (rank,),
-        "v": (shape.fan_in, rank),
-    }
+    shapes = common.basis_shapes(rank, shape)
     shapes |= {"q_u": (entries,), "q_v": (entries,)}
     return shapes | ({"s_scale": (rank,)} if config.train_scale else {})
 
@@ -71,14 +66,10 @@ def init(
     generator: Generator | None,
 ) -> dict[str, Tensor]:
     """The basis, and zeros for everything trained: R = I."""
-    if basis is None:
-        raise SpectralAdapterError(
-            "Spectral R needs the singular columns of the pretrained weight to start from"
-        )
-    u, s, v = (t.detach().float().contiguous() for t in basis)
+    params = common.basis_params(basis, "Spectral R")
     entries = config.rank * (config.rank - 1) // 2
-    params = {"u": u, "s": s, "v": v, "q_u": torch.zeros(entries), "q_v": torch.zeros(entries)}
-    return params | ({"s_scale": torch.zeros_like(s)} if config.train_scale else {})
+    params |= {"q_u": torch.zeros(entries), "q_v": torch.zeros(entries)}
+    return params | ({"s_scale": torch.zeros_like(params["s"])} if config.train_scale else {})
 
 
 def fold(
