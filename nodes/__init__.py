@@ -5,6 +5,33 @@ A node id is `SpectralAdapters_<Name>` and never changes once released.
 
 from __future__ import annotations
 
-NODE_CLASS_MAPPINGS: dict[str, type] = {}
+from .apply import ApplyAdapter
+from .export import ExportAdapterAsLoRA, SaveAdapter
+from .fuse import FuseAdapters
+from .inspect import AdapterReport
+from .load import LoadFouRA, LoadLoRAAsAdapter, LoadSpectralAdapter
+from .strength import AdapterStrength
 
-NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {}
+NODE_CLASS_MAPPINGS: dict[str, type] = {
+    "SpectralAdapters_LoadFouRA": LoadFouRA,
+    "SpectralAdapters_LoadSpectralAdapter": LoadSpectralAdapter,
+    "SpectralAdapters_LoadLoRAAsAdapter": LoadLoRAAsAdapter,
+    "SpectralAdapters_AdapterStrength": AdapterStrength,
+    "SpectralAdapters_FuseAdapters": FuseAdapters,
+    "SpectralAdapters_ApplyAdapter": ApplyAdapter,
+    "SpectralAdapters_SaveAdapter": SaveAdapter,
+    "SpectralAdapters_ExportAdapterAsLoRA": ExportAdapterAsLoRA,
+    "SpectralAdapters_AdapterReport": AdapterReport,
+}
+
+NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
+    "SpectralAdapters_LoadFouRA": "Load FouRA",
+    "SpectralAdapters_LoadSpectralAdapter": "Load Spectral Adapter",
+    "SpectralAdapters_LoadLoRAAsAdapter": "Load LoRA as Adapter",
+    "SpectralAdapters_AdapterStrength": "Adapter Strength",
+    "SpectralAdapters_FuseAdapters": "Fuse Adapters",
+    "SpectralAdapters_ApplyAdapter": "Apply Adapter",
+    "SpectralAdapters_SaveAdapter": "Save Adapter",
+    "SpectralAdapters_ExportAdapterAsLoRA": "Export Adapter as LoRA",
+    "SpectralAdapters_AdapterReport": "Adapter Report",
+}

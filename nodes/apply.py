@@ -1,0 +1,66 @@
+"""Apply Adapter: ADAPTER onto MODEL and CLIP, merged into the weights or live in the forward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import inputs
+
+
+class ApplyAdapter:
+    """An adapter and an optional list of more, put on MODEL and CLIP."""
+
+    CATEGORY = inputs.CATEGORY
+    DESCRIPTION = (
+        "Puts an adapter on the model and the text encoder. merged changes the weights exactly and costs "
+        "nothing per step; live computes it beside them, which adaptive gates and schedules need and which "
+        "makes changing a strength instant; auto chooses and says which."
+    )
+    SEARCH_ALIASES = ["apply lora", "use adapter", "spectral adapters"]
+    RETURN_TYPES = ("MODEL", "CLIP", "STRING")
+    RETURN_NAMES = ("MODEL", "CLIP", "report")
+    OUTPUT_TOOLTIPS = (
+        "The model with the adapter. Needs a connected model input.",
+        "The text encoder with the adapter. Needs a connected clip input.",
+        "The mode that was used, the layers that matched and those that did not.",
+    )
+    FUNCTION = "apply"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> inputs.Inputs:
+        return {
+            "required": {
+                "adapter": inputs.adapter("The adapter to put on the model."),
+                "strength_model": inputs.strength_model(),
+                "strength_clip": inputs.strength_clip(),
+                "mode": inputs.combo(
+                    inputs.MODES,
+                    "merged: into the weights, no cost per step. live: beside the weights, for adaptive "
+                    "gates, schedules, quantised models and quick changes of strength. auto: merged where "
+                    "that is exact, else live. The picture is the same.",
+                ),
+                "base_mismatch": inputs.base_mismatch(),
+            },
+            "optional": {
+                "model": inputs.model("The model that the adapter changes; the original stays as it is."),
+                "clip": inputs.clip(
+                    "The text encoder that the adapter changes; the original stays as it is."
+                ),
+                "adapters": inputs.adapter_list(
+                    "Further adapters, from Adapter Strength, put on the same model at the strengths set there."
+                ),
+            },
+        }
+
+    def apply(
+        self,
+        adapter: Any,
+        strength_model: float = 1.0,
+        strength_clip: float = 1.0,
+        mode: str = "auto",
+        base_mismatch: str = "delta",
+        model: Any = None,
+        clip: Any = None,
+        adapters: Any = None,
+    ) -> dict[str, Any]:
+        raise NotImplementedError

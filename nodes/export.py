@@ -1,0 +1,144 @@
+"""Save Adapter, in this pack's own format, and Export Adapter as LoRA, for everyone else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import inputs
+
+_HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
+
+
+class SaveAdapter:
+    """An ADAPTER as a file that keeps everything: gates, spectra, strengths, schedule, words."""
+
+    CATEGORY = inputs.CATEGORY
+    DESCRIPTION = (
+        "Saves an adapter with everything that belongs to it into output/spectral_adapters, where the "
+        "loaders find it. Never overwrites: files are numbered."
+    )
+    SEARCH_ALIASES = ["save lora", "write adapter", "spectral adapters"]
+    RETURN_TYPES = (inputs.ADAPTER, "STRING", "STRING")
+    RETURN_NAMES = ("ADAPTER", "file", "report")
+    OUTPUT_TOOLTIPS = (
+        "The same adapter, with the trigger words.",
+        "The new file, relative to the output folder.",
+        "Where it was written and what it holds.",
+    )
+    FUNCTION = "save"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> inputs.Inputs:
+        return {
+            "required": {
+                "adapter": inputs.adapter("The adapter to save, at its present strengths and schedule."),
+                "filename_prefix": (
+                    "STRING",
+                    {
+                        "default": "adapter",
+                        "tooltip": "The beginning of the file's name; a / makes a subfolder. %year%, %month%, "
+                        "%day% and the time may be used.",
+                    },
+                ),
+                "precision": inputs.combo(
+                    ("as is", "fp32", "fp16", "bf16"),
+                    "How exactly numbers are stored. as is: no change; fp16 and bf16 halve the file and "
+                    "rarely change the picture visibly.",
+                ),
+                "compact": (
+                    "BOOLEAN",
+                    {
+                        "default": False,
+                        "tooltip": "Leaves out the singular vectors of rotational Spectral Adapters: a much "
+                        "smaller file that can only be loaded with its base model connected.",
+                    },
+                ),
+                "trigger_words": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "tooltip": "Words that call the concept in a prompt, separated by commas; written "
+                        "into the file. Empty keeps those that it has.",
+                    },
+                ),
+            },
+            "hidden": _HIDDEN,
+        }
+
+    def save(
+        self,
+        adapter: Any,
+        filename_prefix: str = "adapter",
+        precision: str = "as is",
+        compact: bool = False,
+        trigger_words: str = "",
+        prompt: Any = None,
+        extra_pnginfo: Any = None,
+    ) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class ExportAdapterAsLoRA:
+    """An ADAPTER as an ordinary LoRA file."""
+
+    CATEGORY = inputs.CATEGORY
+    DESCRIPTION = (
+        "Writes an adapter as an ordinary LoRA file for Load LoRA, Automatic1111, Forge, diffusers and "
+        "others, and reports what that format cannot hold."
+    )
+    SEARCH_ALIASES = ["convert to lora", "save lora", "kohya", "spectral adapters"]
+    RETURN_TYPES = ("STRING", "STRING")
+    RETURN_NAMES = ("file", "report")
+    OUTPUT_TOOLTIPS = (
+        "The new file, relative to the output folder.",
+        "Layers, ranks, rounding, and what was lost through frozen gates.",
+    )
+    FUNCTION = "export"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> inputs.Inputs:
+        return {
+            "required": {
+                "adapter": inputs.adapter("The adapter to export, at its present strengths."),
+                "filename_prefix": (
+                    "STRING",
+                    {
+                        "default": "loras/adapter",
+                        "tooltip": "The beginning of the file's name in the output folder; the host's Load LoRA "
+                        "lists what lies in output/loras.",
+                    },
+                ),
+                "naming": inputs.combo(
+                    ("kohya", "diffusers"),
+                    "How layers are called in the file. kohya: read by ComfyUI, Automatic1111, Forge and "
+                    "most others. diffusers: for Python pipelines.",
+                ),
+                "precision": inputs.combo(
+                    ("fp16", "bf16", "fp32"),
+                    "How exactly numbers are stored. fp16 is usual; fp32 doubles the file and rounds nothing.",
+                ),
+                "drop_schedule": (
+                    "BOOLEAN",
+                    {
+                        "default": False,
+                        "tooltip": "A LoRA file cannot hold a schedule over the steps: off refuses to export a "
+                        "scheduled adapter, on exports it at full strength for all steps.",
+                    },
+                ),
+            },
+            "hidden": _HIDDEN,
+        }
+
+    def export(
+        self,
+        adapter: Any,
+        filename_prefix: str = "loras/adapter",
+        naming: str = "kohya",
+        precision: str = "fp16",
+        drop_schedule: bool = False,
+        prompt: Any = None,
+        extra_pnginfo: Any = None,
+    ) -> dict[str, Any]:
+        raise NotImplementedError

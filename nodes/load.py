@@ -1,0 +1,139 @@
+"""Loaders: a file becomes an ADAPTER, and is put on MODEL and CLIP where they are connected.
+
+The strengths act on MODEL and CLIP only; the ADAPTER leaves at strength 1, ready to be fused or saved.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import inputs
+
+_MODEL = "The model that the adapter changes. Not needed when only the ADAPTER output is used."
+_CLIP = "The text encoder that the adapter changes. Not needed when only the ADAPTER output is used."
+_LOADER_TOOLTIPS = (
+    "The model with the adapter. Needs a connected model input.",
+    "The text encoder with the adapter. Needs a connected clip input.",
+    "The adapter itself at strength 1, for fusing, scheduling, saving and reports.",
+    "What the file holds and where it was put, layer by layer where something did not fit.",
+)
+
+
+def _adapter_name() -> inputs.Input:
+    return (
+        [""],
+        {
+            "tooltip": "An adapter file from models/spectral_adapters or output/spectral_adapters, subfolders "
+            "included."
+        },
+    )
+
+
+class LoadFouRA:
+    """A FouRA file, or any other adapter file of this pack, onto MODEL and CLIP."""
+
+    CATEGORY = inputs.CATEGORY
+    DESCRIPTION = (
+        "Loads a FouRA adapter and puts it on the model and the text encoder, like Load LoRA. Its gates adapt "
+        "the rank to each step while the picture is made."
+    )
+    SEARCH_ALIASES = ["foura", "fourier lora", "load adapter", "spectral adapters"]
+    RETURN_TYPES = ("MODEL", "CLIP", inputs.ADAPTER, "STRING")
+    RETURN_NAMES = ("MODEL", "CLIP", "ADAPTER", "report")
+    OUTPUT_TOOLTIPS = _LOADER_TOOLTIPS
+    FUNCTION = "load"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> inputs.Inputs:
+        return {
+            "required": {
+                "adapter_name": _adapter_name(),
+                "strength_model": inputs.strength_model(),
+                "strength_clip": inputs.strength_clip(),
+            },
+            "optional": {"model": inputs.model(_MODEL), "clip": inputs.clip(_CLIP)},
+        }
+
+    def load(
+        self,
+        adapter_name: str,
+        strength_model: float,
+        strength_clip: float,
+        model: Any = None,
+        clip: Any = None,
+    ) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class LoadSpectralAdapter(LoadFouRA):
+    """The same, with a choice for models other than the one trained on."""
+
+    DESCRIPTION = (
+        "Loads a Spectral Adapter (additive or rotational) and puts it on the model and the text encoder, "
+        "like Load LoRA. base_mismatch says what happens on another base model than the one trained on."
+    )
+    SEARCH_ALIASES = ["spectral adapter", "singular value adapter", "load adapter", "spectral adapters"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> inputs.Inputs:
+        types = super().INPUT_TYPES()
+        types["required"]["base_mismatch"] = inputs.base_mismatch()
+        return types
+
+    def load(
+        self,
+        adapter_name: str,
+        strength_model: float,
+        strength_clip: float,
+        base_mismatch: str = "delta",
+        model: Any = None,
+        clip: Any = None,
+    ) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class LoadLoRAAsAdapter:
+    """An ordinary LoRA, from a file or from the host's trainer, as an ADAPTER."""
+
+    CATEGORY = inputs.CATEGORY
+    DESCRIPTION = (
+        "Reads an ordinary LoRA file as an ADAPTER, so that it can be fused with others, scheduled over the "
+        "steps, saved or examined. Apply it with Apply Adapter."
+    )
+    SEARCH_ALIASES = ["lora", "import lora", "convert lora", "spectral adapters"]
+    RETURN_TYPES = (inputs.ADAPTER, "STRING")
+    RETURN_NAMES = ("ADAPTER", "report")
+    OUTPUT_TOOLTIPS = (
+        "The LoRA as an adapter at strength 1.",
+        "Its layers and ranks, and what of the file was not used.",
+    )
+    FUNCTION = "load"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> inputs.Inputs:
+        return {
+            "required": {
+                "lora_name": (
+                    ["none"],
+                    {"tooltip": "A LoRA file from models/loras; none when a LORA_MODEL is connected."},
+                ),
+            },
+            "optional": {
+                "lora_model": (
+                    "LORA_MODEL",
+                    {"tooltip": "A LoRA straight from the host's Train LoRA; used instead of the file."},
+                ),
+                "model": inputs.model(
+                    "The model that the LoRA is for. Only needed to understand the layer names of families "
+                    "other than Stable Diffusion 1, 2 and XL; it is not changed."
+                ),
+                "clip": inputs.clip(
+                    "The text encoder that the LoRA is for; only to understand layer names, it is not changed."
+                ),
+            },
+        }
+
+    def load(
+        self, lora_name: str, lora_model: Any = None, model: Any = None, clip: Any = None
+    ) -> dict[str, Any]:
+        raise NotImplementedError
