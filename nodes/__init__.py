@@ -6,6 +6,7 @@ A node id is `SpectralAdapters_<Name>` and never changes once released.
 from __future__ import annotations
 
 from .apply import ApplyAdapter
+from .demo import LoadDemoModel
 from .export import ExportAdapterAsLoRA, SaveAdapter
 from .fuse import FuseAdapters
 from .inspect import AdapterReport
@@ -22,6 +23,7 @@ NODE_CLASS_MAPPINGS: dict[str, type] = {
     "SpectralAdapters_SaveAdapter": SaveAdapter,
     "SpectralAdapters_ExportAdapterAsLoRA": ExportAdapterAsLoRA,
     "SpectralAdapters_AdapterReport": AdapterReport,
+    "SpectralAdapters_LoadDemoModel": LoadDemoModel,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
@@ -34,4 +36,5 @@ NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
     "SpectralAdapters_SaveAdapter": "Save Adapter",
     "SpectralAdapters_ExportAdapterAsLoRA": "Export Adapter as LoRA",
     "SpectralAdapters_AdapterReport": "Adapter Report",
+    "SpectralAdapters_LoadDemoModel": "Load Demo Model",
 }

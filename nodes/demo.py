@@ -1,0 +1,44 @@
+"""Load Demo Model: the embedded model, so that every example runs without a download."""
+
+from __future__ import annotations
+
+from typing import Any
+
+DESCRIPTION = """The demo model: a miniature Stable Diffusion, drawn and trained by this project.
+
+Size: set Empty Latent Image to 128 x 128. That node divides by 8 and this model's VAE enlarges by 4, so 128
+gives pictures of 64 x 64, the size it was trained on.
+KSampler: 20 steps, cfg 4, sampler ddim, scheduler simple.
+Prompt: one shape on a background, such as "a large red striped star on a blue background, on the left".
+Shapes: circle, square, triangle, star, heart, ring, cross, moon. Sizes: small, large.
+Colours: red, orange, yellow, green, blue, purple, pink, white.
+Textures: plain, striped, dotted, checkered.
+Places: in the center, on the left, on the right, at the top, at the bottom.
+Backgrounds: black, gray, white, red, green, blue, yellow, each plain or as a "gradient".
+It knows no other word; new ones such as <bot> come with adapters. Its CLIP is for this model only."""
+
+
+class LoadDemoModel:
+    """MODEL, CLIP and VAE of the embedded model; no widget, no file to choose."""
+
+    CATEGORY = "spectral adapters"
+    DESCRIPTION = "A tiny model that comes with this pack: try every node without a download. 64 x 64 pixels."
+    SEARCH_ALIASES = ["spectral demo", "example model", "test model", "tiny model"]
+    RETURN_TYPES = ("MODEL", "CLIP", "VAE", "STRING")
+    RETURN_NAMES = ("MODEL", "CLIP", "VAE", "description")
+    OUTPUT_TOOLTIPS = (
+        "The demo model's UNet (v-prediction). KSampler: 20 steps, cfg 4, ddim, simple.",
+        "The demo model's text encoder: knows the words in the description and those that adapters bring.",
+        "The demo model's VAE, 4 pixels per latent cell: Empty Latent Image 128 x 128 gives 64 x 64 pixels.",
+        "What the model draws, the words it knows and the sizes and settings to use.",
+    )
+    FUNCTION = "load"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {}}
+
+    def load(self) -> dict[str, Any]:
+        from .host import demo_model
+
+        return {"ui": {"text": (DESCRIPTION,)}, "result": (*demo_model.load(), DESCRIPTION)}
