@@ -1,0 +1,53 @@
+"""What the adaptive gates did in the last sampling run, by adapter, for the report nodes.
+
+A report node has the adapter and not the model that carried it, so the records are found by the content of
+the adapter's layers: strengths, schedules and names do not matter.
+
+Shapes: those of :mod:`spectral_core.gate_record`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...spectral_core.adapter import Adapter
+from ...spectral_core.gate_record import GateRecorder
+from . import factors
+
+_KEPT = 16
+
+# For the whole process on purpose: the sampler fills it, another node reads it.
+_RECORDS: OrderedDict[str, GateRecorder] = OrderedDict()
+
+
+class _Recorder(GateRecorder):
+    """A recorder that ``torch.compile`` does not see: its lists would make it compile at every step."""
+
+    def record(self, layer: str, is_open: Tensor, progress: float | Tensor | None) -> None:
+        if not torch.compiler.is_compiling():
+            super().record(layer, is_open, progress)
+
+
+def key_of(adapter: Adapter) -> str:
+    """A hash of an adapter's layers: equal for the same adapter at any strength."""
+    text = "".join(f"{name}={factors.digest(adapter.layers[name])};" for name in sorted(adapter.layers))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def of(adapter: Adapter) -> Any | None:
+    """The record of the adapter's last sampling run; None if its gates have not run."""
+    return _RECORDS.get(key_of(adapter))
+
+
+def start(key: str) -> GateRecorder:
+    """A new, empty record in place of the last one; the oldest of all goes when there are too many."""
+    _RECORDS.pop(key, None)
+    _RECORDS[key] = _Recorder()
+    while len(_RECORDS) > _KEPT:
+        _RECORDS.popitem(last=False)
+    return _RECORDS[key]
