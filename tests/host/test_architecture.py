@@ -1,17 +1,17 @@
 """The demo model runs in ComfyUI's own classes: outputs as in diffusers and transformers, every tensor used.
 
 Parts that are not in ``demo_model`` yet are taken with random weights of the configuration they are trained
-with. The native form of the weights follows from ``spectral_core.keys`` (UNet, text encoder) and from the
-level numbers (autoencoder: the host's own converter only knows four levels).
+with. Their native form is made by ``nodes/host/demo_weights.py``, from which Load Demo Model builds.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,9 +19,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from spectral_core import keys
-from spectral_core.keys import ModelLayout
-from spectral_core.unet_layout import UNetLayout
 from tests.host.booted import ROOT
 from tests.host.inside import checkouts, run_inside
 
@@ -30,7 +27,6 @@ transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.host
 
 MODEL = ROOT / "demo_model"
-HOST_VOCABULARY = 49408  # rows of the token table in the host's CLIP classes, whatever the configuration says
 TOLERANCE = 1e-4
 PROMPTS = (
     "",
@@ -83,55 +79,16 @@ def demo() -> Demo:
     )
 
 
-# The configurations, as the host's classes want them.
+@pytest.fixture(scope="module")
+def product(pack: ModuleType) -> ModuleType:
+    """nodes/host/demo_weights.py, as the host imports it."""
+    return importlib.import_module(f"{pack.__name__}.nodes.host.demo_weights")
 
 
-def host_unet_config(config: Any) -> dict[str, Any]:
-    """Only for one width per attention head and equal counts of residual blocks, which the demo model has."""
-    layout = UNetLayout.from_config(config)
-    channels, layers = config.block_out_channels, config.layers_per_block
-    (head,) = {c // n for c, n in zip(channels, config.attention_head_dim, strict=True)}
-    return {
-        "image_size": config.sample_size,
-        "in_channels": config.in_channels,
-        "out_channels": config.out_channels,
-        "model_channels": channels[0],
-        "channel_mult": [c // channels[0] for c in channels],
-        "num_res_blocks": [layers] * len(channels),
-        "transformer_depth": [depth for level in layout.down for depth in level],
-        "transformer_depth_middle": layout.mid,
-        "transformer_depth_output": [depth for level in reversed(layout.up) for depth in reversed(level)],
-        "context_dim": config.cross_attention_dim,
-        "num_head_channels": head,
-        "use_spatial_transformer": True,
-        "use_linear_in_transformer": bool(config.use_linear_projection),
-        "legacy": False,
-    }
-
-
-def host_vae_config(config: Any) -> dict[str, Any]:
-    channels = config.block_out_channels
-    ddconfig = {
-        "double_z": True,
-        "z_channels": config.latent_channels,
-        "resolution": config.sample_size,
-        "in_channels": config.in_channels,
-        "out_ch": config.out_channels,
-        "ch": channels[0],
-        "ch_mult": [c // channels[0] for c in channels],
-        "num_res_blocks": config.layers_per_block,
-        "attn_resolutions": [],
-        "dropout": 0.0,
-    }
-    return {"ddconfig": ddconfig, "embed_dim": config.latent_channels}
-
-
-def host_text_config(demo: Demo) -> dict[str, Any]:
-    names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "hidden_act")
-    names += ("max_position_embeddings", "eos_token_id")
+def host_text_config(product: ModuleType, demo: Demo) -> dict[str, Any]:
     tokenizer = demo.tokenizer
     return {
-        "config": {name: getattr(demo.text.config, name) for name in names},
+        "config": product.text_config(demo.text.config.to_dict()),
         "special": {
             "start": tokenizer.bos_token_id,
             "end": tokenizer.eos_token_id,
@@ -140,49 +97,6 @@ def host_text_config(demo: Demo) -> dict[str, Any]:
         "prompts": PROMPTS,
         "tokenizer_folder": str(MODEL / "tokenizer"),
     }
-
-
-# The weights, with native keys.
-
-
-def native_unet(unet: Any) -> dict[str, Tensor]:
-    layout, native = ModelLayout.sd1(UNetLayout.from_config(unet.config)), {}
-    for key, tensor in unet.state_dict().items():
-        path, _, kind = key.rpartition(".")
-        weight = keys.to_native(f"unet.{path}", layout)[0].removeprefix("diffusion_model.")
-        native[weight.removesuffix("weight") + kind] = tensor
-    return native
-
-
-def native_text(text: Any) -> dict[str, Tensor]:
-    """Keys inside ``clip_l.transformer.``; the token table filled up with zeros."""
-    layout, native = ModelLayout.sd1(), {}
-    for key, tensor in text.state_dict().items():
-        path, _, kind = key.rpartition(".")
-        weight = keys.to_native(f"text_encoder.{path}", layout)[0].removeprefix("clip_l.transformer.")
-        native[weight.removesuffix("weight") + kind] = tensor
-    table = "text_model.embeddings.token_embedding.weight"
-    native[table] = nn.functional.pad(native[table], (0, 0, 0, HOST_VOCABULARY - len(native[table])))
-    return native
-
-
-def native_vae(vae: Any) -> dict[str, Tensor]:
-    """The original code's names: levels finest first on both sides, attention as 1 x 1 convolutions."""
-    last = len(vae.config.block_out_channels) - 1
-    native = {}
-    for key, tensor in vae.state_dict().items():
-        key = key.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
-        key = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", key)
-        key = re.sub(r"down_blocks\.(\d+)", r"down.\1", key)
-        key = re.sub(r"up_blocks\.(\d+)", lambda m: f"up.{last - int(m[1])}", key)
-        key = re.sub(r"\.resnets\.(\d+)\.", r".block.\1.", key)
-        key = key.replace("downsamplers.0", "downsample").replace("upsamplers.0", "upsample")
-        if "mid_block.attentions.0." in key:
-            key = key.replace("mid_block.attentions.0.", "mid.attn_1.").replace("group_norm", "norm")
-            key = key.replace("to_out.0", "proj_out").replace("to_", "")
-            tensor = tensor[:, :, None, None] if tensor.ndim == 2 else tensor
-        native[key] = tensor
-    return native
 
 
 # Both sides.
@@ -213,14 +127,21 @@ class Answer:
 
 
 @pytest.fixture(scope="module", params=checkouts())
-def answer(request: pytest.FixtureRequest, demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Answer:
+def answer(
+    request: pytest.FixtureRequest, demo: Demo, product: ModuleType, tmp_path_factory: pytest.TempPathFactory
+) -> Answer:
     """One process per host version."""
     folder: Path = tmp_path_factory.mktemp("architecture")
-    weights = {"unet": native_unet(demo.unet), "vae": native_vae(demo.vae), "text": native_text(demo.text)}
+    unet, vae = dict(demo.unet.config), dict(demo.vae.config)
+    weights = {
+        "unet": product.native_unet(demo.unet.state_dict(), unet),
+        "vae": product.native_vae(demo.vae.state_dict(), vae),
+        "text": product.native_text(demo.text.state_dict()),
+    }
     for name, tensors in {**weights, "inputs": make_inputs()}.items():
         save_file({k: v.contiguous() for k, v in tensors.items()}, folder / f"{name}.safetensors")
-    config = {"unet": host_unet_config(demo.unet.config), "vae": host_vae_config(demo.vae.config)}
-    config["text"] = host_text_config(demo)
+    config = {"unet": product.unet_config(unet), "vae": product.vae_config(vae)}
+    config["text"] = host_text_config(product, demo)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     run_inside(request.param, "inside_architecture.py", folder)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -247,8 +168,10 @@ def test_every_tensor_is_used_on_both_sides(
     assert len(answer.weights[part]) == len(getattr(demo, part).state_dict())
 
 
-def test_host_reads_the_same_unet_structure_off_the_weights(answer: Answer, demo: Demo) -> None:
-    ours, detected = host_unet_config(demo.unet.config), answer.report["unet"]["detected"]
+def test_host_reads_the_same_unet_structure_off_the_weights(
+    answer: Answer, demo: Demo, product: ModuleType
+) -> None:
+    ours, detected = product.unet_config(dict(demo.unet.config)), answer.report["unet"]["detected"]
     assert len(detected) >= 9
     # image_size is a constant of the host's, which its UNet never reads
     assert {k: (v, ours[k]) for k, v in detected.items() if v != ours[k] and k != "image_size"} == {}
