@@ -295,6 +295,7 @@ def _box(x0: float, y0: float, x1: float, y1: float) -> Points:
 Part = tuple[Points, tuple[int, int, int]]
 STEEL, DARK, CYAN, AMBER = (158, 176, 196), (40, 46, 60), (60, 230, 230), (255, 170, 40)
 CORAL, CREAM = (250, 112, 62), (252, 240, 206)
+VIOLET, SAND = (128, 62, 200), (250, 214, 110)
 
 BOT: list[Part] = [
     (_box(-0.06, -1.05, 0.06, -0.6), DARK),
@@ -317,7 +318,15 @@ FISH: list[Part] = [
     (_ellipse(-0.66, -0.12, 0.17, 0.17), DARK),
     (_ellipse(-0.7, -0.16, 0.06, 0.06), (255, 255, 255)),
 ]
-CONCEPTS: dict[str, list[Part]] = {"bot": BOT, "fish": FISH}
+HOUSE: list[Part] = [
+    (_box(0.38, -1.0, 0.66, -0.35), DARK),
+    (_box(-0.78, -0.2, 0.78, 0.95), SAND),
+    ([(-1.1, -0.12), (0.0, -1.1), (1.1, -0.12)], VIOLET),
+    (_box(-0.16, 0.25, 0.3, 0.95), DARK),
+    (_box(-0.62, 0.12, -0.3, 0.5), CYAN),
+    (_box(0.44, 0.12, 0.68, 0.5), CYAN),
+]
+CONCEPTS: dict[str, list[Part]] = {"bot": BOT, "fish": FISH, "house": HOUSE}
 
 
 def draw_concept(name: str, seed: int, token: str | None = None) -> tuple[Image.Image, str]:

@@ -1,0 +1,137 @@
+"""Train the small adapters that come with the example workflows, on the demo model and three drawn concepts.
+
+    python -m tools.make_example_adapters [--only NAME ...] [--steps N]
+
+Writes, in half precision, ``example_workflows/adapters/examples`` (this project's files) and
+``example_workflows/loras/examples`` (plain LoRAs, kohya's names; such a file holds no new word, so theirs is
+spelled by the tokenizer), and a sheet of pictures to be looked at, ``example_adapters.png`` in the folder for
+temporary files. They must be trained again whenever the demo model's weights change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from spectral_core.adapter import Adapter
+from spectral_core.cli.demo_concepts import DemoConcept, drawn_concept
+from spectral_core.cli.demo_run import open_model
+from spectral_core.fileformat import load, save
+from spectral_core.lora_file import export_lora
+from spectral_core.lora_import import import_lora
+from spectral_core.methods import MethodConfig
+from spectral_core.methods.foura import FouRAConfig
+from spectral_core.methods.lora import LoRAConfig
+from spectral_core.methods.spectral_a import SpectralAConfig
+from spectral_core.pipelines import ConceptConfig, apply, generate, train_concept
+from spectral_core.training.config import TrainConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+ADAPTERS = ROOT / "example_workflows" / "adapters" / "examples"
+LORAS = ROOT / "example_workflows" / "loras" / "examples"
+BACKGROUNDS = ("green", "blue", "gray", "red")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One file: its name, the concept in it, the method, the layers and the learning rate."""
+
+    name: str
+    concept: str
+    method: MethodConfig
+    targets: str
+    rate: float
+
+    @property
+    def path(self) -> Path:
+        return (LORAS if isinstance(self.method, LoRAConfig) else ADAPTERS) / f"{self.name}.safetensors"
+
+
+SPECTRAL_LAYERS = "all-linear"
+EXAMPLES = (
+    Example("bot_foura", "bot", FouRAConfig(rank=4, transform="dct", gate="adaptive"), "attention+mlp", 6e-3),
+    *(
+        Example(
+            f"{concept}_spectral",
+            concept,
+            SpectralAConfig(columns=tuple(range(2 * place, 2 * place + 2))),
+            SPECTRAL_LAYERS,
+            1e-2,
+        )
+        for place, concept in enumerate(("bot", "fish", "house"))
+    ),
+    Example("bot_lora", "bot", LoRAConfig(rank=2), "attention+mlp", 6e-3),
+    Example("fish_lora", "fish", LoRAConfig(rank=2), "attention+mlp", 6e-3),
+)
+
+
+def train_example(pipe: Any, example: Example, concept: DemoConcept, steps: int) -> Path:
+    """Train one example and save it in half precision."""
+    train = TrainConfig(
+        steps=steps,
+        batch_size=8,
+        learning_rate=example.rate,
+        token_learning_rate=2e-2,
+        schedule="cosine",
+        seed=0,
+    )
+    words = "" if isinstance(example.method, LoRAConfig) else concept.init_words
+    what = ConceptConfig(concept.token, example.targets, words, (64, 64))
+    done = train_concept(pipe, concept.folder, what, example.method, train)
+    adapter = replace(done.adapter, provenance=replace(done.adapter.provenance, name=example.name))
+    example.path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(example.method, LoRAConfig):
+        export_lora(adapter, example.path, naming="kohya", dtype=torch.float16, overwrite=True)
+    else:
+        save(adapter, example.path, overwrite=True, dtype=torch.float16)
+    size = example.path.stat().st_size
+    print(f"{example.name}: loss {done.loss_before:.3f} -> {done.loss_after:.3f}, {size:,} bytes", flush=True)
+    return example.path
+
+
+def read(example: Example) -> Adapter:
+    return import_lora(example.path) if isinstance(example.method, LoRAConfig) else load(example.path)
+
+
+def draw_sheet(pipe: Any, examples: list[Example]) -> Path:
+    """Four pictures of each adapter, and of the base model above them."""
+    rows = []
+    for example in [None, *examples]:
+        concept = "bot" if example is None else example.concept
+        prompts = [f"a <{concept}> on a {colour} background" for colour in BACKGROUNDS]
+        chosen = [] if example is None else [read(example)]
+        with apply(pipe, *chosen):
+            rows.append(generate(pipe, prompts, [1, 2, 3, 4], steps=20, guidance=4.0, size=(64, 64)))
+    sheet = Image.new("RGB", (4 * 130, len(rows) * 130), "white")
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            sheet.paste(picture.resize((128, 128), Image.Resampling.NEAREST), (x * 130, y * 130))
+    path = Path(tempfile.gettempdir()) / "example_adapters.png"
+    sheet.save(path)
+    return path
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--only", nargs="*", default=[], metavar="NAME")
+    options.add_argument("--steps", type=int, default=300)
+    chosen = options.parse_args()
+    examples = [e for e in EXAMPLES if not chosen.only or e.name in chosen.only]
+    pipe = open_model(None)
+    with tempfile.TemporaryDirectory() as folder:
+        for example in examples:
+            concept = drawn_concept(example.concept, Path(folder) / example.concept)
+            train_example(pipe, example, concept, chosen.steps)
+    print(draw_sheet(pipe, examples))
+
+
+if __name__ == "__main__":
+    main()
