@@ -1,0 +1,136 @@
+"""Write ``example_workflows/*.json``, in the form that ComfyUI's page loads.
+
+    python -m tools.make_example_workflows
+
+They are written down in ``tools.example_graphs``. Sockets and the order of widgets come from the pack's node
+classes; those of the host's own nodes that are used are in ``HOST_NODES``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tools.example_graphs import WORKFLOWS, Node
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "example_workflows"
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN")
+Socket = tuple[str, str]  # name, type
+
+
+@dataclass(frozen=True)
+class Slots:
+    """A node class as the page sees it; ``widgets`` in the order of their saved values."""
+
+    sockets: tuple[Socket, ...]
+    widgets: tuple[str, ...]
+    outputs: tuple[Socket, ...]
+
+
+HOST_NODES = {
+    "CLIPTextEncode": Slots((("clip", "CLIP"),), ("text",), (("CONDITIONING", "CONDITIONING"),)),
+    "EmptyLatentImage": Slots((), ("width", "height", "batch_size"), (("LATENT", "LATENT"),)),
+    "KSampler": Slots(
+        (
+            ("model", "MODEL"),
+            ("positive", "CONDITIONING"),
+            ("negative", "CONDITIONING"),
+            ("latent_image", "LATENT"),
+        ),
+        ("seed", "control_after_generate", "steps", "cfg", "sampler_name", "scheduler", "denoise"),
+        (("LATENT", "LATENT"),),
+    ),
+    "VAEDecode": Slots((("samples", "LATENT"), ("vae", "VAE")), (), (("IMAGE", "IMAGE"),)),
+    "SaveImage": Slots((("images", "IMAGE"),), ("filename_prefix",), ()),
+    "PreviewImage": Slots((("images", "IMAGE"),), (), ()),
+    "MarkdownNote": Slots((), ("text",), ()),
+}
+
+
+def our_slots() -> dict[str, Slots]:
+    """The pack's nodes, read off their classes."""
+    spec = importlib.util.spec_from_file_location("pack", ROOT / "__init__.py")
+    assert spec is not None and spec.loader is not None
+    pack = importlib.util.module_from_spec(spec)
+    sys.modules["pack"] = pack
+    spec.loader.exec_module(pack)
+    found = {}
+    for name, kind in pack.NODE_CLASS_MAPPINGS.items():
+        types = kind.INPUT_TYPES()
+        given = {**types.get("required", {}), **types.get("optional", {})}
+        is_widget = {k: isinstance(v[0], list | tuple) or v[0] in WIDGETS for k, v in given.items()}
+        sockets = tuple((k, v[0]) for k, v in given.items() if not is_widget[k])
+        outputs = zip(getattr(kind, "RETURN_NAMES", kind.RETURN_TYPES), kind.RETURN_TYPES, strict=True)
+        found[name] = Slots(sockets, tuple(k for k in given if is_widget[k]), tuple(outputs))
+    return found
+
+
+def as_page(name: str, nodes: Mapping[str, Node], slots: Mapping[str, Slots]) -> dict[str, Any]:
+    """The workflow as the page saves it (version 0.4)."""
+    ids = {key: number for number, key in enumerate(nodes, 1)}
+    links: list[list[Any]] = []
+    made = {key: _bare(key, n, slots[n.kind], ids[key]) for key, n in nodes.items()}
+    for key, n in nodes.items():
+        sockets = slots[n.kind].sockets
+        unknown = set(n.values) - {s for s, _ in sockets} - set(slots[n.kind].widgets)
+        assert not unknown, (key, unknown)
+        for place, (socket, kind) in enumerate(sockets):
+            if socket not in n.values:
+                continue
+            source, output = n.values[socket]
+            assert slots[nodes[source].kind].outputs[output][1] == kind, (key, socket)
+            links.append([len(links) + 1, ids[source], output, ids[key], place, kind])
+            made[key]["inputs"][place]["link"] = len(links)
+            made[source]["outputs"][output]["links"].append(len(links))
+    return {
+        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"comfyui-spectral-adapters/{name}")),
+        "revision": 0,
+        "last_node_id": len(ids),
+        "last_link_id": len(links),
+        "nodes": list(made.values()),
+        "links": links,
+        "groups": [],
+        "config": {},
+        "extra": {"ds": {"scale": 0.6, "offset": [40, 60]}},
+        "version": 0.4,
+    }
+
+
+def _bare(key: str, n: Node, slots: Slots, number: int) -> dict[str, Any]:
+    x, y, width, height = n.box
+    properties = {} if n.kind == "MarkdownNote" else {"Node name for S&R": n.kind}
+    made: dict[str, Any] = {
+        "id": number,
+        "type": n.kind,
+        "pos": [x, y],
+        "size": [width, height],
+        "flags": {},
+        "order": number - 1,
+        "mode": 0,
+        "inputs": [{"name": name, "type": kind, "link": None} for name, kind in slots.sockets],
+        "outputs": [{"name": name, "type": kind, "links": []} for name, kind in slots.outputs],
+        "properties": properties,
+        "widgets_values": [n.values[widget] for widget in slots.widgets],
+    }
+    return {**made, "title": n.title} if n.title else made
+
+
+def main() -> None:
+    slots = {**HOST_NODES, **our_slots()}
+    FOLDER.mkdir(exist_ok=True)
+    for name, build in WORKFLOWS.items():
+        page = as_page(name, build(), slots)
+        text = json.dumps(page, indent=1, ensure_ascii=False) + "\n"
+        (FOLDER / f"{name}.json").write_text(text, encoding="utf-8")
+        print(f"{name}: {len(page['nodes'])} nodes, {len(page['links'])} links")
+
+
+if __name__ == "__main__":
+    main()
