@@ -1,7 +1,7 @@
 """The small adapters that come with the example workflows: one more, read-only place to look for files.
 
-Their names begin with ``examples/``. They are offered by this pack's own loaders and registered nowhere in the
-host; a file of the same name in the user's folders comes first.
+Their names begin with ``examples/``. They are offered by this pack's own loaders and registered nowhere
+in the host; a file of the same name in the user's folders comes first.
 
 Shapes: none; names only.
 """
