@@ -14,7 +14,8 @@ from typing import Any
 
 from ...spectral_core.adapter import Adapter
 from ...spectral_core.errors import SpectralAdapterError
-from . import keys, merged, records
+from . import clip as clip_live
+from . import keys, live, merged, originals, records, tokens
 from .keys import CLIP, MODEL, Place, Places
 
 MODES = ("auto", "merged", "live")
@@ -64,8 +65,10 @@ def apply(
     layer of a connected input matches, where a shape differs, and where the mode is impossible.
     """
     _check(adapter, strength_model, strength_clip, mode, base_mismatch)
+    key = records.key_of(adapter)  # of the adapter as it came, whatever base it is fitted to
+    adapter, notes = originals.for_base(adapter, model, clip, base_mismatch)
     places = keys.place(adapter, model, clip)
-    lines = [f"{adapter.provenance.name or 'Adapter'}: {', '.join(adapter.methods) or 'no layers'}"]
+    lines = [f"{adapter.provenance.name or 'Adapter'}: {', '.join(adapter.methods) or 'no layers'}", *notes]
     sides = [
         _Side(MODEL, model, places.model, strength_model),
         _Side(CLIP, clip, places.clip, strength_clip),
@@ -75,8 +78,11 @@ def apply(
     for side in sides:
         if side.owner is None:
             continue
-        done[side.name], used, text = _apply_side(adapter, side, mode)
+        done[side.name], used, text = _apply_side(adapter, key, side, mode)
         modes += [used] if used else []
+        lines += text
+    if clip is not None and strength_clip != 0:
+        done[CLIP], text = tokens.add(done[CLIP], adapter)
         lines += text
     lines += _rest(places)
     return Applied(done[MODEL], done[CLIP], "\n".join(lines), modes[0] if modes else "off")
@@ -98,7 +104,7 @@ def _check(adapter: Any, strength_model: float, strength_clip: float, mode: str,
         )
 
 
-def _apply_side(adapter: Adapter, side: _Side, mode: str) -> tuple[Any, str, list[str]]:
+def _apply_side(adapter: Adapter, key: str, side: _Side, mode: str) -> tuple[Any, str, list[str]]:
     """(the clone, the mode used or "", lines for the report)."""
     if not side.places:
         return side.owner, "", [f"{side.name}: the adapter has no layers for it; unchanged"]
@@ -108,9 +114,24 @@ def _apply_side(adapter: Adapter, side: _Side, mode: str) -> tuple[Any, str, lis
     used, why = _choose(adapter, side, mode)
     owner = side.owner.clone()
     patcher = owner if side.name == MODEL else owner.patcher
-    count = merged.add(patcher, side.places, strength_of)
+    if used == "merged":
+        count = merged.add(patcher, side.places, strength_of)
+    else:
+        count = _add_live(adapter, key, side, owner, strength_of)
     lines = [f"{side.name}: {used} in {count} layers at strength {side.strength:g} ({why})"]
-    return owner, used, lines + _mark(patcher, adapter, side.name)
+    return owner, used, lines + _mark(patcher, key, side.name)
+
+
+def _add_live(
+    adapter: Adapter, key: str, side: _Side, owner: Any, strength_of: Callable[[str], float]
+) -> int:
+    places = tuple(place for place in side.places if strength_of(place.name) != 0)
+    strengths = tuple(strength_of(place.name) for place in places)
+    if side.name == MODEL:
+        live.add(owner, live.Entry(key, places, strengths, adapter.schedule), MODEL)
+    else:
+        clip_live.add(owner, live.Entry(key, places, strengths))
+    return len(places)
 
 
 def _strengths(adapter: Adapter, strength: float) -> Callable[[str], float]:
@@ -137,10 +158,9 @@ def _choose(adapter: Adapter, side: _Side, mode: str) -> tuple[str, str]:
     return "merged", "exact as weight patches, no cost per step"
 
 
-def _mark(patcher: Any, adapter: Adapter, side: str) -> list[str]:
+def _mark(patcher: Any, key: str, side: str) -> list[str]:
     """Remember on the clone what it carries; a warning where it carries this adapter already."""
     carried = patcher.attachments.get(_ATTACHMENT, ())
-    key = records.key_of(adapter)
     patcher.set_attachments(_ATTACHMENT, (*carried, key))
     if key not in carried:
         return []

@@ -61,3 +61,14 @@ def free_memory(needed: int, device: torch.device) -> None:
     """Ask the host to make room; the CPU has no model to push out."""
     if not comfy.model_management.is_device_cpu(device):
         comfy.model_management.free_memory(needed, device)
+
+
+def compute_dtype(patcher: Any) -> torch.dtype:
+    """What a model computes in: the type its weights are cast to where that is set, else their own."""
+    dtype = getattr(patcher.model, "manual_cast_dtype", None) or patcher.model_dtype()
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def makes_new_output(module: torch.nn.Module) -> bool:
+    """Whether a layer's result is a new tensor that an update may be written into: the host's own do."""
+    return type(module).__module__ == "comfy.ops"

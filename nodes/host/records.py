@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from . import factors
 _KEPT = 16
 
 # For the whole process on purpose: the sampler fills it, another node reads it.
-_RECORDS: OrderedDict[str, GateRecorder] = OrderedDict()
+_RECORDS: OrderedDict[tuple[str, str], GateRecorder] = OrderedDict()
 
 
 class _Recorder(GateRecorder):
@@ -39,15 +38,25 @@ def key_of(adapter: Adapter) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def of(adapter: Adapter) -> Any | None:
-    """The record of the adapter's last sampling run; None if its gates have not run."""
-    return _RECORDS.get(key_of(adapter))
+def of(adapter: Adapter) -> GateRecorder | None:
+    """What its gates did in the last sampling run, text encoders included; None if none has run."""
+    key = key_of(adapter)
+    found = [record for (owner, _), record in _RECORDS.items() if owner == key]
+    if not found:
+        return None
+    joined = GateRecorder()
+    for record in found:
+        joined.merge(record)
+    return joined
 
 
-def start(key: str) -> GateRecorder:
-    """A new, empty record in place of the last one; the oldest of all goes when there are too many."""
-    _RECORDS.pop(key, None)
-    _RECORDS[key] = _Recorder()
+def start(key: str, side: str) -> GateRecorder:
+    """A new, empty record for the MODEL or CLIP of an adapter in place of the last one.
+
+    The oldest of all goes when there are too many.
+    """
+    _RECORDS.pop((key, side), None)
+    record = _RECORDS[key, side] = _Recorder()
     while len(_RECORDS) > _KEPT:
         _RECORDS.popitem(last=False)
-    return _RECORDS[key]
+    return record

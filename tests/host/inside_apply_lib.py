@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -89,10 +90,12 @@ def run_checks(checks):
     """Name -> "" or the traceback of each check; every one runs."""
     outcome = {}
     for check in checks:
+        started = time.perf_counter()
         try:
             with torch.inference_mode():
                 check()
             outcome[check.__name__] = ""
         except Exception:
             outcome[check.__name__] = traceback.format_exc()
+        print(f"{check.__name__}: {time.perf_counter() - started:.1f} s", flush=True)
     return outcome
