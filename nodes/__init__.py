@@ -9,6 +9,7 @@ from .apply import ApplyAdapter
 from .demo import LoadDemoModel
 from .export import ExportAdapterAsLoRA, SaveAdapter
 from .fuse import FuseAdapters
+from .host.startup import start
 from .inspect import AdapterReport
 from .load import LoadFouRA, LoadLoRAAsAdapter, LoadSpectralAdapter
 from .strength import AdapterStrength
@@ -38,3 +39,5 @@ NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
     "SpectralAdapters_AdapterReport": "Adapter Report",
     "SpectralAdapters_LoadDemoModel": "Load Demo Model",
 }
+
+start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import inputs
+from . import inputs, results
 
 
 class ApplyAdapter:
@@ -47,7 +47,7 @@ class ApplyAdapter:
                     "The text encoder that the adapter changes; the original stays as it is."
                 ),
                 "adapters": inputs.adapter_list(
-                    "Further adapters, from Adapter Strength, put on the same model at the strengths set there."
+                    "Further adapters from Adapter Strength, put on as well at the strengths set there."
                 ),
             },
         }
@@ -63,4 +63,22 @@ class ApplyAdapter:
         clip: Any = None,
         adapters: Any = None,
     ) -> dict[str, Any]:
-        raise NotImplementedError
+        from ..spectral_core.errors import SpectralAdapterError
+        from .host import applying
+
+        if model is None and clip is None:
+            raise SpectralAdapterError("Apply Adapter has nothing to apply to: connect model, clip, or both")
+        strengths = (strength_model, strength_clip)
+        reports = []
+        for each in (results.need_adapter(adapter), *results.need_adapters(adapters)):
+            applied = applying.apply(each, model, clip, *strengths, mode=mode, base_mismatch=base_mismatch)
+            model, clip = applied.model, applied.clip
+            reports.append(applied.report)
+            strengths = (1.0, 1.0)  # those of the list carry their own
+        report = results.lines(*reports)
+        return results.shown(
+            report,
+            results.or_absent(model, "Apply Adapter", "MODEL", "model"),
+            results.or_absent(clip, "Apply Adapter", "CLIP", "clip"),
+            report,
+        )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from . import inputs
+from . import inputs, results, tensors
 
 _HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
+
+
+def _size(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:.2f} MB"
 
 
 class SaveAdapter:
@@ -37,8 +42,8 @@ class SaveAdapter:
                     "STRING",
                     {
                         "default": "adapter",
-                        "tooltip": "The beginning of the file's name; a / makes a subfolder. %year%, %month%, "
-                        "%day% and the time may be used.",
+                        "tooltip": "The beginning of the file's name; a / makes a subfolder. %year%, "
+                        "%month%, %day%, %hour%, %minute% and %second% are filled in.",
                     },
                 ),
                 "precision": inputs.combo(
@@ -76,7 +81,19 @@ class SaveAdapter:
         prompt: Any = None,
         extra_pnginfo: Any = None,
     ) -> dict[str, Any]:
-        raise NotImplementedError
+        from ..spectral_core import fileformat
+        from ..spectral_core.analysis import summary_text
+        from .host import paths
+
+        results.need_adapter(adapter)
+        if words := tuple(word.strip() for word in trigger_words.split(",") if word.strip()):
+            adapter = adapter.with_provenance(trigger_words=words)
+        with tensors.lasting():
+            path = paths.new_file(filename_prefix, in_saved=True)
+            fileformat.save(adapter, path, compact=compact, dtype=tensors.dtype(precision))
+        file = paths.below_output(path)
+        report = results.lines(f"saved as {file}, {_size(path)}", summary_text(adapter))
+        return results.shown(report, adapter, file, report)
 
 
 class ExportAdapterAsLoRA:
@@ -106,8 +123,8 @@ class ExportAdapterAsLoRA:
                     "STRING",
                     {
                         "default": "loras/adapter",
-                        "tooltip": "The beginning of the file's name in the output folder; the host's Load LoRA "
-                        "lists what lies in output/loras.",
+                        "tooltip": "The beginning of the file's name in the output folder; Load LoRA lists "
+                        "what lies in output/loras.",
                     },
                 ),
                 "naming": inputs.combo(
@@ -117,14 +134,14 @@ class ExportAdapterAsLoRA:
                 ),
                 "precision": inputs.combo(
                     ("fp16", "bf16", "fp32"),
-                    "How exactly numbers are stored. fp16 is usual; fp32 doubles the file and rounds nothing.",
+                    "How exactly numbers are stored. fp16 is usual; fp32 doubles the file, rounds nothing.",
                 ),
                 "drop_schedule": (
                     "BOOLEAN",
                     {
                         "default": False,
-                        "tooltip": "A LoRA file cannot hold a schedule over the steps: off refuses to export a "
-                        "scheduled adapter, on exports it at full strength for all steps.",
+                        "tooltip": "A LoRA file cannot hold a schedule over the steps: off refuses to export "
+                        "a scheduled adapter, on exports it at full strength for all steps.",
                     },
                 ),
             },
@@ -141,4 +158,15 @@ class ExportAdapterAsLoRA:
         prompt: Any = None,
         extra_pnginfo: Any = None,
     ) -> dict[str, Any]:
-        raise NotImplementedError
+        from ..spectral_core.lora_file import export_lora
+        from .host import paths
+
+        results.need_adapter(adapter)
+        dtype = tensors.dtype(precision)
+        assert dtype is not None, "every choice of this node is a type"
+        with tensors.lasting():
+            path = paths.new_file(filename_prefix, in_saved=False)
+            exported = export_lora(adapter, path, naming, dtype, drop_schedule=drop_schedule)
+        file = paths.below_output(path)
+        report = results.lines(f"exported as {file}, {_size(path)}", str(exported))
+        return results.shown(report, file, report)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import inputs
+from . import images, inputs, results, tensors
 
 
 def _methods() -> list[str]:
@@ -64,7 +64,8 @@ class FuseAdapters:
                     {
                         "default": False,
                         "tooltip": "Replaces FouRA's adaptive gates by their average from training. The "
-                        "result can then be compressed, merged and exported, but no longer adapts to the step.",
+                        "result can then be compressed, merged and exported, but no longer adapts to the "
+                        "step.",
                     },
                 ),
             },
@@ -92,4 +93,14 @@ class FuseAdapters:
         model: Any = None,
         clip: Any = None,
     ) -> dict[str, Any]:
-        raise NotImplementedError
+        from ..spectral_core import fusion, overlap_sheet
+
+        given = [results.need_adapter(adapter_1, "adapter_1"), results.need_adapter(adapter_2, "adapter_2")]
+        given += results.need_adapters(adapters)
+        weights = [weight_1, weight_2] + [1.0] * (len(given) - 2)
+        with tensors.lasting():
+            fused = fusion.fuse(given, method, weights, rank=target_rank or None, freeze_gates=freeze_gates)
+            picture = overlap_sheet.draw(given)
+        report = fused.report.text
+        ui = images.preview(picture, "fuse_adapters")
+        return results.shown(report, fused.adapter, report, images.to_image(picture), **ui)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import inputs
+from . import images as pictures
+from . import inputs, results, tensors
 
 
 class AdapterReport:
@@ -34,18 +35,16 @@ class AdapterReport:
             "required": {"adapter": inputs.adapter("The adapter to examine.")},
             "optional": {
                 "model": inputs.model(
-                    "The base model: the report then compares it with the one trained on, and shows how large "
-                    "the changes are beside the weights."
+                    "The base model: the report then compares it with the one trained on, and shows how "
+                    "large the changes are beside the weights."
                 ),
                 "samples": (
                     "LATENT",
-                    {
-                        "tooltip": "A sampler's latent, passed through unchanged, so that this node runs after it."
-                    },
+                    {"tooltip": "A sampler's latent, passed through, so that this node runs after it."},
                 ),
                 "images": (
                     "IMAGE",
-                    {"tooltip": "Images, passed through unchanged, so that this node runs after them."},
+                    {"tooltip": "Images, passed through, so that this node runs after they are made."},
                 ),
             },
         }
@@ -53,4 +52,38 @@ class AdapterReport:
     def report(
         self, adapter: Any, model: Any = None, samples: Any = None, images: Any = None
     ) -> dict[str, Any]:
-        raise NotImplementedError
+        from ..spectral_core import findings, findings_sheet
+
+        results.need_adapter(adapter)
+        with tensors.lasting():
+            weights, notes = _weights(adapter, model)
+            found = findings.examine(adapter, weights, _record(adapter))
+            sheet = findings_sheet.draw(found)
+        text = results.lines(findings.text(found), *notes)
+        ui = pictures.preview(sheet, "adapter_report")
+        return results.shown(text, text, pictures.to_image(sheet), samples, images, **ui)
+
+
+def _weights(adapter: Any, model: Any) -> tuple[dict[str, Any], list[str]]:
+    """The connected model's weights of the adapter's layers, or why there are none."""
+    if model is None:
+        return {}, []
+    from ..spectral_core.errors import SpectralAdapterError
+    from .host import base_weights
+
+    try:
+        return base_weights.available(adapter, model), []
+    except SpectralAdapterError as error:
+        return {}, [f"not compared with the connected model: {error}"]
+
+
+def _record(adapter: Any) -> dict[str, Any] | None:
+    """What the adapter's gates did in the last run; None outside the host, and before any run."""
+    import sys
+
+    if "comfy" not in sys.modules:
+        return None
+    from .host import records
+
+    recorder = records.of(adapter)
+    return None if recorder is None else recorder.summary()

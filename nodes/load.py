@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import inputs
+from . import inputs, results
 
 _MODEL = "The model that the adapter changes. Not needed when only the ADAPTER output is used."
 _CLIP = "The text encoder that the adapter changes. Not needed when only the ADAPTER output is used."
@@ -20,13 +20,53 @@ _LOADER_TOOLTIPS = (
 
 
 def _adapter_name() -> inputs.Input:
-    return (
-        [""],
-        {
-            "tooltip": "An adapter file from models/spectral_adapters or output/spectral_adapters, subfolders "
-            "included."
-        },
+    from .host import paths
+
+    tooltip = "An adapter file from models/spectral_adapters or output/spectral_adapters, with subfolders."
+    return inputs.combo(paths.list_adapters(), tooltip)
+
+
+def _put_on(
+    node: str,
+    adapter_name: str,
+    strengths: tuple[float, float],
+    base_mismatch: str,
+    model: Any,
+    clip: Any,
+) -> dict[str, Any]:
+    """Open the file, apply it to what is connected, report both."""
+    from ..spectral_core.analysis import summary_text
+    from ..spectral_core.errors import SpectralAdapterError
+    from .host import files
+
+    opened = files.open_adapter(adapter_name, model, clip)
+    report = [opened.path.name, summary_text(opened.adapter), *opened.notes]
+    if model is None and clip is None:
+        report.append("not applied: neither model nor clip is connected; the ADAPTER output is ready")
+    else:
+        from .host import applying
+
+        try:
+            applied = applying.apply(opened.adapter, model, clip, *strengths, base_mismatch=base_mismatch)
+        except SpectralAdapterError as error:
+            raise SpectralAdapterError(f"{opened.path.name}: {error}") from error
+        model, clip = applied.model, applied.clip
+        report.append(applied.report)
+    text = results.lines(*report)
+    return results.shown(
+        text,
+        results.or_absent(model, node, "MODEL", "model"),
+        results.or_absent(clip, node, "CLIP", "clip"),
+        opened.adapter,
+        text,
     )
+
+
+def _lora_name() -> inputs.Input:
+    from .host import paths
+
+    tooltip = "A LoRA file from models/loras; none when a LORA_MODEL is connected."
+    return inputs.combo(paths.list_loras(), tooltip)
 
 
 class LoadFouRA:
@@ -34,8 +74,8 @@ class LoadFouRA:
 
     CATEGORY = inputs.CATEGORY
     DESCRIPTION = (
-        "Loads a FouRA adapter and puts it on the model and the text encoder, like Load LoRA. Its gates adapt "
-        "the rank to each step while the picture is made."
+        "Loads a FouRA adapter and puts it on the model and the text encoder, like Load LoRA. Its gates "
+        "adapt the rank to each step while the picture is made."
     )
     SEARCH_ALIASES = ["foura", "fourier lora", "load adapter", "spectral adapters"]
     RETURN_TYPES = ("MODEL", "CLIP", inputs.ADAPTER, "STRING")
@@ -62,7 +102,20 @@ class LoadFouRA:
         model: Any = None,
         clip: Any = None,
     ) -> dict[str, Any]:
-        raise NotImplementedError
+        strengths = (strength_model, strength_clip)
+        return _put_on("Load FouRA", adapter_name, strengths, "delta", model, clip)
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, adapter_name: Any = None) -> bool | str:
+        from .host import files
+
+        return files.problem_with(adapter_name) or True
+
+    @classmethod
+    def IS_CHANGED(cls, adapter_name: Any = None, **_others: Any) -> str:
+        from .host import files
+
+        return files.state_of(adapter_name) if isinstance(adapter_name, str) else ""
 
 
 class LoadSpectralAdapter(LoadFouRA):
@@ -85,11 +138,12 @@ class LoadSpectralAdapter(LoadFouRA):
         adapter_name: str,
         strength_model: float,
         strength_clip: float,
-        base_mismatch: str = "delta",
         model: Any = None,
         clip: Any = None,
+        base_mismatch: str = "delta",
     ) -> dict[str, Any]:
-        raise NotImplementedError
+        strengths = (strength_model, strength_clip)
+        return _put_on("Load Spectral Adapter", adapter_name, strengths, base_mismatch, model, clip)
 
 
 class LoadLoRAAsAdapter:
@@ -113,10 +167,7 @@ class LoadLoRAAsAdapter:
     def INPUT_TYPES(cls) -> inputs.Inputs:
         return {
             "required": {
-                "lora_name": (
-                    ["none"],
-                    {"tooltip": "A LoRA file from models/loras; none when a LORA_MODEL is connected."},
-                ),
+                "lora_name": _lora_name(),
             },
             "optional": {
                 "lora_model": (
@@ -128,7 +179,7 @@ class LoadLoRAAsAdapter:
                     "other than Stable Diffusion 1, 2 and XL; it is not changed."
                 ),
                 "clip": inputs.clip(
-                    "The text encoder that the LoRA is for; only to understand layer names, it is not changed."
+                    "The text encoder that the LoRA is for; only for its layer names, it is not changed."
                 ),
             },
         }
@@ -136,4 +187,22 @@ class LoadLoRAAsAdapter:
     def load(
         self, lora_name: str, lora_model: Any = None, model: Any = None, clip: Any = None
     ) -> dict[str, Any]:
-        raise NotImplementedError
+        from ..spectral_core.analysis import summary_text
+        from .host import loras
+
+        opened = loras.open_lora(lora_name, lora_model, model, clip)
+        text = results.lines(opened.title, summary_text(opened.adapter), *opened.notes)
+        return results.shown(text, opened.adapter, text)
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, lora_name: Any = None) -> bool | str:
+        from .host import files, paths
+
+        return lora_name == paths.NO_LORA or files.problem_with(lora_name, paths.LORAS) or True
+
+    @classmethod
+    def IS_CHANGED(cls, lora_name: Any = None, **_others: Any) -> str:
+        from .host import files, paths
+
+        is_file = isinstance(lora_name, str) and lora_name != paths.NO_LORA
+        return files.state_of(lora_name, paths.LORAS) if is_file else ""

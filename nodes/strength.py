@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import inputs
+from . import inputs, results
 
 CURVES = ("constant", "linear in", "linear out", "cosine in", "cosine out", "bell", "custom")
 
@@ -59,8 +59,8 @@ class AdapterStrength:
                     "STRING",
                     {
                         "default": "",
-                        "tooltip": "Only for curve = custom: points place:strength, such as 0:1, 0.5:0.3, 1:0; "
-                        "place 0 is the noisiest step, 1 the cleanest; straight lines between.",
+                        "tooltip": "Only for curve = custom: points place:strength, such as 0:1, 0.5:0.3, "
+                        "1:0; place 0 is the noisiest step, 1 the cleanest; straight lines between.",
                     },
                 ),
                 "block_weights": (
@@ -68,9 +68,9 @@ class AdapterStrength:
                     {
                         "default": "",
                         "multiline": True,
-                        "tooltip": "Further strengths for single blocks, one per line or separated by commas: "
-                        "down_blocks.1: 0.5, attn2: 0, or short: IN, MID, OUT, IN4, OUT2, TE. They multiply; "
-                        "0 leaves a block as in the base model.",
+                        "tooltip": "Further strengths for single blocks, one per line or between commas: "
+                        "down_blocks.1: 0.5, attn2: 0, or short: IN, MID, OUT, IN4, OUT2, TE. They "
+                        "multiply; 0 leaves a block as in the base model.",
                     },
                 ),
             },
@@ -91,4 +91,17 @@ class AdapterStrength:
         block_weights: str = "",
         adapters: Any = None,
     ) -> dict[str, Any]:
-        raise NotImplementedError
+        from ..spectral_core import block_weights as blocks
+        from ..spectral_core import schedule_curves, strengths
+
+        results.need_adapter(adapter)
+        window = schedule_curves.named(curve, start_percent, end_percent, custom_curve)
+        scaled = strengths.on_sides(adapter, strength_model, strength_clip)
+        scaled, entries = blocks.apply(strengths.over_denoising(scaled, window), block_weights)
+        report = results.lines(
+            strengths.describe(scaled),
+            *map(str, entries),
+            schedule_curves.describe(scaled.schedule),
+        )
+        chain = (*results.need_adapters(adapters), scaled)
+        return results.shown(report, scaled, chain, report)

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,49 +68,110 @@ def import_lora(path: str | os.PathLike[str], unet: UNetLayout | None = None) ->
     return read_lora(path, unet).adapter
 
 
-def read_lora(path: str | os.PathLike[str], unet: UNetLayout | None = None) -> ImportedLoRA:
+def read_lora(
+    path: str | os.PathLike[str], unet: UNetLayout | None = None, *, drop_differences: bool = False
+) -> ImportedLoRA:
     """A LoRA file as an adapter, with everything that was assumed or did not match.
 
-    unet: layout for native block names (``lora_unet_input_blocks_…``), SDXL's by default. PEFT files take
-    alpha and ranks from the ``adapter_config.json`` beside them. Raises SpectralAdapterError, with file and
-    layer, for every other kind of adapter, halves without their partner, shapes that do not fit, and values
-    that are not finite.
+    unet: layout for native block names (``lora_unet_input_blocks_…``), SDXL's by default. drop_differences:
+    leave out, and report, the changed biases and norms that ComfyUI's trainer puts beside a LoRA, instead of
+    refusing the file. PEFT files take alpha and ranks from the ``adapter_config.json`` beside them. Raises
+    SpectralAdapterError, with file and layer, for every other kind of adapter, halves without their partner,
+    shapes that do not fit, and values that are not finite.
     """
     file = open_safely(path)
     if fileformat.VERSION_KEY in file.metadata:
         raise SpectralAdapterError(
             f"{file.path}: is an adapter of this project, not a LoRA file: load it with load()"
         )
-    for key in file.entries:
+    source = _Source(
+        str(file.path),
+        file.path.name,
+        {key: entry.shape for key, entry in file.entries.items()},
+        file.read,
+        file.metadata,
+        # looked for only once the names are known to be a LoRA's
+        lambda: alphas_in_metadata(file.metadata, file.path) or alphas_beside(file.path),
+    )
+    return _read(source, unet, drop_differences)
+
+
+def lora_from_tensors(
+    tensors: Mapping[str, Tensor], name: str = "LoRA", unet: UNetLayout | None = None
+) -> ImportedLoRA:
+    """A LoRA that is already in memory, such as ComfyUI's ``LORA_MODEL``, as an adapter that shares nothing
+    with it.
+
+    Changed biases and norms are left out and reported. Raises as :func:`read_lora` does.
+    """
+
+    def copies(keys: list[str]) -> dict[str, Tensor]:
+        with torch.inference_mode(False), torch.no_grad():
+            return {key: tensors[key].detach().cpu().clone() for key in keys}
+
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    return _read(_Source(name, name, shapes, copies, {}, lambda: None), unet, True)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a LoRA's tensors are: names with shapes, a reader, and the alphas kept elsewhere.
+
+    ``place`` starts messages.
+    """
+
+    place: str
+    name: str
+    shapes: Mapping[str, tuple[int, ...]]
+    read: Callable[[list[str]], dict[str, Tensor]]
+    metadata: Mapping[str, str]
+    alphas: Callable[[], AlphaOf | None]
+
+
+def _read(source: _Source, unet: UNetLayout | None, drop_differences: bool) -> ImportedLoRA:
+    dropped = [key for key in source.shapes if drop_differences and _is_difference(key, source.shapes[key])]
+    kept = [key for key in source.shapes if key not in set(dropped)]
+    for key in kept:
         if kind := foreign.adapter_kind(key):
             raise SpectralAdapterError(
-                f"{file.path}: tensor {key!r} belongs to a {kind} adapter; only plain LoRA can be imported. "
-                "Convert it with the tool that made it, or load it with the host's own loader"
+                f"{source.place}: tensor {key!r} belongs to a {kind} adapter; only plain LoRA can be "
+                "imported. Convert it with the tool that made it, or load it with the host's own loader"
             )
     try:
-        collected, unmatched = _collect(file.entries, unet)
+        collected, unmatched = _collect(kept, unet)
     except SpectralAdapterError as error:
-        raise SpectralAdapterError(f"{file.path}: {error}") from error
+        raise SpectralAdapterError(f"{source.place}: {error}") from error
     if not any("up" in layer.tensors or "down" in layer.tensors for layer in collected.values()):
-        raise SpectralAdapterError(f"{file.path}: is {foreign.family(file.entries)}; expected a LoRA file")
-    notes: list[str] = []
-    alpha_of = alphas_in_metadata(file.metadata, file.path) or alphas_beside(file.path)
-    is_peft = any(key.startswith("base_model.model.") for key in file.entries)
-    if is_peft and alpha_of is None:
+        raise SpectralAdapterError(f"{source.place}: is {foreign.family(kept)}; expected a LoRA file")
+    notes = [_dropped(source.read(dropped))] if dropped else []
+    alpha_of = source.alphas()
+    if alpha_of is None and any(key.startswith(_PEFT_PREFIX) for key in kept):
         notes.append("no adapter_config.json beside the file: alpha taken as the rank of each layer")
-    tensors = file.read([key for layer in collected.values() for key in layer.tensors.values()])
+    tensors = source.read([key for layer in collected.values() for key in layer.tensors.values()])
     layers = {}
     for name, layer in collected.items():
         parts = {role: tensors[key] for role, key in layer.tensors.items()}
-        layers[name] = _build(f"{file.path}: layer {layer.source}", layer.source, parts, alpha_of)
+        layers[name] = _build(f"{source.place}: layer {layer.source}", layer.source, parts, alpha_of)
     raw = tuple(name for name in layers if name.startswith(keys.KOHYA_PART + "."))
     if raw:
         notes.append(
             f"{len(raw)} layers have names that need the model's own map (such as {raw[0]}); they are kept "
             f"under the file's names in the part {keys.KOHYA_PART!r}"
         )
-    adapter = Adapter(layers, _provenance(file.path, file.metadata, layers, unmatched, raw))
+    adapter = Adapter(layers, _provenance(source.name, source.metadata, layers, unmatched, raw))
     return ImportedLoRA(adapter, unmatched, raw, tuple(notes))
+
+
+def _is_difference(key: str, shape: tuple[int, ...]) -> bool:
+    return key.endswith(".diff_b") or (key.endswith(".diff") and len(shape) == 1)
+
+
+def _dropped(differences: Mapping[str, Tensor]) -> str:
+    changed = sum(bool(value.any()) for value in differences.values())
+    return (
+        f"{len(differences)} changed biases and norms are no part of an adapter and were left out; "
+        f"{changed} of them are not zero"
+    )
 
 
 def _collect(names: Iterable[str], unet: UNetLayout | None) -> tuple[dict[str, _Layer], tuple[str, ...]]:
@@ -247,21 +307,23 @@ def _multiplied_out(place: str, down: Tensor, mid: Tensor) -> Tensor:
 
 
 def _provenance(
-    path: Path,
+    file_name: str,
     metadata: Mapping[str, str],
     layers: Mapping[str, AdapterLayer],
     unmatched: tuple[str, ...],
     raw: tuple[str, ...],
 ) -> Provenance:
     """Name, family and trigger words where the file tells; what did not match stays on the adapter."""
-    training: dict[str, Any] = {"imported_from": path.name}
+    training: dict[str, Any] = {"imported_from": file_name}
     if unmatched:
         training["unmatched_tensors"] = list(unmatched)
     if raw:
         training["raw_layers"] = list(raw)
     words = metadata.get("modelspec.trigger_phrase", "")
     return Provenance(
-        name=metadata.get("ss_output_name") or metadata.get("modelspec.title") or path.stem,
+        name=metadata.get("ss_output_name")
+        or metadata.get("modelspec.title")
+        or file_name.removesuffix(".safetensors"),
         family=_family(layers),
         trigger_words=tuple(word.strip() for word in words.split(",") if word.strip()),
         training=training,

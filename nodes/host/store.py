@@ -1,0 +1,98 @@
+"""Parsed files, kept while they do not change: a file is known by path, time of change and size.
+
+Shapes: none here; adapters keep their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ...spectral_core.errors import SpectralAdapterError
+
+KEPT_BYTES = 2 << 30  # of files; the one read last is always kept
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What tells one state of a file from another without reading it."""
+
+    path: str
+    changed_ns: int
+    size: int
+
+    @classmethod
+    def of(cls, path: Path) -> Stamp:
+        """Raises SpectralAdapterError where the file is gone."""
+        try:
+            state = path.stat()
+        except OSError as error:
+            raise SpectralAdapterError(
+                f"{path}: cannot be read ({error.strerror or error}); was it moved or deleted?"
+            ) from error
+        return cls(str(path), state.st_mtime_ns, state.st_size)
+
+    def __str__(self) -> str:
+        return f"{self.path}|{self.changed_ns}|{self.size}"
+
+
+class Store:
+    """Values parsed from files, the least recently used dropped first.
+
+    A value may belong to models as well (a compact adapter was completed with one): it is then only given
+    out for the very same models, which are not kept alive.
+    """
+
+    def __init__(self, kept_bytes: int = KEPT_BYTES) -> None:
+        self._kept_bytes = kept_bytes
+        self._values: OrderedDict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = OrderedDict()
+
+    def get(self, kind: str, path: Path, parse: Callable[[], Any], owners: Sequence[Any] = ()) -> Any:
+        """``parse()``, or what it gave for this state of the file; again where it was written meanwhile."""
+        stamp = Stamp.of(path)
+        while True:
+            key = (stamp.path, kind, *map(id, owners))
+            kept = self._values.get((key, stamp))
+            if kept is not None and all(ref() is owner for ref, owner in zip(kept[1], owners, strict=True)):
+                self._values.move_to_end((key, stamp))
+                return kept[0]
+            value = parse()
+            after = Stamp.of(path)
+            if after == stamp:
+                self._keep(key, stamp, value, owners)
+                return value
+            stamp = after
+
+    def _keep(self, key: tuple[Any, ...], stamp: Stamp, value: Any, owners: Sequence[Any]) -> None:
+        for old in [known for known in self._values if known[0] == key]:
+            del self._values[old]
+        self._values[key, stamp] = (value, tuple(weakref.ref(owner) for owner in owners))
+        while len(self._values) > 1 and sum(s.size for _, s in self._values) > self._kept_bytes:
+            self._values.popitem(last=False)
+
+
+# For the whole process on purpose: nodes are made anew for every workflow, and files outlive them.
+PARSED = Store()
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, computed once for each of its states."""
+    return _digest(Stamp.of(path))
+
+
+@lru_cache(maxsize=1024)
+def _digest(stamp: Stamp) -> str:
+    hashed = hashlib.sha256()
+    try:
+        with open(stamp.path, "rb") as stream:
+            while block := stream.read(1 << 20):
+                hashed.update(block)
+    except OSError as error:
+        raise SpectralAdapterError(f"{stamp.path}: cannot be read ({error.strerror or error})") from error
+    return hashed.hexdigest()
