@@ -88,6 +88,10 @@ class Attachment:
                     assert isinstance(value, nn.Parameter)
                     yield f"{term_name(str(update.name), i)}.{key}", value
 
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """(layer name, module) of every adapted layer."""
+        return ((str(update.name), dispatcher.module) for dispatcher, update in self._updates)
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """Float32 leaf tensors for an optimiser."""
         return (parameter for _, parameter in self.named_parameters())

@@ -9,9 +9,10 @@ Shapes: φ, logits and p are (B, rank); E[p] is (rank,), μ a scalar.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -144,6 +145,29 @@ class GateRuntime:
             for name, mean in means.items():
                 learned.setdefault(name, {})[buffer] = mean.value
         return learned
+
+    def state(self) -> dict[str, Any]:
+        """Everything that later steps depend on, for :meth:`restore`; it stays as it is while training goes
+        on."""
+        means = {"mu": self._mu, "open": self._open, "levels": self._levels}
+        kept = {kind: {n: (m.total, m.count) for n, m in found.items()} for kind, found in means.items()}
+        return {"mode": self.mode, "temperature": self.temperature, "calibrating": self._calibrating} | kept
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Back to a :meth:`state`, bit for bit."""
+        self.set_mode(state["mode"], state["temperature"])
+        self._calibrating = bool(state["calibrating"])
+        self._mu, self._open, self._levels = (
+            {name: _Mean(total, count) for name, (total, count) in state[kind].items()}
+            for kind in ("mu", "open", "levels")
+        )
+        self._penalties.clear()
+
+    def average(self, mean: Callable[[list[Tensor]], list[Tensor]]) -> None:
+        """Several processes that train on parts of one batch: what each saw becomes the mean over them."""
+        seen = [*self._levels.values(), *self._open.values()]
+        for one, total in zip(seen, mean([one.total for one in seen]), strict=True):
+            one.total = total
 
     def watch_level(self, name: str, phi: Tensor) -> None:
         """Remember mean(φ) of a training forward pass; ``end_step`` takes it into μ."""

@@ -1,0 +1,135 @@
+"""The adaptive gates in training: annealing, calibration over the last tenth, and what became of them.
+
+Shapes: E[p] (rank,) per layer; open gates are counts 0 … rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..adapter import Adapter
+from ..attach import Attachment
+from ..gate_record import GateRecorder
+from ..methods import FouRAConfig
+from .config import TrainConfig
+
+CALIBRATED_FROM = 0.9  # of the steps: E[p], from which gates can be frozen without data, is counted from here
+
+
+class OpenGates(GateRecorder):
+    """Open gates per layer of one step, and over the calibration; kept on the gates' device until asked."""
+
+    def __init__(self) -> None:
+        super().__init__(bins=1)
+        self._step: dict[str, list[Tensor]] = {}
+        self._ranks: dict[str, int] = {}
+        self.calibration: dict[str, tuple[float, int, int]] = {}  # layer -> (Σ open gates, steps, rank)
+
+    def record(self, layer: str, is_open: Tensor, progress: float | Tensor | None) -> None:
+        self._ranks[layer] = is_open.shape[1]
+        self._step.setdefault(layer, []).append(is_open.sum(1).float().mean())
+
+    def step(self) -> dict[str, float]:
+        """Layer -> mean open gates of the step just done; one transfer for all layers."""
+        if not self._step:
+            return {}
+        means = torch.stack([torch.stack(seen).mean() for seen in self._step.values()]).tolist()
+        found = dict(zip(self._step, means, strict=True))
+        self._step.clear()
+        return found
+
+    def calibrate(self, step: Mapping[str, float]) -> None:
+        """Add a step to the calibration."""
+        for layer, mean in step.items():
+            total, count, _ = self.calibration.get(layer, (0.0, 0, 0))
+            self.calibration[layer] = (total + mean, count + 1, self._ranks[layer])
+
+    def extremes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Layers of which no gate opened, and of which none closed, since the calibration began."""
+        dead = tuple(name for name, (total, _, _) in self.calibration.items() if total == 0)
+        always = tuple(n for n, (total, count, rank) in self.calibration.items() if total == count * rank)
+        return dead, always
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """What the gates learned: E[p] and open rows of a frozen gate by layer; dead and always open layers.
+
+    ``dead`` and ``always_open`` are reported, not assumed wrong: at the rank that a layer needs, its gates
+    may rightly stay open.
+    """
+
+    mean_open: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    dead: tuple[str, ...] = ()
+    always_open: tuple[str, ...] = ()
+
+    def frozen_rank(self, layer: str) -> int:
+        """Open rows once the layer is frozen: E[p] > ½."""
+        return sum(p > 0.5 for p in self.mean_open[layer])
+
+    def warnings(self) -> list[str]:
+        lines = []
+        if self.dead:
+            lines.append(
+                f"{len(self.dead)} of {len(self.mean_open)} layers have no open gate and do nothing, first "
+                f"{self.dead[0]}: lower gate_penalty or raise target_open if they should"
+            )
+        if self.always_open:
+            lines.append(
+                f"{len(self.always_open)} of {len(self.mean_open)} layers keep every gate open, first "
+                f"{self.always_open[0]}: they need their whole rank, or more steps or a target_open to choose"
+            )
+        return lines
+
+    def as_dict(self) -> dict[str, Any]:
+        """For events: per layer its rank, the mean of E[p] and the rank once frozen."""
+        layers = {
+            name: {"rank": len(p), "mean_open": sum(p) / len(p), "frozen_rank": self.frozen_rank(name)}
+            for name, p in self.mean_open.items()
+        }
+        return {"layers": layers, "dead": list(self.dead), "always_open": list(self.always_open)}
+
+
+def set_gates(attachments: Sequence[Attachment], config: TrainConfig, fraction: float, begins: bool) -> None:
+    """Before a step: τ and mode at this fraction of the schedule, the rank target. begins: E[p] counts afresh
+    from this step on."""
+    for attachment in attachments:
+        attachment.gates.anneal(fraction)
+        attachment.gates.target_open = config.target_open
+        attachment.gates.penalty_weight = config.gate_penalty
+        if begins:
+            attachment.gates.start_calibration()
+
+
+def calibration_step(start: int, steps: int) -> int:
+    """The step (from 0) with which the calibration of a schedule from ``start`` to ``steps`` begins."""
+    return start + int(CALIBRATED_FROM * (steps - start))
+
+
+def gate_report(adapter: Adapter, counted: OpenGates | None = None) -> GateReport | None:
+    """What the adapter's adaptive gates learned; None without any."""
+    found = {}
+    for name, layer in adapter.layers.items():
+        for term in layer.terms:
+            if isinstance(term.config, FouRAConfig) and term.config.gate == "adaptive":
+                found[name] = tuple(term.params["gate.mean_open"].tolist())
+    if not found:
+        return None
+    dead, always = counted.extremes() if counted is not None else ((), ())
+    return GateReport(found, dead, always)
+
+
+def joined(one: GateReport | None, other: GateReport | None) -> GateReport | None:
+    """The report of two attachments together."""
+    if one is None or other is None:
+        return one or other
+    return GateReport(
+        {**one.mean_open, **other.mean_open},
+        tuple(dict.fromkeys((*one.dead, *other.dead))),
+        tuple(dict.fromkeys((*one.always_open, *other.always_open))),
+    )
