@@ -26,6 +26,7 @@ _NAMES = {
     "spectral_a": "Spectral Adapter (additive)",
     "spectral_r": "Spectral Adapter (rotational)",
     "lora": "LoRA",
+    "orthogonal": "Orthogonal Adaptation",
 }
 _TRAINING = {  # provenance.training -> kohya's word, where a run has recorded it under this name
     "steps": "ss_steps",

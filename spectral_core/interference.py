@@ -21,26 +21,23 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from .adapter import Adapter
+from .adapter import Adapter, Term
 from .errors import SpectralAdapterError
 from .lowrank import Factors, compact_svd, concatenate
+from .moments import Inputs, Placed, Response, Statistics, joined, response_of
 
-
-@dataclass(frozen=True)
-class Statistics:
-    """C = Σ x xᵀ / N over N = ``count`` rows, (fan_in, fan_in), float64."""
-
-    second_moment: Tensor
-    count: int
-
-    @classmethod
-    def of(cls, x: Tensor) -> Statistics:
-        rows = x.detach().reshape(-1, x.shape[-1]).double()
-        return cls(rows.mT @ rows / max(len(rows), 1), len(rows))
-
-
-Inputs = Mapping[str, "Tensor | Statistics"]
-"""Layer name -> activations (…, fan_in) or their statistics."""
+__all__ = [
+    "Crosstalk",
+    "Inputs",
+    "LayerOverlap",
+    "Retention",
+    "Statistics",
+    "affinity",
+    "crosstalk",
+    "output_norm",
+    "overlap",
+    "retention",
+]
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ class Retention:
 def output_norm(factors: Factors, inputs: Tensor | Statistics) -> float:
     """Root mean square over the rows x of ‖ΔW x‖: √tr(UᵀU · D C Dᵀ)."""
     up, down = factors.scaled_up().detach().double(), factors.down.detach().flatten(1).double()
-    width = (inputs.second_moment if isinstance(inputs, Statistics) else inputs).shape[-1]
+    width = inputs.width if isinstance(inputs, Statistics) else inputs.shape[-1]
     if width != down.shape[1]:
         raise SpectralAdapterError(
             f"inputs of width {width} for a layer {factors.shape}: expected {down.shape[1]}, for a "
@@ -89,14 +86,16 @@ def output_norm(factors: Factors, inputs: Tensor | Statistics) -> float:
             "unfolded patches"
         )
     if isinstance(inputs, Statistics):
-        seen = down @ inputs.second_moment.to(down) @ down.mT
-    else:
-        seen = Statistics.of(inputs.to(down).reshape(-1, width) @ down.mT).second_moment
+        return Response(up, inputs.coordinates(down)).norm(inputs)
+    seen = Statistics.of(inputs.to(down).reshape(-1, width) @ down.mT).second_moment
     return float(((up.mT @ up) * seen).sum().clamp(min=0).sqrt())
 
 
 def overlap(adapters: Sequence[Adapter]) -> list[LayerOverlap]:
-    """Every pair of adapters in every layer that both change; layers with ΔW = 0 are left out."""
+    """Every pair of adapters in every layer that both change; layers with ΔW = 0 are left out.
+
+    An adaptive gate counts with every row open.
+    """
     found = []
     for name in dict.fromkeys(name for adapter in adapters for name in adapter.layers):
         spaces = {i: _spaces(a, name) for i, a in enumerate(adapters) if name in a.layers}
@@ -127,17 +126,46 @@ def overlap(adapters: Sequence[Adapter]) -> list[LayerOverlap]:
 
 def _spaces(adapter: Adapter, name: str) -> tuple[Tensor, Tensor]:
     """Orthonormal bases (out, r), (fan_in, r) of ΔW's column and row space, r its numerical rank."""
-    u, s, v = compact_svd(_factors(adapter, name))
+    layer, strength = adapter.layers[name], adapter.strength_of(name)
+    u, s, v = compact_svd(concatenate([term.factors(layer.shape, strength) for term in layer.terms]))
     rounding = 1e-11 if s.dtype == torch.float64 else 1e-5
     rank = int((s > rounding * s[:1]).sum())
     return u[:, :rank].detach().double(), v[:, :rank].detach().double()
 
 
-def _factors(adapter: Adapter, name: str, strength: float = 1.0) -> Factors:
-    try:
-        return adapter.layers[name].factors(strength * adapter.strength_of(name))
-    except SpectralAdapterError as error:
-        raise SpectralAdapterError(f"layer {name}: {error}") from error
+def affinity(adapters: Sequence[Adapter]) -> Crosstalk:
+    """Crosstalk as far as weights alone can tell: ‖ΔW_j ΔW_iᵀ‖ / ‖ΔW_i ΔW_iᵀ‖.
+
+    The inputs of concept i are taken to be what its own update responds to, C_i = ΔW_iᵀΔW_i/‖ΔW_i‖². An
+    adaptive gate counts with every row open.
+    """
+    count = len(adapters)
+    squares = torch.zeros(count, count, dtype=torch.float64)
+    layers = {}
+    for name in dict.fromkeys(name for adapter in adapters for name in adapter.layers):
+        updates = {i: _open_factors(a, name) for i, a in enumerate(adapters) if name in a.layers}
+        grams = {i: up.mT @ up for i, (up, _) in updates.items()}
+        here = torch.zeros(count, count, dtype=torch.float64)
+        for i, (_, down_i) in updates.items():
+            for j, (_, down_j) in updates.items():
+                if down_i.shape[1] != down_j.shape[1]:
+                    raise SpectralAdapterError(
+                        f"layer {name}: these adapters belong to different base models"
+                    )
+                shared = down_j @ down_i.mT
+                here[i, j] = ((grams[j] @ shared @ grams[i]) * shared).sum().clamp(min=0)
+            own = (grams[i] * (down_i @ down_i.mT)).sum()  # ‖ΔW_i‖²: every layer's inputs count alike
+            here[i] /= own if own > 0 else 1.0
+        squares += here
+        layers[name] = _ratios(here)
+    return Crosstalk(layers, _ratios(squares))
+
+
+def _open_factors(adapter: Adapter, name: str) -> tuple[Tensor, Tensor]:
+    """up (out, R), down (R, fan_in) in float64, adaptive gates open."""
+    layer, strength = adapter.layers[name], adapter.strength_of(name)
+    factors = concatenate([term.factors(layer.shape, strength) for term in layer.terms])
+    return factors.scaled_up().detach().double(), factors.down.detach().flatten(1).double()
 
 
 def crosstalk(adapters: Sequence[Adapter], inputs: Sequence[Inputs]) -> Crosstalk:
@@ -148,14 +176,59 @@ def crosstalk(adapters: Sequence[Adapter], inputs: Sequence[Inputs]) -> Crosstal
     layers = {}
     for name in dict.fromkeys(name for given in inputs for name in given):
         here = torch.zeros(count, count, dtype=torch.float64)
-        factors = {j: _factors(a, name) for j, a in enumerate(adapters) if name in a.layers}
         for i, given in enumerate(inputs):
-            for j, update in factors.items():
-                if name in given:
-                    here[i, j] = output_norm(update, given[name]) ** 2
+            for j, adapter in enumerate(adapters):
+                if name in given and name in adapter.layers:
+                    here[i, j] = _norm(_terms(adapters, j, name), name, adapters, given[name]) ** 2
         squares += here
         layers[name] = _ratios(here)
     return Crosstalk(layers, _ratios(squares))
+
+
+def _terms(adapters: Sequence[Adapter], place: int, name: str, weight: float = 1.0) -> list[Placed]:
+    """An adapter's terms in a layer at its own strengths times ``weight``."""
+    adapter = adapters[place]
+    strength = weight * adapter.strength_of(name)
+    return [Placed(term, strength, place, i) for i, term in enumerate(adapter.layers[name].terms)]
+
+
+def _fused_terms(fused: Adapter, adapters: Sequence[Adapter], name: str) -> list[Placed]:
+    """The fused adapter's terms; a live gate's place is that of the term it was taken from."""
+    if name not in fused.layers:
+        return []
+    strength = fused.strength_of(name)
+    return [Placed(t, strength, *place_of(t, adapters, name)) for t in fused.layers[name].terms]
+
+
+def place_of(term: Term, adapters: Sequence[Adapter], name: str) -> tuple[int, int]:
+    """(adapter, term) that a fused adapter's live gate was taken from, told by its tensors; else (-1, -1)."""
+    if not term.mergeable:
+        for place, adapter in enumerate(adapters):
+            for index, other in enumerate(adapter.layers[name].terms if name in adapter.layers else ()):
+                if "a" in other.params and other.params["a"] is term.params["a"]:
+                    return place, index
+    return -1, -1
+
+
+def _norm(
+    plus: Sequence[Placed],
+    name: str,
+    adapters: Sequence[Adapter],
+    inputs: Tensor | Statistics,
+    minus: Sequence[Placed] = (),
+) -> float:
+    """‖(Σ plus − Σ minus) X‖ as a root mean square."""
+    shape = next(a.layers[name].shape for a in adapters if name in a.layers)
+    signed = [(p, 1.0) for p in plus] + [(p, -1.0) for p in minus]
+    if isinstance(inputs, Statistics):
+        responses = [response_of(p, shape, inputs, name).scaled(sign) for p, sign in signed]
+        return joined(responses).norm(inputs)
+    if any(not p.term.mergeable for p, _ in signed):
+        raise SpectralAdapterError(
+            f"layer {name}: an adaptive gate has no fixed ΔW: freeze the adapter first, or give statistics "
+            "that were collected with it"
+        )
+    return output_norm(concatenate([p.term.factors(shape, p.strength).scaled(g) for p, g in signed]), inputs)
 
 
 def _ratios(squares: Tensor) -> tuple[tuple[float | None, ...], ...]:
@@ -186,9 +259,9 @@ def retention(
         for name in given:
             if name not in adapter.layers:
                 continue
-            alone = _factors(adapter, name, weight)
-            terms = [alone.scaled(-1.0), *([_factors(fused, name)] if name in fused.layers else [])]
-            lost, had = output_norm(concatenate(terms), given[name]), output_norm(alone, given[name])
+            alone = _terms(adapters, i, name, weight)
+            lost = _norm(alone, name, adapters, given[name], _fused_terms(fused, adapters, name))
+            had = _norm(alone, name, adapters, given[name])
             layers.setdefault(name, [None] * len(adapters))[i] = _kept(lost**2, had**2)
             totals[i] = (totals[i][0] + lost**2, totals[i][1] + had**2)
     return Retention({n: tuple(v) for n, v in layers.items()}, tuple(_kept(*total) for total in totals))

@@ -84,12 +84,18 @@ def recompress(
     if factors.rank == 0:
         return factors, 0.0
     u, s, v = compact_svd(factors)
+    kept, lost = kept_rank(s, rank, error)
+    root = s[:kept].sqrt()
+    down = (v[:, :kept] * root).mT.reshape(kept, *factors.down.shape[1:])
+    return Factors(down, u[:, :kept] * root), lost
+
+
+def kept_rank(s: Tensor, rank: int | None, error: float | None) -> tuple[int, float]:
+    """How many of the descending singular values to keep for these limits, and the relative error of that."""
     # tails[k] = ‖s[k:]‖, the error of keeping k
     tails = torch.cat([s.double().square().flip(0).cumsum(0).flip(0), s.new_zeros(1).double()]).sqrt()
     total = float(tails[0])
     kept = len(s) if rank is None else min(rank, len(s))
     if error is not None:
         kept = max(1, min(kept, int((tails > error * total).sum())))
-    root = s[:kept].sqrt()
-    down = (v[:, :kept] * root).mT.reshape(kept, *factors.down.shape[1:])
-    return Factors(down, u[:, :kept] * root), float(tails[kept]) / total if total > 0 else 0.0
+    return kept, float(tails[kept]) / total if total > 0 else 0.0

@@ -9,15 +9,20 @@ Shapes: those of the terms; the compressed term is a LoRA, down (rank, in, *kern
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
 
 from ..adapter import Adapter, Term
 from ..errors import SpectralAdapterError
 from ..layers import LayerShape
-from ..lowrank import concatenate, norm, recompress
+from ..lowrank import Factors, concatenate, kept_rank, norm, recompress
 from ..methods import FouRAConfig
 from ..methods.foura import freeze_params
+from ..moments import Statistics
+from .activations import metric_of
 from .linear import is_rotation, plain_term
 
 
@@ -60,10 +65,14 @@ def check_budget(rank: object, error: object) -> None:
 
 
 def compress_layer(
-    terms: Sequence[Term], shape: LayerShape, rank: int | None, error: float | None
+    terms: Sequence[Term],
+    shape: LayerShape,
+    rank: int | None,
+    error: float | None,
+    inputs: Mapping[int, Statistics] | None = None,
 ) -> Compressed:
     """The layer at ``rank`` at most, or at the smallest rank within the relative ``error``; see
-    :func:`recompress`.
+    :func:`recompress`. With statistics of its inputs, size and error are those of its output on them.
 
     A layer that is within the rank already stays as it is, exactly.
     """
@@ -76,13 +85,36 @@ def compress_layer(
     if (rank is None and error is None) or not rank_fixed:
         return Compressed(tuple(terms), before, before)
     factors = concatenate([term.factors(shape) for term in fixed])
-    size = norm(factors)
+    size = norm(factors) if not inputs else float(torch.linalg.matrix_norm(_output_core(factors, inputs)[1]))
     if error is None and rank is not None and rank_fixed <= rank:
         return Compressed(tuple(terms), before, before, size, 0.0, note)
-    smaller, lost = recompress(factors, rank, error)
+    if inputs:
+        smaller, lost = recompress_on(factors, inputs, rank, error)
+    else:
+        smaller, lost = recompress(factors, rank, error)
     if smaller.rank >= rank_fixed:
         return Compressed(tuple(terms), before, before, size, 0.0, note)
     if any(is_rotation(term) for term in fixed):
         note = "; ".join(filter(None, [note, "rotations folded at their strength"]))
     after = before - rank_fixed + smaller.rank
     return Compressed((plain_term(smaller), *live), before, after, size, lost, note)
+
+
+def recompress_on(
+    factors: Factors, inputs: Mapping[int, Statistics], rank: int | None, error: float | None
+) -> tuple[Factors, float]:
+    """min ‖(ΔW − ΔW_r)(ΣC)^½‖ over ΔW_r of a rank, and its relative value: U_kU_kᵀΔW, U_k of ΔW(ΣC)^½."""
+    q, core = _output_core(factors, inputs)
+    u, s, _ = torch.linalg.svd(core, full_matrices=False)
+    kept, lost = kept_rank(s, rank, error)
+    turn = q @ u[:, :kept]
+    down = turn.mT @ factors.scaled_up().double() @ factors.down.flatten(1).double()
+    balance = torch.linalg.vector_norm(down, dim=1).sqrt().clamp(min=1e-30)
+    down = (down / balance[:, None]).reshape(kept, *factors.down.shape[1:])
+    return Factors(down.to(factors.down.dtype), (turn * balance).to(factors.up.dtype)), lost
+
+
+def _output_core(factors: Factors, inputs: Mapping[int, Statistics]) -> tuple[Tensor, Tensor]:
+    """Q (out, R) and R·down·L (R, d) with up = QR, L Lᵀ = ΣC: ‖core‖ is the size of the outputs."""
+    q, r = torch.linalg.qr(factors.scaled_up().detach().double())
+    return q, r @ metric_of(inputs, factors.down.detach().flatten(1))[0]

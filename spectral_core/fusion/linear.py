@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from ..adapter import Term
 from ..lowrank import Factors
 from ..methods import LoRAConfig, SpectralRConfig
+from .options import FusionOptions
 from .sources import LayerSources, Source
 
 
@@ -39,12 +40,12 @@ def is_rotation(term: Term) -> bool:
     return isinstance(term.config, SpectralRConfig) and term.config.strength_law == "rotation"
 
 
-def sum_layer(layer: LayerSources) -> Combined:
+def sum_layer(layer: LayerSources, options: FusionOptions) -> Combined:
     """Σ sᵢ ΔWᵢ, each term under its own law of strength: what stacking the adapters gives."""
     return Combined(tuple(source.kept() for source in layer.sources), "sum")
 
 
-def average_layer(layer: LayerSources) -> Combined:
+def average_layer(layer: LayerSources, options: FusionOptions) -> Combined:
     """Σ (sᵢ/n) ΔWᵢ over the n concepts of the fusion; a concept without this layer counts as ΔW = 0."""
     terms = tuple(_shared_out(source, layer) for source in layer.sources)
     turned = any(is_rotation(s.term) for s in layer.sources)

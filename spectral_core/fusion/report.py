@@ -10,18 +10,27 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from PIL import Image
+
+from ..plots import heatmap
+from .activations import Kept
 from .columns import ColumnUse
 
 
 @dataclass(frozen=True)
 class ConceptReport:
-    """One concept that went in; ``strength`` is its adapter's own, beside the fusion's ``weight``."""
+    """One concept that went in; ``strength`` is its adapter's own, beside the fusion's ``weight``.
+
+    ``retention``: how much of it the fused adapter keeps on its own inputs, 1 all of it; None without
+    statistics.
+    """
 
     name: str
     weight: float
     strength: float
     methods: tuple[str, ...]
     layers: int
+    retention: float | None = None
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,9 @@ class LayerReport:
     """One fused layer. ``form`` is the rule that was used there.
 
     ``norm`` ‖ΔW‖_F of what could be compressed and ``error`` the relative part of it that was lost, where
-    compression was asked for.
+    compression was asked for; with statistics, both of the layer's output on them.
+
+    ``kept``: each concept's output on its own inputs, alone and lost, where there are statistics.
 
     ``cross_terms``: ‖ΔW_spectral − ΣsᵢΔWᵢ‖/‖ΣsᵢΔWᵢ‖ where the form is spectral, else nothing.
     """
@@ -42,6 +53,7 @@ class LayerReport:
     norm: float | None = None
     error: float = 0.0
     cross_terms: float | None = None
+    kept: tuple[Kept, ...] = ()
     note: str = ""
 
 
@@ -72,6 +84,21 @@ class FusionReport:
             )
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
+    def pictures(self) -> dict[str, Image.Image]:
+        """``retention``: every layer's, concept by concept; nothing without statistics."""
+        shown = [layer for layer in self.layers if any(k.had for k in layer.kept)]
+        if not shown:
+            return {}
+        by_name = [{k.concept: k.retention for k in layer.kept} for layer in shown]
+        names = [c.name for c in self.concepts]
+        matrix = [[row.get(name) for name in names] for row in by_name]
+        title = f"What {self.method} keeps of each concept on its own inputs"
+        return {
+            "retention": heatmap(
+                matrix, [layer.name for layer in shown], names, title, "{:.2f}", "retention", high=1.0
+            )
+        }
+
     def _layer_lines(self) -> list[str]:
         forms = Counter(layer.form for layer in self.layers)
         lines = [f"{len(self.layers)} layers: " + ", ".join(f"{n} by {form}" for form, n in forms.items())]
@@ -93,6 +120,9 @@ class FusionReport:
             lines.append(
                 f"cross terms: {_mean(crossed):.2%} of the sum on average, at most {max(crossed):.2%}"
             )
+        kept = [(c.name, c.retention) for c in self.concepts if c.retention is not None]
+        if kept:
+            lines.append("retention on its own inputs: " + ", ".join(f"{n} {r:.1%}" for n, r in kept))
         notes = Counter(layer.note for layer in self.layers if layer.note)
         return lines + [f"{count} layers: {note}" for note, count in notes.most_common()]
 

@@ -10,23 +10,28 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from ..adapter import Adapter, Term
 from ..errors import SpectralAdapterError
 from ..layers import LayerShape
+from ..moments import Placed, Statistics
 from ..schedule import Schedule
 
 
 @dataclass(frozen=True)
 class Concept:
-    """One adapter of a fusion; ``factor`` is what a schedule that could be folded away multiplies it by."""
+    """One adapter of a fusion; ``factor`` is what a schedule that could be folded away multiplies it by.
+
+    ``place``: its number among the adapters that were given, from 0; statistics are found by it.
+    """
 
     label: str
     adapter: Adapter
     weight: float
     factor: float = 1.0
+    place: int = 0
 
     def strength_of(self, layer: str) -> float:
         return self.weight * self.factor * self.adapter.strength_of(layer)
@@ -34,11 +39,16 @@ class Concept:
 
 @dataclass(frozen=True)
 class Source:
-    """One term of one concept; ``strength`` includes everything but the term's own weight."""
+    """One term of one concept; ``strength`` includes everything but the term's own weight.
+
+    ``adapter`` and ``index``: the numbers of its concept and, in its layer, of the term.
+    """
 
     concept: str
     term: Term
     strength: float
+    adapter: int = 0
+    index: int = 0
 
     @property
     def weight(self) -> float:
@@ -49,17 +59,25 @@ class Source:
         """The term itself at this strength: exact for every method and every law of strength."""
         return replace(self.term, weight=self.weight)
 
+    def placed(self) -> Placed:
+        """The term with its place, for :mod:`..moments`."""
+        return Placed(self.term, self.strength, self.adapter, self.index)
+
 
 @dataclass(frozen=True)
 class LayerSources:
     """A layer's terms from all concepts; ``concepts`` counts the whole fusion, also those without this
     layer.
+
+    ``inputs``: statistics of the layer's inputs by the concept's place, the base model's at -1; empty where
+    they are not known for all concepts.
     """
 
     name: str
     shape: LayerShape
     sources: tuple[Source, ...]
     concepts: int
+    inputs: Mapping[int, Statistics] = field(default_factory=dict)
 
 
 def labels_of(adapters: Sequence[Adapter]) -> list[str]:
@@ -91,8 +109,10 @@ def concepts_of(
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
             raise SpectralAdapterError(f"weight {weight!r} of {label}: expected a finite number")
     concepts = [
-        Concept(label, adapter, float(weight))
-        for label, adapter, weight in zip(labels_of(adapters), adapters, weights, strict=True)
+        Concept(label, adapter, float(weight), place=place)
+        for place, (label, adapter, weight) in enumerate(
+            zip(labels_of(adapters), adapters, weights, strict=True)
+        )
         if weight != 0 and adapter.strength != 0
     ]
     if not concepts:
@@ -160,6 +180,9 @@ def layers_of(concepts: Sequence[Concept]) -> list[LayerSources]:
                     "adapters belong to "
                     "different base models and cannot be fused"
                 )
-            sources = [Source(concept.label, term, concept.strength_of(name)) for term in layer.terms]
+            sources = [
+                Source(concept.label, term, concept.strength_of(name), concept.place, index)
+                for index, term in enumerate(layer.terms)
+            ]
             found.setdefault(name, []).extend(s for s in sources if s.weight != 0)
     return [LayerSources(n, shapes[n][1], tuple(s), len(concepts)) for n, s in found.items() if s]

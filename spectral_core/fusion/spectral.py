@@ -25,6 +25,7 @@ from ..layers import as_fp32, full_precision
 from ..lowrank import concatenate, norm
 from ..methods import SpectralAConfig, SpectralRConfig
 from .linear import Combined, is_rotation, sum_layer
+from .options import FusionOptions
 from .sources import LayerSources, Source
 
 BASIS_TOLERANCE = 5e-3
@@ -73,7 +74,7 @@ def additive_form(source: Source) -> Additive | None:
     return Additive(source.concept, config.columns, u, s, v, a_u, a_v, c)
 
 
-def spectral_layer(layer: LayerSources) -> Combined:
+def spectral_layer(layer: LayerSources, options: FusionOptions) -> Combined:
     """The paper's form where every term has columns of one SVD; ``sum`` with the reason in its note where
     not.
     """
@@ -81,18 +82,20 @@ def spectral_layer(layer: LayerSources) -> Combined:
     for source in layer.sources:
         form = additive_form(source)
         if form is None:
-            return _fallback(layer, f"{source.concept} is {source.term.config.method}, which has no columns")
+            return _fallback(
+                layer, options, f"{source.concept} is {source.term.config.method}, which has no columns"
+            )
         forms.append(form)
     basis, reason = shared_basis(forms)
     if reason:
-        return _fallback(layer, reason)
+        return _fallback(layer, options, reason)
     term = _joined(basis, forms)
     notes = ["rotations folded at their strength"] if any(is_rotation(s.term) for s in layer.sources) else []
     return Combined((term,), "spectral", "; ".join(notes), _cross_terms(term, layer))
 
 
-def _fallback(layer: LayerSources, reason: str) -> Combined:
-    return Combined(sum_layer(layer).terms, "sum", f"added up instead: {reason}")
+def _fallback(layer: LayerSources, options: FusionOptions, reason: str) -> Combined:
+    return Combined(sum_layer(layer, options).terms, "sum", f"added up instead: {reason}")
 
 
 def shared_basis(forms: Sequence[Additive]) -> tuple[dict[int, tuple[Tensor, Tensor, Tensor]], str]:

@@ -16,13 +16,14 @@ from torch import Generator, Tensor
 from ..errors import SpectralAdapterError
 from ..layers import LayerShape
 from ..lowrank import Factors
-from . import foura, lora, spectral_a, spectral_r
+from . import foura, lora, orthogonal, spectral_a, spectral_r
 from .foura import FouRAConfig
 from .lora import LoRAConfig
+from .orthogonal import OrthogonalConfig
 from .spectral_a import SpectralAConfig
 from .spectral_r import SpectralRConfig
 
-MethodConfig = FouRAConfig | LoRAConfig | SpectralAConfig | SpectralRConfig
+MethodConfig = FouRAConfig | LoRAConfig | OrthogonalConfig | SpectralAConfig | SpectralRConfig
 Params = Mapping[str, Tensor]
 Basis = tuple[Tensor, Tensor, Tensor]
 """U (out, r), S (r,), V (fan_in, r): the chosen singular columns of the pretrained weight."""
@@ -67,6 +68,7 @@ METHODS: dict[str, Method] = {
     "spectral_a": _method(spectral_a, SpectralAConfig, needs_basis=True),
     "spectral_r": _method(spectral_r, SpectralRConfig, needs_basis=True),
     "lora": _method(lora, LoRAConfig, needs_basis=False),
+    "orthogonal": _method(orthogonal, OrthogonalConfig, needs_basis=False),
 }
 
 

@@ -22,12 +22,14 @@ from spectral_core.methods import (
     FouRAConfig,
     LoRAConfig,
     MethodConfig,
+    OrthogonalConfig,
     SpectralAConfig,
     SpectralRConfig,
     config_from_dict,
     config_to_dict,
     foura,
     method_of,
+    orthogonal,
     spectral_a,
     spectral_r,
 )
@@ -52,6 +54,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 CONFIGS: dict[str, Callable[[int], MethodConfig]] = {
     "lora": lambda r: LoRAConfig(r),
     "lora alpha": lambda r: LoRAConfig(r, alpha=2.5),
+    "orthogonal": lambda r: OrthogonalConfig(r, alpha=2.0, seed=3),
     "foura dct": lambda r: FouRAConfig(r, gate="none"),
     "foura dct alpha": lambda r: FouRAConfig(r, alpha=0.7, gate="none"),
     "foura dct frozen": lambda r: FouRAConfig(r, gate="frozen"),
@@ -154,7 +157,7 @@ def rotation_by_definition(entries: Tensor, r: int, angle: float) -> Tensor:
 def dense(case: Case, strength: float, params: Mapping[str, Tensor] | None = None) -> Tensor:
     """strength · ΔW by the papers' formulas, (out, in, *kernel)."""
     config, p = case.config, case.params if params is None else params
-    if isinstance(config, LoRAConfig):
+    if isinstance(config, LoRAConfig | OrthogonalConfig):
         alpha = config.rank if config.alpha is None else config.alpha
         return strength * alpha / config.rank * torch.einsum("or,r...->o...", p["up"], p["down"])
     if isinstance(config, FouRAConfig):
@@ -527,3 +530,30 @@ def test_layers_that_cannot_be_adapted() -> None:
     with pytest.raises(SpectralAdapterError, match="cannot be adapted"):
         LayerShape.of(torch.zeros(3))
     assert F.linear(torch.ones(1, 3), torch.ones(2, 3)).shape == (1, 2)
+
+
+# --- orthogonal adaptation ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [LayerShape(5, 12), LayerShape(4, 3, (3, 3)), LayerShape(2, 7)], ids=str)
+def test_blocks_of_one_seed_are_the_rows_of_one_orthogonal_matrix(shape: LayerShape) -> None:
+    blocks = shape.fan_in // 2
+    rows = [
+        orthogonal.init(OrthogonalConfig(2, block=k, seed=9), shape, None, None)["down"].flatten(1)
+        for k in range(blocks)
+    ]
+    stacked = torch.cat(rows).double()
+    assert torch.allclose(stacked @ stacked.mT, torch.eye(2 * blocks, dtype=torch.float64), atol=1e-6)
+    other = orthogonal.init(OrthogonalConfig(2, seed=10), shape, None, None)["down"].flatten(1)
+    assert (rows[0] @ other.mT).abs().max() > 1e-3, "another seed is another matrix"
+    with pytest.raises(SpectralAdapterError, match=f"room for {blocks} blocks"):
+        orthogonal.init(OrthogonalConfig(2, block=blocks, seed=9), shape, None, None)
+
+
+def test_orthogonal_rows_are_frozen() -> None:
+    """Adapters trained in different places meet only if this never changes."""
+    order, signs = [0, 6, 3], [-1, 1, -1, 1, -1, -1, -1, -1]
+    expected = dct_by_definition(8)[order] * torch.tensor(signs, dtype=torch.float64)
+    assert torch.allclose(orthogonal.orthogonal_rows(8, 2, 5, seed=7), expected, atol=1e-12)
+    with pytest.raises(SpectralAdapterError, match=r"block -1 for method orthogonal"):
+        OrthogonalConfig(2, block=-1)

@@ -1,0 +1,103 @@
+"""A layer's statistics beside its sources, and how much of each concept the fused layer keeps on them.
+
+    retention  1 − ‖(ΔW − sᵢΔWᵢ) Xᵢ‖ / ‖sᵢΔWᵢ Xᵢ‖   (:mod:`..interference`)
+
+Shapes: see :mod:`..moments`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..adapter import Term
+from ..errors import SpectralAdapterError
+from ..moments import Placed, Statistics, joined, response_of
+from .sources import Concept, LayerSources
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Mean squares of one concept's output in a layer, on its own inputs: ``had`` alone, ``lost`` fused."""
+
+    concept: str
+    had: float
+    lost: float
+
+    @property
+    def retention(self) -> float | None:
+        """None where the concept does nothing."""
+        return 1 - (self.lost / self.had) ** 0.5 if self.had else None
+
+
+def with_inputs(
+    layer: LayerSources,
+    concepts: Sequence[Concept],
+    statistics: Sequence[Mapping[str, Statistics]] | None,
+    base: Mapping[str, Statistics] | None,
+) -> LayerSources:
+    """The layer with the statistics of every concept; without any where one of them has none here."""
+    if statistics is None or any(layer.name not in statistics[c.place] for c in concepts):
+        return layer
+    inputs = {c.place: statistics[c.place][layer.name] for c in concepts}
+    if base is not None and layer.name in base:
+        inputs[-1] = base[layer.name]
+    return replace(layer, inputs=_one_space(inputs, layer.name))
+
+
+def _one_space(inputs: Mapping[int, Statistics], name: str) -> Mapping[int, Statistics]:
+    """All of a layer's statistics in the same coordinates."""
+    bases = [s.basis for s in inputs.values() if s.basis is not None]
+    if not bases:
+        return inputs
+    first = bases[0]
+    if any(b.shape != first.shape or not torch.allclose(b, first, atol=1e-5) for b in bases):
+        raise SpectralAdapterError(
+            f"layer {name}: statistics in different rank spaces: collect all of them with the same adapters "
+            "in the same order"
+        )
+    return {place: s.within(first) if s.basis is None else s for place, s in inputs.items()}
+
+
+def kept_by_concept(layer: LayerSources, terms: Sequence[Term]) -> tuple[Kept, ...]:
+    """What ``terms`` keep of each concept with sources in this layer; nothing without statistics."""
+    if not layer.inputs:
+        return ()
+    fused = [_of_fused(term, layer) for term in terms]
+    found = []
+    for concept in dict.fromkeys(source.concept for source in layer.sources):
+        own = [source.placed() for source in layer.sources if source.concept == concept]
+        here = layer.inputs[own[0].adapter]
+        alone = joined([response_of(p, layer.shape, here, layer.name) for p in own])
+        instead = [response_of(p, layer.shape, here, layer.name).scaled(-1.0) for p in fused]
+        found.append(Kept(concept, alone.norm(here) ** 2, joined([alone, *instead]).norm(here) ** 2))
+    return tuple(found)
+
+
+def _of_fused(term: Term, layer: LayerSources) -> Placed:
+    """A fused term; a live gate's place is that of the source it was taken from, told by its tensors."""
+    if not term.mergeable:
+        for source in layer.sources:
+            if "a" in source.term.params and source.term.params["a"] is term.params["a"]:
+                return Placed(term, 1.0, source.adapter, source.index)
+    return Placed(term, 1.0, -1, -1)
+
+
+def total_retention(concept: str, layers: Iterable[object]) -> float | None:
+    """Retention over all layers, squares summed first; None without statistics."""
+    kept = [k for layer in layers for k in getattr(layer, "kept", ()) if k.concept == concept]
+    return Kept(concept, sum(k.had for k in kept), sum(k.lost for k in kept)).retention if kept else None
+
+
+def metric_of(layer_inputs: Mapping[int, Statistics], down: Tensor) -> tuple[Tensor, Tensor]:
+    """down·L (R, d) with L Lᵀ = ΣC, slightly lifted so that no direction is free of cost; and L itself."""
+    first = next(iter(layer_inputs.values()))
+    total = torch.stack([s.second_moment.double() for s in layer_inputs.values()]).sum(0)
+    lift = 1e-6 * total.diagonal().mean().clamp(min=torch.finfo(total.dtype).tiny)
+    lower = torch.linalg.cholesky(
+        total + lift * torch.eye(len(total), dtype=total.dtype, device=total.device)
+    )
+    return first.coordinates(down) @ lower, lower

@@ -1,0 +1,38 @@
+"""The numbers of a fusion that have a good default.
+
+Shapes: none.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..errors import SpectralAdapterError
+
+
+@dataclass(frozen=True)
+class FusionOptions:
+    """ridge: ρ of ``closed-form``, 0 … ; rank_ridge: that of ``closed-form-rank``. Both are shares of the
+    mean second moment, and 0 leaves directions that no concept has shown at 0.
+
+    base_weight: how much keeping the base model's behaviour counts beside one concept, where its statistics
+    are given. iterations: of ``gradient``. separate_columns: before fusing, take out of every Spectral A
+    update what lies in other concepts' columns.
+    """
+
+    ridge: float = 0.3
+    rank_ridge: float = 1e-3
+    base_weight: float = 1.0
+    iterations: int = 50
+    separate_columns: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("ridge", "rank_ridge", "base_weight"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise SpectralAdapterError(f"{name} {value!r}: expected a number of at least 0")
+        if not isinstance(self.iterations, int) or isinstance(self.iterations, bool) or self.iterations < 1:
+            raise SpectralAdapterError(
+                f"iterations {self.iterations!r}: expected a whole number of at least 1"
+            )
