@@ -105,7 +105,7 @@ def test_samples_show_what_the_prompt_says(pipeline, reader):
         output_type="pt",
     ).images
     found = reader.attributes(images)
-    for name, least in (("shape", 7), ("colour", 11)):  # chance: 1.5; measured over 500: see quality.json
+    for name, least in (("shape", 10), ("colour", 11)):  # chance: 1.5; measured over 500: see quality.json
         right = sum(f == getattr(s, name) for f, s in zip(found[name], wanted, strict=True))
         assert right >= least, (name, right, list(zip(prompts, found[name], strict=True)))
 

@@ -61,8 +61,9 @@ SCHEDULE = {
     "timestep_spacing": "trailing",
 }
 GUIDANCE, STEPS = 4.0, 20
+LOCAL_NOTES = ("_name_or_path", "is_local", "local_files_only")
 EMPTY_CAPTIONS = 0.1
-STEPS_TRAINED, BATCH, LEARNING_RATE = 5000, 32, 1.5e-3
+STEPS_TRAINED, BATCH, LEARNING_RATE = 9000, 32, 1.5e-3
 
 
 def build_pipeline(unet: nn.Module, text: nn.Module, device: str = "cpu") -> StableDiffusionPipeline:
@@ -224,3 +225,8 @@ def export(trainer: Trainer) -> None:
     pipeline = build_pipeline(unet.half().cpu(), text.half().cpu())
     pipeline.vae.half()
     pipeline.save_pretrained(MODEL, safe_serialization=True)
+    for path in MODEL.glob("*/*.json"):  # what the libraries note about the machine that saved it
+        found = json.loads(path.read_text(encoding="utf-8"))
+        kept = {k: v for k, v in found.items() if k not in LOCAL_NOTES}
+        if kept != found:
+            path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
