@@ -10,7 +10,7 @@ from . import images, inputs, results, tensors
 def _methods() -> list[str]:
     from ..spectral_core.fusion import FUSIONS  # slow to import: not while the host starts
 
-    return list(FUSIONS)
+    return [name for name, fusion in FUSIONS.items() if not fusion.needs_statistics]
 
 
 class FuseAdapters:
@@ -41,7 +41,7 @@ class FuseAdapters:
                     _methods(),
                     "sum: both at full strength, as if loaded one after the other. average: their mean, "
                     "subtler. spectral: adds the changes of singular columns, for Spectral Adapters with "
-                    "columns of their own.",
+                    "columns of their own. Others: see the help page.",
                 ),
                 "weight_1": inputs.strength(
                     "How strong the first concept is in the result; 0 leaves it out."

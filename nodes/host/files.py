@@ -12,7 +12,7 @@ from typing import Any
 from ...spectral_core import fileformat
 from ...spectral_core.adapter import Adapter
 from ...spectral_core.errors import SpectralAdapterError
-from . import paths, store
+from . import names, paths, store
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ def problem_with(name: object, key: str = paths.KEY) -> str:
     except SpectralAdapterError as error:
         return str(error)
     return ""
+
+
+def identity(name: str, path: Path) -> dict[str, str]:
+    """A file's name as the workflow has it, and its hash: for the page, which notes both in the workflow."""
+    return {"name": names.key_of(name), "sha256": store.digest(path)}
 
 
 def open_adapter(name: str, model: Any = None, clip: Any = None) -> Opened:

@@ -9,6 +9,7 @@ import difflib
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 
 from ...spectral_core.errors import SpectralAdapterError
 
@@ -60,14 +61,14 @@ def missing(wanted: str, same_base: Sequence[str], offered: Sequence[str], folde
             f"file {wanted!r} is not there, and {len(same_base)} files have its base name: "
             f"{', '.join(same_base)}. Choose one of them"
         )
-    by_base = {name.rpartition("/")[2]: name for name in reversed(offered)}
-    near = difflib.get_close_matches(wanted.rpartition("/")[2], by_base, n=3, cutoff=0.5)
-    advice = f"did you mean {' or '.join(by_base[base] for base in near)}?" if near else ""
+    by_stem = {PurePosixPath(name).stem: name for name in reversed(offered)}
+    near = difflib.get_close_matches(PurePosixPath(wanted).stem, by_stem, n=3, cutoff=0.5)
+    advice = f"did you mean {' or '.join(by_stem[stem] for stem in near)}?" if near else ""
     if not advice:
         some = ", ".join(offered[:5]) + (", …" if len(offered) > 5 else "")
-        advice = f"there are {some}" if offered else "there are no files at all"
+        advice = f"there are {some}." if offered else "there are no files at all."
     searched = ", ".join(folders) or "no folder: this is not the host"
-    return f"file {wanted!r} is not there: {advice}. Looked in {searched}; after adding it, refresh (key r)"
+    return f"file {wanted!r} is not there: {advice} Looked in {searched}; after adding it, refresh (key r)"
 
 
 def remember_digest(name: object, digest: object) -> None:
