@@ -65,7 +65,9 @@ def svc(updates: Tensor) -> Tensor:
     rank = int((s > 1e-10 * s[0]).sum())
     u, s, vh = u[:, :rank], s[:rank], vh[:rank]
     own = torch.einsum("mr,kmn->krn", u, updates)
-    share = (own * (s[:, None] * vh)).sum(-1) / own.square().sum(-1).clamp(min=1e-30)
+    energy = own.square().sum(-1)
+    present = energy > 1e-20 * energy.max()  # elsewhere an update has no share in the direction, and no say
+    share = torch.where(present, (own * (s[:, None] * vh)).sum(-1) / energy.where(present, energy.max()), 1.0)
     return (u * (s / share.clamp(min=1).mean(0))) @ vh
 
 

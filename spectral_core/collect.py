@@ -276,7 +276,7 @@ def _watched(name: str, adapters: Sequence[Adapter]) -> _Watched:
             down = term.factors(layer.shape).down.detach()
             downs.append(down)
             if isinstance(term.config, FouRAConfig) and not term.mergeable:
-                found.append(_Gate(place_, index, down.float(), term.config, term.params, name))
+                found.append(_Gate(place_, index, down, term.config, term.params, name))
         layers.append((layer, found))
     if len({layer.shape for layer, _ in layers}) > 1:
         raise SpectralAdapterError(

@@ -98,7 +98,7 @@ def closed_form_layer(layer: LayerSources, options: FusionOptions) -> Combined:
     """The exact form; the one in rank space where a concept has shown fewer tokens than the layer is wide."""
     fewest = min(statistics.count for place, statistics in layer.inputs.items() if place >= 0)
     reduced = any(s.basis is not None for s in layer.inputs.values())
-    if reduced or fewest < layer.shape.fan_in:
+    if reduced or fewest < options.exact_from * layer.shape.fan_in:
         note = "" if reduced else f"in rank space: {fewest} tokens for a width of {layer.shape.fan_in}"
         return replace(closed_form_rank_layer(layer, options), note=note)
     problem = problem_of(layer, options)

@@ -2,8 +2,8 @@
 
 Mix-of-Show (Gu et al., NeurIPS 2023, arXiv 2305.18292) descends it with the layer's whole weight. Started at
 the average, every iterate stays in the columns of the updates, and L-BFGS does not change under an
-orthonormal change of variables; so here ΔW = Q·X with Q an orthonormal basis of those columns takes the same
-steps with a far smaller X.
+orthonormal change of variables; so ΔW = Q·X with Q an orthonormal basis of those columns goes the same way
+with a far smaller X (but for the length of PyTorch's first trial step, which depends on the coordinates).
 
 Shapes: Q (out, R), X (R, d), see :mod:`..moments`.
 """

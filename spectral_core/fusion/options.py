@@ -16,6 +16,9 @@ class FusionOptions:
     """ridge: ρ of ``closed-form``, 0 … ; rank_ridge: that of ``closed-form-rank``. Both are shares of the
     mean second moment, and 0 leaves directions that no concept has shown at 0.
 
+    exact_from: tokens of every concept, per width of a layer, from which ``closed-form`` takes its exact
+    form; with fewer it takes the one in rank space.
+
     base_weight: how much keeping the base model's behaviour counts beside one concept, where its statistics
     are given. iterations: of ``gradient``. separate_columns: before fusing, take out of every Spectral A
     update what lies in other concepts' columns.
@@ -23,12 +26,13 @@ class FusionOptions:
 
     ridge: float = 0.3
     rank_ridge: float = 1e-3
+    exact_from: float = 1.0
     base_weight: float = 1.0
     iterations: int = 50
     separate_columns: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("ridge", "rank_ridge", "base_weight"):
+        for name in ("ridge", "rank_ridge", "exact_from", "base_weight"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise SpectralAdapterError(f"{name} {value!r}: expected a number of at least 0")
