@@ -65,6 +65,7 @@ class GateRuntime:
     progress: noise level, 0 the noisiest … 1 the cleanest, a number or one per batch row; only recorded.
     target_open, penalty_weight: ρ and λ of ``penalty()``; none without both.
     settle_steps: training steps over which μ is learned; 0 keeps the stored one (an adapter trained before).
+    counting: off while gradient checkpointing runs a forward pass again, whose gates were counted before.
 
     A trainer calls ``anneal(fraction)`` before each step, adds ``penalty()`` to its loss, calls
     ``end_step()`` after it, and near the end ``start_calibration()``; ``buffers()`` then holds what belongs
@@ -78,6 +79,7 @@ class GateRuntime:
     target_open: float | None = None
     penalty_weight: float = 0.0
     settle_steps: int = SETTLE_STEPS
+    counting: bool = True
     _penalties: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _levels: dict[str, _Mean] = field(default_factory=dict, repr=False)
     _mu: dict[str, _Mean] = field(default_factory=dict, repr=False)
@@ -172,13 +174,15 @@ class GateRuntime:
     def watch_level(self, name: str, phi: Tensor) -> None:
         """Remember mean(φ) of a training forward pass; ``end_step`` takes it into μ."""
         settled = name in self._mu and self._mu[name].count >= self.settle_steps
-        if self.mode != "hard" and self.settle_steps > 0 and not settled:
+        if self.counting and self.mode != "hard" and self.settle_steps > 0 and not settled:
             _add(self._levels, name, phi.detach().mean(1).sum(), phi.shape[0])
 
     def watch_open(self, name: str, logits_: Tensor, p: Tensor) -> None:
         """Penalty, calibration and recording of one layer's gates (B, rank)."""
         if self.target_open is not None and self.penalty_weight > 0 and p.requires_grad:
             self._penalties[name] = F.relu(p.mean() - self.target_open).square()
+        if not self.counting:
+            return
         if self._calibrating:
             _add(self._open, name, p.detach().sum(0), p.shape[0])
         if self.recorder is not None:

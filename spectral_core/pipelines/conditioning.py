@@ -65,14 +65,14 @@ class CaptionCache:
             with torch.no_grad():
                 for caption in missing:
                     self._known[caption] = encode(self._pipe, [caption], self._size)
-        return _join([self._known[c] for c in captions])
+        return joined_rows([self._known[c] for c in captions])
 
 
-def _join(parts: Sequence[Conditioning]) -> Conditioning:
+def joined_rows(parts: Sequence[Conditioning]) -> Conditioning:
     """One batch from several conditionings of a row each."""
     first = parts[0]
     return {
-        key: _join([p[key] for p in parts])
+        key: joined_rows([p[key] for p in parts])
         if isinstance(first[key], dict)
         else torch.cat([p[key] for p in parts])
         for key in first

@@ -19,6 +19,8 @@ from ..errors import SpectralAdapterError
 PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 """The parts of a pipeline that adapters name, in the order in which they are listed."""
 
+TEXT_PARTS = ("text_encoder", "text_encoder_2")
+
 EXTRA_HINT = "install the extra with: pip install diffusers transformers accelerate"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from ..errors import SpectralAdapterError
 
-MOST_EXTREME = 2.0  # the longest side over the shortest
+MOST_EXTREME = 2.5  # the longest side over the shortest
 
 
 def bucket_sizes(size: tuple[int, int], step: int, extreme: float = MOST_EXTREME) -> list[tuple[int, int]]:

@@ -5,7 +5,8 @@ Shapes: E[p] (rank,) per layer; open gates are counts 0 … rank.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,6 +105,18 @@ def set_gates(attachments: Sequence[Attachment], config: TrainConfig, fraction: 
         attachment.gates.penalty_weight = config.gate_penalty
         if begins:
             attachment.gates.start_calibration()
+
+
+@contextmanager
+def not_counted(attachments: Sequence[Attachment]) -> Iterator[None]:
+    """What runs inside was counted before."""
+    for attachment in attachments:
+        attachment.gates.counting = False
+    try:
+        yield
+    finally:
+        for attachment in attachments:
+            attachment.gates.counting = True
 
 
 def calibration_step(start: int, steps: int) -> int:

@@ -13,20 +13,20 @@ from contextlib import contextmanager
 
 @contextmanager
 def after_the_block() -> Iterator[None]:
-    """An interrupt inside the block raises KeyboardInterrupt behind it. Elsewhere than in the main thread
-    Python delivers none, and this does nothing."""
+    """Ctrl-C, or a SIGTERM that somebody handles, inside the block takes effect behind it. Elsewhere than in
+    the main thread Python delivers none, and this does nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGINT)
-    if before is None or before in (signal.SIG_IGN, signal.SIG_DFL):
-        yield
-        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handled = {number: handler for number, handler in before.items() if callable(handler)}
     waiting: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, frame: waiting.append(number))
+    for number in handled:
+        signal.signal(number, lambda number, frame: waiting.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in handled.items():
+            signal.signal(number, handler)
     if waiting:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(waiting[0])

@@ -11,12 +11,11 @@ Shapes: :mod:`.losses`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from .config import TrainConfig
+from .events import Listener
 from .gates import GateReport
 from .losses import Denoiser, Setup, denoising_loss, evaluation_loss
 from .run import Run
@@ -31,8 +30,6 @@ __all__ = [
     "evaluation_loss",
     "train",
 ]
-
-Listener = Callable[[dict[str, Any]], None]
 
 
 @dataclass

@@ -64,6 +64,11 @@ def groups(
         raise SpectralAdapterError(
             "nothing to train: the attachments have no parameters; attach the adapter with trainable=True"
         )
+    if scales and len({group.rate for group in found}) > 1:
+        raise SpectralAdapterError(
+            "optimiser prodigy knows one learning rate for all parameters: leave text_learning_rate and "
+            "token_learning_rate at 0"
+        )
     return found
 
 

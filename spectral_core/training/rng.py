@@ -18,7 +18,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RandomState:
-    """torch (each CUDA device too), Python and NumPy: tensors for what is long, numbers for the rest."""
+    """torch (the present CUDA device's too), Python and NumPy: tensors for what is long, numbers for the
+    rest."""
 
     tensors: dict[str, Tensor]
     python_version: int
@@ -39,21 +40,20 @@ def capture() -> RandomState:
         "numpy": torch.from_numpy(keys.astype(np.int64)),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
-        tensors |= {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+        tensors["cuda"] = torch.cuda.get_rng_state()  # of this process's device; others would be woken up
     return RandomState(tensors, version, gauss, int(position), int(has_gauss), float(cached))
 
 
 def restore(state: RandomState) -> None:
-    """Put the global generators back; states of CUDA devices that are not here are left out."""
+    """Put the global generators back; a CUDA device's only where there is one."""
     torch.set_rng_state(state.tensors["torch"])
     words = tuple(state.tensors["python"].tolist())
     random.setstate((state.python_version, words, state.python_gauss))
     keys = state.tensors["numpy"].numpy().astype(np.uint32)
     place = (state.numpy_position, state.numpy_has_gauss, state.numpy_gauss)
     np.random.set_state(("MT19937", keys, *place))
-    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        if f"cuda{i}" in state.tensors:
-            torch.cuda.set_rng_state(state.tensors[f"cuda{i}"], i)
+    if "cuda" in state.tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state.tensors["cuda"])
 
 
 @contextmanager

@@ -15,8 +15,6 @@ from .checkpoint import State
 from .order import Order, OrderState
 from .rng import RandomState
 
-Gates = Sequence[dict[str, object]]
-
 
 def pack_parameters(named: Sequence[tuple[str, nn.Parameter]], values: Sequence[Tensor]) -> State:
     return State({name: value.detach() for (name, _), value in zip(named, values, strict=True)}, {})

@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -65,7 +66,8 @@ class Trainer:
         """Train; see :func:`.loop.train`."""
         with ExitStack() as around:
             around.enter_context(locked(self.folder))
-            around.enter_context(memory.checkpointed(self.setup.roots, self.config.checkpointing))
+            again = partial(gates.not_counted, self.setup.attachments)
+            around.enter_context(memory.checkpointed(self.setup.roots, self.config.checkpointing, again))
             around.callback(self.stepper.count_gates())
             self._begin()
             try:

@@ -23,7 +23,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"attach", "merge", "fusion", "fileformat", "lora", "keys", "analysis", "plots"}),
     frozenset({"training"}),
     frozenset({"pipelines"}),
-    frozenset({"cli"}),
+    frozenset({"cli", "__main__"}),
 )
 RUNTIME = frozenset({"torch", "safetensors", "einops", "numpy", "PIL", "tqdm"})  # what every host ships
 HOST = frozenset({"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server"})

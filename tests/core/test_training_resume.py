@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from spectral_core.training import checkpoint
 from spectral_core.training.config import OPTIMISERS, TrainConfig
 from spectral_core.training.data import Order
 from spectral_core.training.events import read_events
+from spectral_core.training.interrupts import after_the_block
 from spectral_core.training.loop import TrainResult, train
 from spectral_core.training.run import Run, locked, take_place
 from tests.core.training_toy import CONFIGS, Toy
@@ -247,3 +249,19 @@ def test_a_run_is_found_by_its_name_and_settings(tmp_path: Path) -> None:
     for bad in ("", "../x", ".x", "a/b"):
         with pytest.raises(SpectralAdapterError, match="expected a plain name"):
             take_place(tmp_path, bad, wanted())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_waits_for_the_end_of_an_update(number: signal.Signals) -> None:
+    def raising(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(number, raising)
+    done = []
+    try:
+        with pytest.raises(KeyboardInterrupt), after_the_block():
+            signal.raise_signal(number)
+            done.append("the update")
+        assert done and signal.getsignal(number) is raising
+    finally:
+        signal.signal(number, before)

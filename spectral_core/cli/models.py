@@ -1,0 +1,65 @@
+"""Opening what commands name: a model on a device, an adapter or LoRA file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..adapter import Adapter, LayerName
+from ..errors import SpectralAdapterError
+from ..fileformat import is_adapter_file, load
+from ..keys import path_spellings
+from ..lora_import import import_lora
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def open_model(path: str | Path, dtype: str, device: torch.device | str | None) -> Any:
+    """A diffusers pipeline on a device; None is a GPU where there is one."""
+    from ..pipelines import load_pipeline
+
+    quiet_libraries()
+    try:
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise SpectralAdapterError(f"device {device!r}: expected cpu, cuda or cuda:<n>") from error
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise SpectralAdapterError(f"device {device!r}: this torch sees no GPU; use cpu")
+    return load_pipeline(path, DTYPES[dtype]).to(where)
+
+
+def quiet_libraries() -> None:
+    """The libraries' own bars and advice stay out of our output."""
+    try:
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
+    except ImportError:
+        return  # opening the model will say what is missing
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+
+
+def open_adapter(path: str | Path, pipe: Any = None) -> Adapter:
+    """An adapter of this project, or a LoRA file as one. pipe: where a compact file finds its base
+    weights."""
+    path = Path(path)
+    if is_adapter_file(path):
+        return load(path, None if pipe is None else lambda name: _weight(pipe, name))
+    return import_lora(path)
+
+
+def _weight(pipe: Any, name: str) -> Tensor:
+    """A layer's weight in a pipeline."""
+    from ..pipelines.loading import parts_of
+
+    parsed = LayerName.parse(name)
+    modules = dict(parts_of(pipe)[parsed.part].named_modules())
+    for path in path_spellings(parsed.path):
+        if path in modules:
+            weight: Tensor = modules[path].weight.detach()  # type: ignore[union-attr, operator]
+            return weight
+    raise SpectralAdapterError(f"layer {name}: this model has no such layer")

@@ -1,0 +1,177 @@
+"""Options from dataclass fields: one table for the command line and for configuration files.
+
+A configuration file is JSON, or TOML where Python reads it (3.11): a flat table of the options' names with
+underscores. What the command line says goes before what the file says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..errors import SpectralAdapterError
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option. ``read`` turns its text into the value; ``many``: it may be given several times."""
+
+    name: str
+    help: str
+    read: Callable[[str], Any] = str
+    choices: tuple[str, ...] = ()
+    many: bool = False
+    metavar: str = ""
+    default: Any = None
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+
+def with_defaults(options: Sequence[Option], cls: type[Any]) -> list[Option]:
+    """The options with the defaults of the dataclass fields of their names."""
+    known = {f.name: f.default for f in fields(cls) if f.default is not MISSING}
+    return [
+        Option(o.name, o.help, o.read, o.choices, o.many, o.metavar, known.get(o.name, o.default))
+        for o in options
+    ]
+
+
+def add(parser: argparse.ArgumentParser, title: str, options: Sequence[Option]) -> None:
+    """The options as a group of the command's help. None is set unless it is given."""
+    group = parser.add_argument_group(title)
+    for option in options:
+        said = option.help
+        if option.default not in (None, "", (), False, True):
+            said += f" (default: {_shown(option.default)})"
+        shared: dict[str, Any] = {"dest": option.name, "help": said, "default": argparse.SUPPRESS}
+        if isinstance(option.default, bool):
+            group.add_argument(option.flag, action=argparse.BooleanOptionalAction, **shared)
+            continue
+        if option.choices:
+            shared["choices"] = option.choices
+        else:
+            shared["metavar"] = option.metavar or option.read.__name__.upper()
+        action = "append" if option.many else "store"
+        group.add_argument(option.flag, action=action, type=_typed(option.read), **shared)
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _typed(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A reader whose complaints argparse shows."""
+
+    def typed(text: str) -> Any:
+        try:
+            return read(text)
+        except SpectralAdapterError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    typed.__name__ = read.__name__
+    return typed
+
+
+def gather(namespace: argparse.Namespace, path: Path | None, options: Sequence[Option]) -> dict[str, Any]:
+    """The values that are given, the command line before the file."""
+    known = {option.name: option for option in options}
+    found = {} if path is None else _from_file(path, known)
+    return found | {name: value for name, value in vars(namespace).items() if name in known}
+
+
+def _from_file(path: Path, known: Mapping[str, Option]) -> dict[str, Any]:
+    values = read_table(path)
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected some of {', '.join(known)}"
+            raise SpectralAdapterError(f"{path}: unknown setting {name!r}: {hint}")
+        option = known[name]
+        if option.choices and value not in option.choices:
+            raise SpectralAdapterError(
+                f"{path}: {name} {value!r}: expected one of {', '.join(option.choices)}"
+            )
+        values[name] = _checked(path, option, value)
+    return values
+
+
+def _checked(path: Path, option: Option, value: Any) -> Any:
+    """A file's value in the option's type: text is read as on the command line, lists become tuples."""
+    if isinstance(option.default, bool):
+        if not isinstance(value, bool):
+            raise SpectralAdapterError(f"{path}: {option.name} {value!r}: expected true or false")
+        return value
+    if option.many:
+        return [option.read(str(v)) for v in (value if isinstance(value, list) else [value])]
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, bool) or value is None:
+        raise SpectralAdapterError(f"{path}: {option.name} {value!r}: expected a number or text")
+    try:
+        return option.read(str(value))
+    except ValueError as error:
+        raise SpectralAdapterError(f"{path}: {option.name} {value!r}: {error}") from error
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """A JSON or TOML file's table."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpectralAdapterError(f"{path}: cannot be read ({error})") from error
+    try:
+        values = _toml(path, text) if path.suffix == ".toml" else json.loads(text)
+    except ValueError as error:
+        raise SpectralAdapterError(
+            f"{path}: not valid {path.suffix.lstrip('.') or 'JSON'}: {error}"
+        ) from error
+    if not isinstance(values, dict):
+        raise SpectralAdapterError(f"{path}: expected a table of settings")
+    return values
+
+
+def _toml(path: Path, text: str) -> Any:
+    try:
+        import tomllib
+    except ImportError as error:
+        raise SpectralAdapterError(
+            f"{path}: TOML needs Python 3.11 or newer; write the file as JSON"
+        ) from error
+    return tomllib.loads(text)
+
+
+def columns(text: str) -> tuple[int, ...]:
+    """``0-7`` or ``0,2,4`` or both."""
+    found: list[int] = []
+    try:
+        for part in text.replace(" ", "").split(","):
+            first, _, last = part.partition("-")
+            found += range(int(first), int(last or first) + 1)
+    except ValueError:
+        raise SpectralAdapterError(f"columns {text!r}: expected something like 0-7 or 0,2,4") from None
+    return tuple(found)
+
+
+def size(text: str) -> tuple[int, int]:
+    """``512`` or ``768x512``, width first."""
+    width, _, height = text.lower().replace("×", "x").partition("x")
+    try:
+        return int(width), int(height or width)
+    except ValueError:
+        raise SpectralAdapterError(f"size {text!r}: expected pixels, like 512 or 768x512") from None
+
+
+def pair(text: str) -> tuple[float, float]:
+    """``0.9,0.99``."""
+    try:
+        first, second = map(float, text.split(","))
+    except ValueError:
+        raise SpectralAdapterError(f"{text!r}: expected two numbers, like 0.9,0.99") from None
+    return first, second

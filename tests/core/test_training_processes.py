@@ -1,0 +1,50 @@
+"""Two processes on the CPU, started by torch's launcher, do what one does with twice the batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from spectral_core.fileformat import load
+from spectral_core.training.checkpoint import listed
+from spectral_core.training.distributed import World
+from spectral_core.training.events import read_events
+from spectral_core.training.loop import train
+from tests.core.training_toy import Toy
+from tests.core.training_worker import CONFIG, METHODS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(ROOT / "tests" / "core" / "training_worker.py"), str(tmp_path)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for method, config in METHODS.items():
+        toy = Toy(config, batch=4)
+        losses = train(toy.setup, CONFIG, method).losses
+        assert json.loads((tmp_path / f"{method}.json").read_text()) == pytest.approx(losses, rel=1e-4)
+        together, alone = load(tmp_path / f"{method}.safetensors"), toy.attachment.to_adapter()
+        for name, layer in alone.layers.items():
+            for key, value in layer.terms[0].params.items():
+                found = together.layers[name].terms[0].params[key]
+                assert torch.allclose(found, value, rtol=2e-3, atol=2e-4), (method, name, key)
+        steps = [e["step"] for e in read_events(tmp_path / method / "events.jsonl") if e["event"] == "step"]
+        assert steps == list(range(1, CONFIG.steps + 1)), "one process writes, and only one"
+        assert [step for step, _ in listed(tmp_path / method)] == [30, 20]
+
+
+def test_rows_of_a_batch_are_shared_out_whole() -> None:
+    rows = [World(rank, 3).rows(6) for rank in range(3)]
+    assert [list(range(6))[part] for part in rows] == [[0, 1], [2, 3], [4, 5]]
+    assert World().rows(5) == slice(0, 5)
