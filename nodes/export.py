@@ -7,8 +7,6 @@ from typing import Any
 
 from . import inputs, results, tensors
 
-_HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
-
 
 def _size(path: Path) -> str:
     return f"{path.stat().st_size / 1e6:.2f} MB"
@@ -67,8 +65,7 @@ class SaveAdapter:
                         "into the file. Empty keeps those that it has.",
                     },
                 ),
-            },
-            "hidden": _HIDDEN,
+            }
         }
 
     def save(
@@ -78,8 +75,6 @@ class SaveAdapter:
         precision: str = "as is",
         compact: bool = False,
         trigger_words: str = "",
-        prompt: Any = None,
-        extra_pnginfo: Any = None,
     ) -> dict[str, Any]:
         from ..spectral_core import fileformat
         from ..spectral_core.analysis import summary_text
@@ -144,8 +139,7 @@ class ExportAdapterAsLoRA:
                         "a scheduled adapter, on exports it at full strength for all steps.",
                     },
                 ),
-            },
-            "hidden": _HIDDEN,
+            }
         }
 
     def export(
@@ -155,8 +149,6 @@ class ExportAdapterAsLoRA:
         naming: str = "kohya",
         precision: str = "fp16",
         drop_schedule: bool = False,
-        prompt: Any = None,
-        extra_pnginfo: Any = None,
     ) -> dict[str, Any]:
         from ..spectral_core.lora_file import export_lora
         from .host import paths

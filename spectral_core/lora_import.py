@@ -93,16 +93,18 @@ def read_lora(
         # looked for only once the names are known to be a LoRA's
         lambda: alphas_in_metadata(file.metadata, file.path) or alphas_beside(file.path),
     )
-    return _read(source, unet, drop_differences)
+    return _read(source, lambda module: layer_name(module, unet), drop_differences)
 
 
 def lora_from_tensors(
-    tensors: Mapping[str, Tensor], name: str = "LoRA", unet: UNetLayout | None = None
+    tensors: Mapping[str, Tensor], name: str = "LoRA", *, keep_names: bool = False
 ) -> ImportedLoRA:
     """A LoRA that is already in memory, such as ComfyUI's ``LORA_MODEL``, as an adapter that shares nothing
     with it.
 
-    Changed biases and norms are left out and reported. Raises as :func:`read_lora` does.
+    Changed biases and norms are left out and reported. keep_names: leave native names as they are, which is
+    right for every model, instead of reading them as those of a Stable Diffusion. Raises as
+    :func:`read_lora` does.
     """
 
     def copies(keys: list[str]) -> dict[str, Tensor]:
@@ -110,7 +112,8 @@ def lora_from_tensors(
             return {key: tensors[key].detach().cpu().clone() for key in keys}
 
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    return _read(_Source(name, name, shapes, copies, {}, lambda: None), unet, True)
+    source = _Source(name, name, shapes, copies, {}, lambda: None)
+    return _read(source, str if keep_names else layer_name, True)
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ class _Source:
     alphas: Callable[[], AlphaOf | None]
 
 
-def _read(source: _Source, unet: UNetLayout | None, drop_differences: bool) -> ImportedLoRA:
+def _read(source: _Source, name_of: Callable[[str], str], drop_differences: bool) -> ImportedLoRA:
     dropped = [key for key in source.shapes if drop_differences and _is_difference(key, source.shapes[key])]
     kept = [key for key in source.shapes if key not in set(dropped)]
     for key in kept:
@@ -138,7 +141,7 @@ def _read(source: _Source, unet: UNetLayout | None, drop_differences: bool) -> I
                 "imported. Convert it with the tool that made it, or load it with the host's own loader"
             )
     try:
-        collected, unmatched = _collect(kept, unet)
+        collected, unmatched = _collect(kept, name_of)
     except SpectralAdapterError as error:
         raise SpectralAdapterError(f"{source.place}: {error}") from error
     if not any("up" in layer.tensors or "down" in layer.tensors for layer in collected.values()):
@@ -174,7 +177,9 @@ def _dropped(differences: Mapping[str, Tensor]) -> str:
     )
 
 
-def _collect(names: Iterable[str], unet: UNetLayout | None) -> tuple[dict[str, _Layer], tuple[str, ...]]:
+def _collect(
+    names: Iterable[str], name_of: Callable[[str], str]
+) -> tuple[dict[str, _Layer], tuple[str, ...]]:
     """Layer name -> its tensors by role (up, down, mid, alpha); and the names that play no role."""
     found: dict[str, _Layer] = {}
     unmatched = []
@@ -188,7 +193,7 @@ def _collect(names: Iterable[str], unet: UNetLayout | None) -> tuple[dict[str, _
         module = match["module"]
         if match["old"]:
             module = f"{module}.{_old_name(module, match['old'])}"
-        name = str(LayerName.parse(layer_name(module, unet)))
+        name = str(LayerName.parse(name_of(module)))
         layer = found.setdefault(name, _Layer(module))
         if role in layer.tensors:
             raise SpectralAdapterError(

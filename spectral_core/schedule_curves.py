@@ -121,4 +121,4 @@ def describe(schedule: Schedule | None) -> str:
     if schedule is None:
         return "no schedule: the same strength at every step"
     shown = ", ".join(f"{schedule.at(p):.3g} at {p:g}" for p in (0.0, 0.25, 0.5, 0.75, 1.0))
-    return f"strength over the denoising (0 noisiest, 1 cleanest): {shown}"
+    return f"strength over the denoising (0 noisiest, 1 cleanest; text encoders take none): {shown}"

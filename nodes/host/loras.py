@@ -18,6 +18,7 @@ from torch import Tensor
 from ...spectral_core import lora_import
 from ...spectral_core.adapter import Adapter, AdapterLayer
 from ...spectral_core.errors import SpectralAdapterError
+from ...spectral_core.keys import KOHYA_PART, NATIVE_PART, unflatten
 from ...spectral_core.layers import LayerShape
 from ...spectral_core.targets import layer_shape
 from . import paths, store
@@ -32,6 +33,7 @@ _CONVOLUTIONS = (
     ".proj_in",
     ".proj_out",
 )
+_FOREIGN = (f"{KOHYA_PART}.", f"{NATIVE_PART}.")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def open_lora(name: str, lora_model: Any, model: Any, clip: Any) -> OpenedLoRA:
     Raises SpectralAdapterError where there is neither, for other kinds of adapters, and as the file demands.
     """
     if lora_model is not None:
-        title, read = "LORA_MODEL", _from_memory(lora_model)
+        title, read = "LORA_MODEL", _from_memory(lora_model, model is not None)
     elif name == paths.NO_LORA:
         raise SpectralAdapterError("no LoRA is chosen: choose a file, or connect a LORA_MODEL to lora_model")
     else:
@@ -60,7 +62,7 @@ def open_lora(name: str, lora_model: Any, model: Any, clip: Any) -> OpenedLoRA:
         title = "\n".join(part for part in (found.path.name, found.note) if part)
     adapter, notes = read.adapter, list(read.notes)
     if model is not None or clip is not None:
-        adapter, renamed = _fitted(adapter, set(read.raw_layers), model, clip)
+        adapter, renamed = _fitted(adapter, model, clip)
         notes += [f"{renamed} layers were named after the connected model's weights"] if renamed else []
     elif lora_model is not None:
         _refuse_flattened(adapter)
@@ -70,14 +72,14 @@ def open_lora(name: str, lora_model: Any, model: Any, clip: Any) -> OpenedLoRA:
     return OpenedLoRA(title, adapter, tuple(notes))
 
 
-def _from_memory(lora_model: Any) -> lora_import.ImportedLoRA:
+def _from_memory(lora_model: Any, keep_names: bool) -> lora_import.ImportedLoRA:
     is_table = isinstance(lora_model, Mapping) and all(isinstance(v, Tensor) for v in lora_model.values())
     if not is_table or not lora_model:
         raise SpectralAdapterError(
             f"lora_model is a {type(lora_model).__name__}: expected the host's LORA_MODEL, a table of "
             "tensors; connect Train LoRA"
         )
-    return lora_import.lora_from_tensors(lora_model, "LORA_MODEL")
+    return lora_import.lora_from_tensors(lora_model, "LORA_MODEL", keep_names=keep_names)
 
 
 def _refuse_flattened(adapter: Adapter) -> None:
@@ -90,13 +92,19 @@ def _refuse_flattened(adapter: Adapter) -> None:
         )
 
 
-def _fitted(adapter: Adapter, raw: set[str], model: Any, clip: Any) -> tuple[Adapter, int]:
-    """The adapter with the host's names for its raw layers and kernels where they were flattened."""
+def _fitted(adapter: Adapter, model: Any, clip: Any) -> tuple[Adapter, int]:
+    """The adapter with names that this model understands and kernels where they were flattened.
+
+    Layers under the host's own names get this pack's where there is one, so that they fuse with other
+    adapters; layers under a LoRA file's names get the host's.
+    """
     from . import compat, keys
 
     maps = []
+    named: dict[str, str] = {}
     if model is not None:
         maps.append((model.model, compat.model_keys(model)))
+        named = _own_names(maps[0][1])
     if clip is not None:
         maps.append((clip.patcher.model, compat.clip_keys(clip)))
     layers: dict[str, AdapterLayer] = {}
@@ -110,11 +118,22 @@ def _fitted(adapter: Adapter, raw: set[str], model: Any, clip: Any) -> tuple[Ada
             path = key.removesuffix(".weight")
             layer = _with_kernel(layer, layer_shape(keys.module_at(root, path)), offset)
             rows = "" if offset is None else f"[{offset[1]}:{offset[1] + offset[2]}]"
-            if name in raw and f"{path}{rows}" not in adapter.layers:
-                name, renamed = f"{path}{rows}", renamed + 1
+            better = named.get(key, path) if offset is None else f"{path}{rows}"
+            if name.startswith(_FOREIGN) and better != name and better not in adapter.layers:
+                name, renamed = better, renamed + 1
             break
         layers[name] = layer
     return replace(adapter, layers=layers), renamed
+
+
+def _own_names(known: Mapping[str, Any]) -> dict[str, str]:
+    """Weight key -> this pack's name, as far as the host's map has diffusers' names for it."""
+    found = {}
+    for name, key in known.items():
+        path = unflatten(name.removeprefix("lora_unet_")) if name.startswith("lora_unet_") else None
+        if path is not None and isinstance(key, str):
+            found[key] = f"unet.{path}"
+    return found
 
 
 def _with_kernel(layer: AdapterLayer, host: LayerShape | None, offset: Any) -> AdapterLayer:

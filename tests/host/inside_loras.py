@@ -1,0 +1,62 @@
+"""Inside a host: a ``LORA_MODEL`` as the host's own trainer makes it, read by Load LoRA as Adapter."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent))
+import comfy.sd
+import torch
+from comfy.weight_adapter import adapter_maps
+from inside_apply_lib import condition, leftovers, pack, predict
+
+nodes = pack("nodes").NODE_CLASS_MAPPINGS
+error = pack("spectral_core.errors").SpectralAdapterError
+
+
+def trained(patcher):
+    """What Train LoRA returns: its parts for every module with weights, here moved off their start."""
+    found = {}
+    generator = torch.Generator().manual_seed(1)
+    for name, module in patcher.model.named_modules():
+        if not hasattr(module, "weight_function") or getattr(module, "weight", None) is None:
+            continue
+        if module.weight.dim() >= 2:
+            made = adapter_maps["LoRA"].create_train(module.weight, rank=2, alpha=1.0)
+            for part, parameter in made.named_parameters():
+                moved = torch.randn(parameter.shape, generator=generator) * 0.1
+                found[f"{name}.{part}"] = moved if parameter.dim() else parameter.detach()
+        else:
+            found[f"{name}.diff"] = torch.zeros(module.weight.shape)
+        if module.bias is not None:
+            found[f"{name}.diff_b"] = torch.zeros(module.bias.shape)
+    return found
+
+
+def changed(patcher, context):
+    x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(2))
+    return predict(patcher, x, torch.tensor([3.0]), context)[2]
+
+
+with torch.inference_mode():
+    model, clip, _ = pack("nodes.host.demo_model").load()
+    context = condition()[0][0]
+    tensors = trained(model)
+    convolutions = [n for n in tensors if n.endswith("in_layers.2.lora_down.weight")]
+    assert convolutions and tensors[convolutions[0]].dim() == 2, "the trainer keeps no kernels"
+    adapter, report = nodes["SpectralAdapters_LoadLoRAAsAdapter"]().load("none", tensors, model)["result"]
+    assert "0 of them are not zero" in report, report
+    assert len(adapter.layers) == sum(name.endswith("lora_up.weight") for name in tensors)
+    assert not [name for name in adapter.layers if not name.startswith("unet.")], "our own names, for fusing"
+    apply = nodes["SpectralAdapters_ApplyAdapter"]()
+    base = changed(model, context)
+    theirs = changed(comfy.sd.load_lora_for_models(model, None, tensors, 0.7, 0)[0], context)
+    for mode in ("merged", "live"):
+        ours = changed(apply.apply(adapter, 0.7, 1.0, mode, model=model)["result"][0], context)
+        assert (theirs - base).abs().max() > 1e-2 * base.abs().max()
+        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max(), mode
+    assert torch.equal(changed(model, context), base) and not leftovers(model.model)
+    try:
+        nodes["SpectralAdapters_LoadLoRAAsAdapter"]().load("none", tensors)
+        raise AssertionError("kernels are not in it: the model is needed")
+    except error as refused:
+        assert "connect the model" in str(refused)

@@ -1,0 +1,115 @@
+"""The adapters' hashes on their way into pictures, for every shape a prompt may have."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from typing import Any
+
+import pytest
+
+from tests.nodes.conftest import Pack
+
+LOADER = "SpectralAdapters_LoadFouRA"
+
+
+@pytest.fixture
+def metadata(ours: Pack, folders: Any) -> Any:
+    (folders.models / "sub").mkdir()
+    (folders.models / "sub" / "cat.safetensors").write_bytes(b"cat")
+    (folders.loras / "style.safetensors").write_bytes(b"style")
+    return ours.module("nodes.host.metadata")
+
+
+def prompt(*names: Any) -> dict[str, Any]:
+    nodes = {str(i): {"class_type": LOADER, "inputs": {"adapter_name": n}} for i, n in enumerate(names)}
+    return nodes | {"9": {"class_type": "KSampler", "inputs": {"adapter_name": "other"}}}
+
+
+def with_info(info: Any) -> dict[str, Any]:
+    return {"extra_data": {"extra_pnginfo": info}}
+
+
+def sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_names_and_hashes_are_written(metadata: Any) -> None:
+    request = {
+        "prompt": prompt("sub\\cat.safetensors"),
+        "extra_data": {"extra_pnginfo": {"workflow": {"nodes": []}}},
+    }
+    request["prompt"]["5"] = {
+        "class_type": "SpectralAdapters_LoadLoRAAsAdapter",
+        "inputs": {"lora_name": "style.safetensors"},
+    }
+    before = copy.deepcopy(request)
+    info = metadata.on_prompt(request)["extra_data"]["extra_pnginfo"]
+    cat, style = info["spectral_adapters"]["adapters"]
+    assert cat == {
+        "name": "sub/cat.safetensors", "file": "cat.safetensors",
+        "sha256": sha(b"cat"), "autov2": sha(b"cat")[:10],
+    }  # fmt: skip
+    assert style["sha256"] == sha(b"style")
+    assert info["spectral_adapters"]["hashes"] == {
+        "lora:cat": sha(b"cat")[:10],
+        "lora:style": sha(b"style")[:10],
+    }
+    assert info["workflow"]["extra"]["spectral_adapters"]["sub/cat.safetensors"] == sha(b"cat")
+    assert request["prompt"] == before["prompt"]
+    json.dumps(info)
+
+
+def test_api_prompts_get_the_entry_too(metadata: Any) -> None:
+    info = metadata.on_prompt({"prompt": prompt("sub/cat.safetensors")})["extra_data"]["extra_pnginfo"]
+    assert info["spectral_adapters"]["adapters"][0]["sha256"] == sha(b"cat") and "workflow" not in info
+
+
+def test_the_last_state_of_the_file_counts(metadata: Any, folders: Any) -> None:
+    metadata.on_prompt({"prompt": prompt("sub/cat.safetensors")})
+    (folders.models / "sub" / "cat.safetensors").write_bytes(b"kitten")
+    info = metadata.on_prompt({"prompt": prompt("sub/cat.safetensors")})["extra_data"]["extra_pnginfo"]
+    assert info["spectral_adapters"]["adapters"][0]["sha256"] == sha(b"kitten")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"workflow": {"extra": {"spectral_adapters": {"old/gone.safetensors": sha(b"cat")}}}},
+        {
+            "spectral_adapters": {
+                "adapters": [{"name": "old\\gone.safetensors", "sha256": sha(b"cat").upper()}]
+            }
+        },
+    ],
+)
+def test_a_picture_finds_its_renamed_file(metadata: Any, ours: Pack, folders: Any, entry: Any) -> None:
+    metadata.on_prompt({"prompt": {}, "extra_data": {"extra_pnginfo": entry}})
+    found = ours.module("nodes.host.paths").resolve("old/gone.safetensors")
+    assert found.path == folders.models / "sub" / "cat.safetensors"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        None, [], "x", {}, {"prompt": None}, {"prompt": []}, {"prompt": {"1": None, "2": [], "3": {}}},
+        {"prompt": {"1": {"class_type": LOADER}}}, {"prompt": {"1": {"class_type": LOADER, "inputs": None}}},
+        {"prompt": {"1": {"class_type": [1], "inputs": {}}}}, {"prompt": prompt(["4", 0])},
+        {"prompt": prompt(None, 3, {"__value__": 1}, "missing.safetensors", "../up.safetensors", "a\0b")},
+        {"prompt": prompt("sub/cat.safetensors"), "extra_data": 1},
+        {"prompt": prompt("sub/cat.safetensors"), "extra_data": {"extra_pnginfo": "text"}},
+        {"prompt": prompt("missing"), **with_info({"workflow": {"extra": {"spectral_adapters": 3}}})},
+        {"prompt": {}, **with_info({"spectral_adapters": {"adapters": [1, {"name": 2}]}})},
+    ],
+)  # fmt: skip
+def test_no_prompt_is_broken(metadata: Any, request_: Any) -> None:
+    before = copy.deepcopy(request_)
+    assert metadata.on_prompt(request_) == before
+
+
+@pytest.mark.parametrize("extra", [{}, {"extra_pnginfo": None}, {"extra_pnginfo": {"workflow": None}}, None])
+def test_odd_but_usable_requests(metadata: Any, extra: Any) -> None:
+    request = {"prompt": prompt({"__value__": "sub/cat.safetensors"}), "extra_data": extra}
+    info = metadata.on_prompt(request)["extra_data"]["extra_pnginfo"]
+    assert info["spectral_adapters"]["adapters"][0]["file"] == "cat.safetensors"
