@@ -126,7 +126,7 @@ def three_concepts_fused() -> dict[str, Node]:
         )
     nodes["third"] = node(
         PREFIX + "AdapterStrength",
-        (860, 600, 360, 400),
+        (860, 690, 380, 400),
         "Adapter Strength: the third one, as a list",
         adapter=("house", 2),
         strength_model=1.0,
@@ -139,7 +139,7 @@ def three_concepts_fused() -> dict[str, Node]:
     )
     nodes["fuse"] = node(
         PREFIX + "FuseAdapters",
-        (860, 0, 360, 560),
+        (860, 0, 380, 640),
         adapter_1=("bot", 2),
         adapter_2=("fish", 2),
         adapters=("third", 1),
@@ -149,12 +149,9 @@ def three_concepts_fused() -> dict[str, Node]:
         target_rank=0,
         freeze_gates=False,
     )
-    nodes["overlap"] = node(
-        "PreviewImage", (1260, 480, 380, 520), "Overlap of the concepts", images=("fuse", 2)
-    )
     nodes["apply"] = node(
         PREFIX + "ApplyAdapter",
-        (1260, 0, 380, 430),
+        (1280, 0, 380, 430),
         adapter=("fuse", 0),
         model=("demo", 0),
         clip=("demo", 1),
@@ -301,13 +298,10 @@ def adapter_report() -> dict[str, Node]:
     nodes |= row
     nodes["report"] = node(
         PREFIX + "AdapterReport",
-        (860, 390, 640, 420),
+        (860, 390, 980, 620),
         adapter=("load", 2),
         model=("demo", 0),
         samples=("report_sampler", 0),
-    )
-    nodes["pictures"] = node(
-        "PreviewImage", (1540, 390, 700, 720), "Pictures of the report", images=("report", 1)
     )
     nodes |= note(
         420,

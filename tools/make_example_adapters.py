@@ -53,9 +53,9 @@ class Example:
         return (LORAS if isinstance(self.method, LoRAConfig) else ADAPTERS) / f"{self.name}.safetensors"
 
 
-SPECTRAL_LAYERS = "all-linear"
+SPECTRAL_LAYERS = "attention"
 EXAMPLES = (
-    Example("bot_foura", "bot", FouRAConfig(rank=4, transform="dct", gate="adaptive"), "attention+mlp", 6e-3),
+    Example("bot_foura", "bot", FouRAConfig(rank=4, transform="dct", gate="adaptive"), "attention", 6e-3),
     *(
         Example(
             f"{concept}_spectral",
@@ -66,8 +66,8 @@ EXAMPLES = (
         )
         for place, concept in enumerate(("bot", "fish", "house"))
     ),
-    Example("bot_lora", "bot", LoRAConfig(rank=2), "attention+mlp", 6e-3),
-    Example("fish_lora", "fish", LoRAConfig(rank=2), "attention+mlp", 6e-3),
+    Example("bot_lora", "bot", LoRAConfig(rank=2), "attention", 6e-3),
+    Example("fish_lora", "fish", LoRAConfig(rank=2), "attention", 6e-3),
 )
 
 

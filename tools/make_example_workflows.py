@@ -49,7 +49,6 @@ HOST_NODES = {
     ),
     "VAEDecode": Slots((("samples", "LATENT"), ("vae", "VAE")), (), (("IMAGE", "IMAGE"),)),
     "SaveImage": Slots((("images", "IMAGE"),), ("filename_prefix",), ()),
-    "PreviewImage": Slots((("images", "IMAGE"),), (), ()),
     "MarkdownNote": Slots((), ("text",), ()),
 }
 

@@ -81,6 +81,34 @@ def pictures_of(host: Host, entry: Mapping[str, Any], node_id: str = "save") -> 
     return [Image.open(io.BytesIO(view(host, file))) for file in files]
 
 
+PAGE_ONLY = {"Note", "MarkdownNote"}  # nodes that the host never sees
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+
+
+def as_prompt(page: Mapping[str, Any], object_info: Mapping[str, Any]) -> Graph:
+    """A workflow as the page saves it, in API form. ``object_info``: what the host offers."""
+    sources = {link[0]: [str(link[1]), link[2]] for link in page["links"]}
+    graph = {}
+    for found in page["nodes"]:
+        if found["type"] in PAGE_ONLY:
+            continue
+        given = object_info[found["type"]]["input"]
+        declared = {**given.get("required", {}), **given.get("optional", {})}
+        values = list(found.get("widgets_values", ()))
+        inputs: dict[str, Any] = {}
+        for name, declaration in declared.items():
+            kind, options = declaration[0], (declaration[1] if len(declaration) > 1 else {})
+            if isinstance(kind, list) or kind in WIDGETS:
+                inputs[name] = values.pop(0)
+                if options.get("control_after_generate"):
+                    values.pop(0)
+        assert not values, f"{found['type']}: values without a widget: {values}"
+        linked = {s["name"]: s["link"] for s in found.get("inputs", ()) if s.get("link") is not None}
+        inputs |= {name: sources[link] for name, link in linked.items()}
+        graph[str(found["id"])] = node(found["type"], **inputs)
+    return graph
+
+
 def read_workflow(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
