@@ -15,7 +15,7 @@ from typing import Any
 from ...spectral_core.adapter import Adapter
 from ...spectral_core.errors import SpectralAdapterError
 from . import clip as clip_live
-from . import keys, live, merged, originals, records, tokens
+from . import compat, keys, live, merged, originals, records, tokens
 from .keys import CLIP, MODEL, Place, Places
 
 MODES = ("auto", "merged", "live")
@@ -147,14 +147,22 @@ def _choose(adapter: Adapter, side: _Side, mode: str) -> tuple[str, str]:
             "mode merged: fixed weights cannot follow the strength schedule of this adapter: choose auto or "
             "live, or leave the schedule out (Adapter Strength: 0 to 1, constant)"
         )
-    if mode == "merged":
-        return "merged", "as chosen"
     if mode == "live":
         return "live", "as chosen"
+    problems = [why for place in side.places if (why := compat.patch_problem(side.patcher, place.key))]
+    if mode == "merged":
+        if problems:
+            raise SpectralAdapterError(
+                f"mode merged: {problems[0]}, and so are {len(problems) - 1} more: nothing can be added to "
+                "it. Choose auto or live"
+            )
+        return "merged", "as chosen"
     if adaptive:
         return "live", f"{adaptive} layers have adaptive gates"
     if scheduled:
         return "live", "its strength follows a schedule"
+    if problems:
+        return "live", f"{len(problems)} weights are quantised: {problems[0]}"
     return "merged", "exact as weight patches, no cost per step"
 
 

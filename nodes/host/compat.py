@@ -57,6 +57,17 @@ def original_weight(patcher: Any, key: str, device: torch.device) -> Tensor:
     return whole if convert is None else convert(whole, inplace=True)
 
 
+def patch_problem(patcher: Any, key: str) -> str | None:
+    """Why the host could not add a patch to a weight, or None; its own quantised weights it can convert."""
+    weight, _, convert = comfy.model_patcher.get_key_weight(patcher.model, key)
+    # a patcher of another pack brings its own way (GGUF's dequantises)
+    if convert is not None or not type(patcher).__module__.startswith("comfy."):
+        return None
+    if isinstance(weight, Tensor) and not weight.is_floating_point():
+        return f"the weight {key} is quantised ({weight.dtype})"
+    return None
+
+
 def free_memory(needed: int, device: torch.device) -> None:
     """Ask the host to make room; the CPU has no model to push out."""
     if not comfy.model_management.is_device_cpu(device):

@@ -106,6 +106,14 @@ class _Plan:
             own_dict.get("forward") is own for own_dict, own, _ in self.hooks
         )
 
+    def dispatcher_of(self, module: nn.Module) -> Dispatcher | None:
+        """What a module has here, if its own ``forward`` is still the one that it was made for."""
+        own = module.__dict__.get("forward")
+        for own_dict, old, dispatcher in self.hooks:
+            if own_dict is module.__dict__ and own is old and dispatcher.updates:
+                return dispatcher
+        return None
+
     def put_on(self) -> None:
         for own_dict, _, dispatcher in self.hooks:
             own_dict["forward"] = dispatcher
@@ -155,23 +163,39 @@ class Stack:
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:
         """The adapters are on the model inside the block."""
-        plan = self._plans.get(model)
-        if plan is None or not plan.fits():
-            plan = self._plans[model] = self._make_plan(model)
+        plan = self._plan(model)
         try:
             plan.put_on()
             yield
         finally:
             plan.take_off()
 
+    def _plan(self, model: nn.Module) -> _Plan:
+        # kept between runs, and what can be kept of one that does not fit any more (another wrapper puts a
+        # compiled module in the place of one): a compiled model compiles again for new objects
+        plan = self._plans.get(model)
+        if plan is None or not plan.fits():
+            plan = self._plans[model] = self._make_plan(model, plan)
+        return plan
+
+    def _cast(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Have the factors ready: what is not, breaks the graph of a compiled model at its layer."""
+        for pieces in self._pieces:
+            for layer in pieces:
+                for piece in layer:
+                    if piece.linear:
+                        piece.ready(device, dtype, 1.0)
+
     def check(self, model: nn.Module) -> None:
         """Raises SpectralAdapterError for a layer that only a weight patch can change."""
         self._make_plan(model)
 
     def begin(self, patcher: Any) -> None:
-        """At the start of a sampling run: fresh records, and every complaint before the first step."""
+        """At the start of a sampling run: fresh records, factors on the device, and every complaint before
+        the first step."""
         self.start_records()
-        self._plans[patcher.model] = self._make_plan(patcher.model)
+        self._plan(patcher.model)
+        self._cast(patcher.load_device, compat.compute_dtype(patcher))
 
     def start_records(self) -> None:
         for entry, control in zip(self.entries, self.controls, strict=True):
@@ -180,7 +204,6 @@ class Stack:
 
     def release(self, patcher: Any = None) -> None:
         """At the end of a run: give back what was cast for its device."""
-        self._plans.clear()
         for pieces in self._pieces:
             for layer in pieces:
                 for piece in layer:
@@ -194,8 +217,9 @@ class Stack:
                 total += sum(piece.nbytes(dtype, strength) for piece in kept)
         return total
 
-    def _make_plan(self, model: nn.Module) -> _Plan:
-        plan, by_module = _Plan(), {}
+    def _make_plan(self, model: nn.Module, old: _Plan | None = None) -> _Plan:
+        plan = _Plan()
+        by_module: dict[int, tuple[nn.Module, list[LayerUpdate]]] = {}
         seen: set[tuple[int, str]] = set()
         bypassed = bypassed_layers(model)
         for entry, control, pieces in zip(self.entries, self.controls, self._pieces, strict=True):
@@ -211,9 +235,11 @@ class Stack:
                 by_module.setdefault(id(module), (module, []))[1].append(update)
         for module, updates in by_module.values():
             own = module.__dict__.get("forward")
-            dispatcher = Dispatcher(module)
-            dispatcher.updates = tuple(sorted(updates, key=lambda update: update.order))
-            dispatcher.in_place = own is None and compat.makes_new_output(module)
+            dispatcher = old.dispatcher_of(module) if old is not None else None
+            if dispatcher is None:
+                dispatcher = Dispatcher(module)
+                dispatcher.updates = tuple(sorted(updates, key=lambda update: update.order))
+                dispatcher.in_place = own is None and compat.makes_new_output(module)
             plan.hooks.append((module.__dict__, own, dispatcher))
         return plan
 

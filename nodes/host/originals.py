@@ -59,17 +59,21 @@ def _strict(adapter: Adapter, model: Any | None, clip: Any | None) -> list[str]:
         match = fingerprint.compare(adapter.provenance.base, weights)
         distance, verdict, where = match.distance, match.verdict, match.worst_layer
     else:
-        known = {n: layer for n, layer in adapter.layers.items() if n in weights and _has_basis(layer)}
-        if not known:
+        distances = {
+            name: _distance(term, weights[name])
+            for name, layer in adapter.layers.items()
+            for term in layer.terms
+            if name in weights and "u" in term.params
+        }
+        if not distances:
             return ["base mismatch strict: the file says nothing about its base; not checked"]
-        distances = fingerprint.basis_distance(replace(adapter, layers=known), weights)
         where = max(distances, key=lambda name: distances[name])
         distance = distances[where]
         verdict = fingerprint.verdict_of(distance)
     if verdict == "different":
         raise SpectralAdapterError(
             f"adapter {adapter.provenance.name or '(unnamed)'}: this model is not the base it was trained "
-            f"on: their weights are {distance:.2g} apart (allowed is {fingerprint.CLOSE:g}), most in {where}. "
+            f"on: their weights are {distance:.2g} apart (allowed {fingerprint.CLOSE:g}), most in {where}. "
             "Load that base, or choose base mismatch delta or rebase"
         )
     return [f"base mismatch strict: {verdict} base, distance {distance:.2g}"]
@@ -104,13 +108,25 @@ def _rebased(adapter: Adapter, weights: dict[str, Tensor]) -> tuple[Adapter, lis
     return replace(adapter, layers=layers), [text]
 
 
+def _basis(term: Term) -> tuple[Tensor, Tensor, Tensor]:
+    u, s, v = (as_fp32(term.params[key]).detach().cpu() for key in ("u", "s", "v"))
+    return u, s, v
+
+
+def _distance(term: Term, weight: Tensor) -> float:
+    """How far the stored columns are from singular columns of W: ‖W·V − U·S‖ and ‖Wᵀ·U − V·S‖, over ‖S‖."""
+    u, s, v = _basis(term)
+    flat = weight.flatten(1)
+    miss = torch.maximum((flat @ v - u * s).norm(), (flat.mT @ u - v * s).norm())
+    return float(miss / s.norm().clamp_min(torch.finfo(s.dtype).tiny))
+
+
 def _rebased_term(name: str, term: Term, weight: Tensor) -> tuple[Term, float]:
     """The term with this weight's own columns, turned so that they lie nearest to the stored ones."""
     if "u" not in term.params:
         return term, 0.0
-    u, s, v = (as_fp32(term.params[k]).detach().to(weight.device) for k in ("u", "s", "v"))
-    flat = weight.flatten(1)
-    distance = float((u.mT @ flat @ v - torch.diag(s)).norm() / s.norm())
+    u, s, v = _basis(term)
+    flat, distance = weight.flatten(1), _distance(term, weight)
     if distance <= fingerprint.SAME:
         return term, distance
     columns = Columns.listed(term.config.columns)  # type: ignore[union-attr]

@@ -1,0 +1,59 @@
+"""Whatever is done with adapters in a real host, its base model answers the same afterwards, to the bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from spectral_core.fileformat import save
+from spectral_core.targets import find_targets
+from tests.core.adapter_cases import ALL, GATED, MERGEABLE, trained
+from tests.host.booted import ROOT
+from tests.host.inside import checkouts, run_inside
+
+diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.host
+
+SCRIPT = "inside_apply_base.py"
+CHECKS = [
+    line.strip().rstrip(",")
+    for line in (Path(__file__).with_name(SCRIPT).read_text(encoding="utf-8").split("CHECKS = [")[1]).split(
+        "]"
+    )[0].splitlines()
+    if line.strip()
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=checkouts())
+def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """One process per host version."""
+    model = ROOT / "demo_model"
+    load = {"torch_dtype": torch.float32}
+    unet = diffusers.UNet2DConditionModel.from_pretrained(model / "unet", **load)
+    text = transformers.CLIPTextModel.from_pretrained(model / "text_encoder", **load)
+    attention, _ = find_targets(unet, "unet", "attention")
+    words, _ = find_targets(text, "text_encoder", "attention")
+    adapters = {
+        name: trained(ALL[name], attention, size=0.15)
+        for name in ("foura-adaptive", "foura-frozen", "spectral-a", "lora")
+    }
+    adapters["text-adaptive"] = trained(GATED["foura-adaptive"], words, size=0.15)
+    adapters["text-lora"] = trained(MERGEABLE["lora"], words, size=0.15)
+    folder: Path = tmp_path_factory.mktemp("apply_base")
+    for name, adapter in adapters.items():
+        save(adapter, folder / f"{name}.safetensors")
+    run_inside(request.param, SCRIPT, folder)
+    return dict(json.loads((folder / "report.json").read_text(encoding="utf-8")))
+
+
+def test_every_check_ran(report: dict[str, str]) -> None:
+    assert sorted(report) == sorted(CHECKS)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_inside(report: dict[str, str], check: str) -> None:
+    assert report[check] == ""
