@@ -1,6 +1,6 @@
 """Data-free merging methods from the literature, on dense updates of one layer: candidates for the product.
 
-Written from the papers' formulas; :mod:`tests.core.test_merge_candidates` checks TIES and DARE against PEFT.
+Written from the papers' formulas; :mod:`tests.core.test_fusion_candidates` checks TIES and DARE against PEFT.
 
     sum, average     Σ ΔWᵢ, Σ ΔWᵢ/K
     ties             trim to the largest entries, elect signs, average what agrees (arXiv 2306.01708)
@@ -138,13 +138,14 @@ CANDIDATES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "tsv": tsv,
     "core ties 0.5": lambda u: in_core_space(lambda c: ties(c, 0.5), u),
     "core ties 1.0": lambda u: in_core_space(lambda c: ties(c, 1.0), u),
-    "subspaces": subspaces,
-    "subspaces 0.1": lambda u: subspaces(u, 0.1),
-    "subspaces 0.3": lambda u: subspaces(u, 0.3),
-    "subspaces 1": lambda u: subspaces(u, 1.0),
-    "subspaces p½": lambda u: subspaces(u, 0.0, 0.5),
-    "subspaces p½ 0.3": lambda u: subspaces(u, 0.3, 0.5),
-    "subspaces p0 0.3": lambda u: subspaces(u, 0.3, 0.0),
+    "wudi": subspaces,
+    "wudi, ridge 1": lambda u: subspaces(u, 1.0),
+    "wudi, ridge 10": lambda u: subspaces(u, 10.0),
+    "wudi, C^½, ridge 0.3": lambda u: subspaces(u, 0.3, 0.5),
+    "projectors, ridge 0.1": lambda u: subspaces(u, 0.1, 0.0),
+    "projectors, ridge 0.3": lambda u: subspaces(u, 0.3, 0.0),
+    "projectors, ridge 1": lambda u: subspaces(u, 1.0, 0.0),
+    "sum × 0.4": lambda u: 0.4 * u.sum(0),
     "null space": null_space,
     "null space ½": lambda u: null_space(u, 0.5),
 }

@@ -101,7 +101,8 @@ class Interference:
             row, column = fmean(o.row for o in found), fmean(o.column for o in found)
             chance = fmean(o.row_random for o in found), fmean(o.column_random for o in found)
             lines.append(
-                f"{self.concepts[i]} and {self.concepts[j]}: rows overlap {row:.1%} (chance {chance[0]:.1%}), "
+                f"{self.concepts[i]} and {self.concepts[j]}: rows overlap {row:.1%} (chance "
+                f"{chance[0]:.1%}), "
                 f"columns {column:.1%} (chance {chance[1]:.1%}) over {len(found)} layers"
             )
         known = self.crosstalk or self.affinity

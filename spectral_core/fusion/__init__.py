@@ -1,7 +1,8 @@
 """Fusion: several adapters in, one adapter and a report out; the inputs are never changed.
 
 ``sum`` Σ sᵢΔWᵢ is what stacking gives, ``average`` divides it by the number of concepts, ``spectral`` adds
-the changes of singular columns (arXiv 2405.13952), ``orthogonal`` adds adapters trained in orthogonal rows.
+the changes of singular columns (arXiv 2405.13952), ``orthogonal`` adds adapters trained in orthogonal rows,
+``subspaces`` lets each act in the directions that only it reads and averages the rest.
 ``closed-form`` and ``closed-form-rank`` keep what each concept does to its own inputs, for which they need
 statistics of these (:mod:`..collect`), and ``gradient`` descends the same objective. Ordinary LoRA files join
 as plain LoRA adapters. A method is one function from a layer's sources to its fused terms; :data:`FUSIONS`
@@ -31,6 +32,7 @@ from .report import ConceptReport, FusionReport, LayerReport, total_error
 from .separate import separated
 from .sources import Concept, LayerSources, concepts_of, layers_of
 from .spectral import spectral_layer
+from .subspaces import subspaces_layer
 
 __all__ = [
     "FUSIONS",
@@ -63,6 +65,7 @@ FUSIONS: dict[str, Fusion] = {
     "average": Fusion(average_layer),
     "spectral": Fusion(spectral_layer),
     "orthogonal": Fusion(orthogonal_layer),
+    "subspaces": Fusion(subspaces_layer),
     "closed-form": Fusion(closed_form_layer, needs_statistics=True),
     "closed-form-rank": Fusion(closed_form_rank_layer, needs_statistics=True),
     "gradient": Fusion(gradient_layer, needs_statistics=True),

@@ -95,7 +95,7 @@ def _response(source: Source, layer: LayerSources, statistics: Statistics) -> Re
 
 
 def closed_form_layer(layer: LayerSources, options: FusionOptions) -> Combined:
-    """The exact form; the one in rank space where a concept has shown fewer tokens than the layer is wide."""
+    """The exact form; the one in rank space for statistics that allow no other, or below ``exact_from``."""
     fewest = min(statistics.count for place, statistics in layer.inputs.items() if place >= 0)
     reduced = any(s.basis is not None for s in layer.inputs.values())
     if reduced or fewest < options.exact_from * layer.shape.fan_in:

@@ -13,26 +13,28 @@ from ..errors import SpectralAdapterError
 
 @dataclass(frozen=True)
 class FusionOptions:
-    """ridge: ρ of ``closed-form``, 0 … ; rank_ridge: that of ``closed-form-rank``. Both are shares of the
-    mean second moment, and 0 leaves directions that no concept has shown at 0.
+    """ridge: ρ of ``closed-form``; rank_ridge: of ``closed-form-rank``; subspace_ridge: of ``subspaces``.
 
-    exact_from: tokens of every concept, per width of a layer, from which ``closed-form`` takes its exact
-    form; with fewer it takes the one in rank space.
+    All three are shares of the mean second moment; at 0, directions that no concept has shown stay at 0.
+    exact_from: tokens of every concept, per width of a layer, from which ``closed-form`` takes its exact form
+    and not the one in rank space. 0, always, as far as the statistics allow it: with its ridge the exact form
+    was the better one on held-out inputs also with fewer tokens than features (docs/fusion.md).
 
     base_weight: how much keeping the base model's behaviour counts beside one concept, where its statistics
     are given. iterations: of ``gradient``. separate_columns: before fusing, take out of every Spectral A
     update what lies in other concepts' columns.
     """
 
-    ridge: float = 0.3
+    ridge: float = 0.03
     rank_ridge: float = 1e-3
-    exact_from: float = 1.0
+    subspace_ridge: float = 0.3
+    exact_from: float = 0.0
     base_weight: float = 1.0
     iterations: int = 50
     separate_columns: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("ridge", "rank_ridge", "exact_from", "base_weight"):
+        for name in ("ridge", "rank_ridge", "subspace_ridge", "exact_from", "base_weight"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise SpectralAdapterError(f"{name} {value!r}: expected a number of at least 0")

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from spectral_core import gate as gates
 from spectral_core.errors import SpectralAdapterError
 from spectral_core.fusion import FusionOptions, fuse, separated
+from spectral_core.gate import GateRuntime
 from spectral_core.lowrank import delta
 from spectral_core.methods import FouRAConfig, LoRAConfig, OrthogonalConfig, SpectralAConfig
 from spectral_core.moments import Statistics
@@ -69,6 +71,29 @@ def test_exact_form_is_the_formula(ridge, with_base):
         assert row.form == "closed-form" and row.rank_after == sum(
             a.layers[layer].factors().rank for a in adapters
         )
+
+
+def test_ridge_of_a_gated_concept_goes_to_its_mean_opening():
+    adapters, x = case(gated=True)
+    given = [gathered(adapters, part) for part in x]
+    found = fuse(adapters, "closed-form", WEIGHTS, statistics=given, options=FusionOptions(ridge=0.7)).adapter
+    for layer, shape in SHAPES.items():
+        rows = [part[layer].flatten(0, 1) for part in x]
+        total = sum(r.mT @ r / 60 for r in rows)
+        lam = 0.7 * float(total.trace()) / shape.in_features
+        target = torch.zeros(shape.weight_shape, dtype=torch.float64)
+        for i, one in enumerate(adapters):
+            y = output(one, layer, x[i][layer], WEIGHTS[i]).flatten(0, 1)
+            factors = one.layers[layer].terms[0].factors(shape, WEIGHTS[i] * one.strength_of(layer))
+            opening = torch.ones(factors.rank, dtype=torch.float64)
+            if not one.layers[layer].mergeable:
+                z = x[i][layer] @ factors.down.mT
+                params = one.layers[layer].terms[0].params
+                opening = gates.values(z, params, "mlp", 1, False, GateRuntime(), layer).mean(0)
+                assert 0 < float(opening.mean()) < 1
+            target += y.mT @ rows[i] / 60 + lam / 3 * (factors.scaled_up() * opening) @ factors.down
+        expected = target @ torch.linalg.inv(total + lam * torch.eye(shape.in_features, dtype=torch.float64))
+        assert torch.allclose(dense(found, layer), expected, rtol=1e-7, atol=1e-9)
 
 
 def test_large_ridge_is_the_average_and_equal_inputs_too():
@@ -166,9 +191,10 @@ def test_rank_space_is_its_formula(space, gated):
 def test_too_few_tokens_go_to_rank_space_and_say_so():
     adapters, x = case()
     few = [{n: Statistics.of(v.flatten(0, 1)[:8]) for n, v in part.items()} for part in x]
-    report = fuse(adapters, "closed-form", WEIGHTS, statistics=few).report
+    options = FusionOptions(exact_from=1.0)
+    report = fuse(adapters, "closed-form", WEIGHTS, statistics=few, options=options).report
     rows = {row.name: row for row in report.layers}
-    forced = fuse(adapters, "closed-form", statistics=few, options=FusionOptions(exact_from=0.0)).report
+    forced = fuse(adapters, "closed-form", statistics=few).report
     assert {row.form for row in forced.layers} == {"closed-form"}
     assert rows["unet.a"].note == "in rank space: 8 tokens for a width of 10"
     assert rows["unet.b"].form == "closed-form"
@@ -219,6 +245,47 @@ def test_compression_keeps_the_outputs_on_the_inputs(method, space, rank):
         row = next(r for r in small.report.layers if r.name == layer)
         assert row.error == pytest.approx(float(s[rank:].norm() / s.norm()), rel=1e-3)
         assert row.rank_after == rank and row.norm == pytest.approx(float(s.norm()), rel=1e-3)
+
+
+def test_subspaces_are_their_formula():
+    adapters, ridge = concepts(), 0.4
+    found = fuse(adapters, "subspaces", WEIGHTS, options=FusionOptions(subspace_ridge=ridge))
+    for layer, shape in SHAPES.items():
+        updates = [dense(a, layer, w) for a, w in zip(adapters, WEIGHTS, strict=True)]
+        shares = []
+        for one in adapters:
+            rows = one.layers[layer].factors().down
+            projector = torch.linalg.pinv(rows) @ rows
+            shares.append(projector / projector.trace())
+        dim = int(torch.linalg.matrix_rank(torch.cat([a.layers[layer].factors().down for a in adapters])))
+        lam = ridge * sum(float(p.trace()) for p in shares) / dim
+        eye = torch.eye(shape.in_features, dtype=torch.float64)
+        pairs = zip(updates, shares, strict=True)
+        target = sum(d @ (p + lam / 3 * eye) for d, p in pairs)
+        expected = target @ torch.linalg.inv(sum(shares) + lam * eye)
+        assert torch.allclose(dense(found.adapter, layer), expected, rtol=1e-7, atol=1e-9)
+        assert not torch.allclose(expected, sum(updates) / 3, rtol=1e-2)
+    assert {row.form for row in found.report.layers} == {"subspaces"}
+
+
+def test_subspaces_between_the_sum_and_the_average():
+    down = torch.linalg.qr(draw(1, 10, 10))[0]
+
+    def at(one, rows):
+        kept = one.only(["unet.a"])
+        return kept.map_terms(lambda _, t: replace(t, params=dict(t.params) | {"down": down[rows]}))
+
+    made = [adapter(LoRAConfig(2), k) for k in range(2)]
+    apart, same = ([at(m, slice(k * step, k * step + 2)) for k, m in enumerate(made)] for step in (2, 0))
+    options = FusionOptions(subspace_ridge=1e-9)
+    total = dense(fuse(apart).adapter, "unet.a")
+    assert torch.allclose(dense(fuse(apart, "subspaces", options=options).adapter, "unet.a"), total)
+    half = dense(fuse(same, "average").adapter, "unet.a")
+    assert torch.allclose(dense(fuse(same, "subspaces").adapter, "unet.a"), half)
+    live = [adapter(GATED, 4), adapter(LoRAConfig(2), 5)]
+    kept = fuse(live, "subspaces").report
+    assert all(row.form == "average" and "freeze" in row.note for row in kept.layers)
+    assert all(row.form == "subspaces" for row in fuse(live, "subspaces", freeze_gates=True).report.layers)
 
 
 def test_report_has_each_concepts_retention():
