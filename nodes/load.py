@@ -59,7 +59,7 @@ def _put_on(
         results.or_absent(clip, node, "CLIP", "clip"),
         opened.adapter,
         text,
-        spectral_adapters=(files.identity(adapter_name, opened.path),),
+        spectral_adapters=files.identity(adapter_name, opened.path),
     )
 
 

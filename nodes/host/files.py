@@ -43,9 +43,13 @@ def problem_with(name: object, key: str = paths.KEY) -> str:
     return ""
 
 
-def identity(name: str, path: Path) -> dict[str, str]:
-    """A file's name as the workflow has it, and its hash: for the page, which notes both in the workflow."""
-    return {"name": names.key_of(name), "sha256": store.digest(path)}
+def identity(name: str, path: Path) -> tuple[dict[str, str], ...]:
+    """A file's name as the workflow has it, and its hash: for the page, which notes both in the workflow.
+
+    Empty where no prompt has asked for the hash: loading does not wait for it.
+    """
+    sha256 = store.known_digest(path)
+    return ({"name": names.key_of(name), "sha256": sha256},) if sha256 else ()
 
 
 def open_adapter(name: str, model: Any = None, clip: Any = None) -> Opened:

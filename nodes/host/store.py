@@ -10,7 +10,6 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -81,18 +80,32 @@ class Store:
 PARSED = Store()
 
 
+# For the whole process on purpose, as above: a file's hash is computed once for each of its states.
+_DIGESTS: OrderedDict[Stamp, str] = OrderedDict()
+_KEPT_DIGESTS = 4096
+
+
 def digest(path: Path) -> str:
-    """SHA-256 of a file, computed once for each of its states."""
-    return _digest(Stamp.of(path))
+    """SHA-256 of a file, read only where this state of it has not been read before."""
+    stamp = Stamp.of(path)
+    if stamp not in _DIGESTS:
+        _DIGESTS[stamp] = _sha256(stamp.path)
+        while len(_DIGESTS) > _KEPT_DIGESTS:
+            _DIGESTS.popitem(last=False)
+    return _DIGESTS[stamp]
 
 
-@lru_cache(maxsize=1024)
-def _digest(stamp: Stamp) -> str:
+def known_digest(path: Path) -> str:
+    """The same, without reading the file; empty where it is not known yet."""
+    return _DIGESTS.get(Stamp.of(path), "")
+
+
+def _sha256(path: str) -> str:
     hashed = hashlib.sha256()
     try:
-        with open(stamp.path, "rb") as stream:
+        with open(path, "rb") as stream:
             while block := stream.read(1 << 20):
                 hashed.update(block)
     except OSError as error:
-        raise SpectralAdapterError(f"{stamp.path}: cannot be read ({error.strerror or error})") from error
+        raise SpectralAdapterError(f"{path}: cannot be read ({error.strerror or error})") from error
     return hashed.hexdigest()

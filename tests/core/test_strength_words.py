@@ -142,6 +142,8 @@ def test_entries_that_cannot_be_read(text: str) -> None:
 def test_what_fits_nothing_lists_what_there_is(pattern: str) -> None:
     with pytest.raises(SpectralAdapterError, match=r"fits no layer.*unet\.down_blocks\.0.*unet\.mid_block"):
         block_weights.apply(SD, f"{pattern}: 1")
+    with pytest.raises(SpectralAdapterError, match="fits no layer"):  # a block's number ends at a dot
+        block_weights.apply(adapter("unet.down_blocks.10.conv.a"), "down_blocks.1: 1")
     with pytest.raises(SpectralAdapterError, match="mini model are not known"):
         block_weights.apply(adapter(*N, family="mini"), "IN4: 1")
 

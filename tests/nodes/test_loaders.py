@@ -30,7 +30,7 @@ def test_strengths_act_on_model_and_clip_only(ours: Pack, cat: Any, applied: lis
     assert (model, clip) == ("M+cat", "C+cat")
     assert applied[0][1:] == ("M", "C", 0.5, 0.25, "auto", options.get("base_mismatch", "delta"))
     assert adapter.content_hash == cat.content_hash and adapter.strength == 1
-    assert out["ui"]["text"] == (report,)
+    assert out["ui"] == {"text": (report,), "spectral_adapters": ()}, "no prompt has asked for its hash"
     for part in ("cat.safetensors", "kitten", "applied auto", "5 layers"):
         assert part in report
 

@@ -61,6 +61,18 @@ def test_names_and_hashes_are_written(metadata: Any) -> None:
     json.dumps(info)
 
 
+def test_the_page_is_told_the_hash_once_a_prompt_has_asked_for_it(
+    metadata: Any, ours: Pack, folders: Any
+) -> None:
+    files, file = ours.module("nodes.host.files"), folders.models / "sub" / "cat.safetensors"
+    assert files.identity("sub\\cat.safetensors", file) == ()
+    metadata.on_prompt({"prompt": prompt("sub/cat.safetensors")})
+    told = files.identity("sub\\cat.safetensors", file)
+    assert told == ({"name": "sub/cat.safetensors", "sha256": sha(b"cat")},)
+    file.write_bytes(b"another")
+    assert files.identity("sub/cat.safetensors", file) == ()
+
+
 def test_api_prompts_get_the_entry_too(metadata: Any) -> None:
     info = metadata.on_prompt({"prompt": prompt("sub/cat.safetensors")})["extra_data"]["extra_pnginfo"]
     assert info["spectral_adapters"]["adapters"][0]["sha256"] == sha(b"cat") and "workflow" not in info
