@@ -77,7 +77,7 @@ def start(x: int, y: int) -> dict[str, Node]:
             "Empty Latent Image: 128 gives 64 x 64 pixels here",
             width=128,
             height=128,
-            batch_size=4,
+            batch_size=1,
         ),
     }
 

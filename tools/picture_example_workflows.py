@@ -30,14 +30,15 @@ SETTINGS = {
     "Comfy.InstalledVersion": "99.0.0",
 }
 LOAD = "page => window.app.loadGraphData(page)"
-# Put the whole graph into the picture, with a little room around it; 50 pixels at the top are the menu's.
+# Put the whole graph into what the page's side bar (left) and menu (top) leave free.
 FIT = """
 ([left, top, width, height]) => {
-  const scale = Math.min(innerWidth / (width + 120), (innerHeight - 50) / (height + 140));
+  const side = 70, menu = 70;
+  const scale = Math.min((innerWidth - side) / (width + 60), (innerHeight - menu) / (height + 90));
   const ds = window.app.canvas.ds;
   ds.scale = scale;
-  ds.offset[0] = innerWidth / scale / 2 - left - width / 2;
-  ds.offset[1] = (innerHeight + 50) / scale / 2 - top - height / 2 + 15;
+  ds.offset[0] = (innerWidth + side) / scale / 2 - left - width / 2;
+  ds.offset[1] = (innerHeight + menu) / scale / 2 - top - height / 2 + 10;
   window.app.canvas.deselectAll?.();
   window.app.graph.setDirtyCanvas(true, true);
 }

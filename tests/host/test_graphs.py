@@ -23,6 +23,7 @@ from demo_model.draw import draw_concept
 from spectral_core import fileformat
 from spectral_core.adapter import Adapter, create
 from spectral_core.methods.lora import LoRAConfig
+from spectral_core.pipelines import apply
 from tests.host.booted import ROOT, Host
 from tests.host.graphs import EXAMPLES, Graph, as_prompt, demo_graph, node, pictures_of, read_workflow
 from tests.host.watching import Run, Socket, fail, history, is_end, submit, succeed
@@ -75,32 +76,49 @@ def adapted(name: str = BOT, kind: str = FOURA, prompt: str = PROMPT, **changes:
 # The demo model.
 
 
-def test_demo_model_draws_what_diffusers_draws(host: Host) -> None:
-    """The same noise, prompt, sampler (ddim, 20 steps, guidance 4): latents to 1e-4, pixels to one level.
-
-    ComfyUI's last step goes to sigma 0, diffusers' to the noise of the first training step unless
-    ``set_alpha_to_one``.
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    """The demo model in diffusers. Its last step goes to sigma 0, as ComfyUI's does: the shipped scheduler
+    stops at the noise of the first training step (``set_alpha_to_one`` false).
     """
     diffusers = pytest.importorskip("diffusers")
-    done = succeed(
-        host, demo_graph(keep=node("SaveLatent", samples=["sampler", 0], filename_prefix="parity"))
-    )
-    (file,) = (host.folder / "output").glob("parity*.latent")
-    pipe = diffusers.StableDiffusionPipeline.from_pretrained(
+    made = diffusers.StableDiffusionPipeline.from_pretrained(
         ROOT / "demo_model", torch_dtype=torch.float32, safety_checker=None
     )
-    pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, set_alpha_to_one=True)
-    prompt, seed = done.entry["prompt"][2]["positive"]["inputs"]["text"], 1
-    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed))
-    ours = pipe(
-        prompt, latents=noise, num_inference_steps=20, guidance_scale=4.0, height=64, width=64,
-        output_type="latent",
-    ).images  # fmt: skip
-    scale = pipe.vae.config.scaling_factor
-    host_latents = load_file(file)["latent_tensor"] * scale
+    made.set_progress_bar_config(disable=True)
+    made.scheduler = diffusers.DDIMScheduler.from_config(made.scheduler.config, set_alpha_to_one=True)
+    return made
+
+
+def diffusers_latents(pipe: Any, graph: Graph, *adapters: Adapter) -> torch.Tensor:
+    """The latents (scaled) for the graph's prompt, seed and steps."""
+    asked = graph["sampler"]["inputs"]
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(asked["seed"]))
+    prompt = graph["positive"]["inputs"]["text"]
+    with torch.inference_mode(), apply(pipe, *adapters):
+        latents: torch.Tensor = pipe(
+            prompt, latents=noise, num_inference_steps=asked["steps"], guidance_scale=asked["cfg"],
+            height=64, width=64, output_type="latent",
+        ).images  # fmt: skip
+    return latents
+
+
+def host_latents(host: Host, done: Run) -> torch.Tensor:
+    """What the graph's node ``keep`` (SaveLatent) wrote, in the host's unscaled form."""
+    (file,) = done.entry["outputs"]["keep"]["latents"]
+    return load_file(host.folder / "output" / file["subfolder"] / file["filename"])["latent_tensor"]
+
+
+KEEP = node("SaveLatent", samples=["sampler", 0], filename_prefix="latents")
+
+
+def test_demo_model_draws_what_diffusers_draws(host: Host, pipe: Any) -> None:
+    """The same noise, prompt, sampler (ddim, 20 steps, guidance 4): latents to 1e-4, pixels to one level."""
+    graph = demo_graph(keep=KEEP)
+    done = succeed(host, graph)
+    scale, ours = pipe.vae.config.scaling_factor, diffusers_latents(pipe, graph)
     assert ours.std() > 0.3
-    assert (host_latents - ours).abs().max() < 1e-4
+    assert (host_latents(host, done) * scale - ours).abs().max() < 1e-4
     with torch.inference_mode():
         pixels = (pipe.vae.decode(ours / scale).sample / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 0) * 255
     picture = array(done, host)
@@ -108,6 +126,19 @@ def test_demo_model_draws_what_diffusers_draws(host: Host) -> None:
     assert np.abs(picture - pixels.numpy()).max() <= 1.0
     told = done.progress("sampler")  # the host leaves some steps out when they follow too quickly
     assert len(told) > 3 and told == sorted(set(told)) and told[-1] == 20
+
+
+@pytest.mark.parametrize("name", [BOT, FISH])
+def test_adapter_draws_what_it_draws_in_diffusers(host: Host, pipe: Any, name: str) -> None:
+    """The trained word, the adaptive gates on each guided row, merged columns: latents to 1e-3."""
+    concept = name.partition("/")[2].partition("_")[0]
+    graph = {**adapted(name, prompt=f"a <{concept}> on a green background"), "keep": KEEP}
+    done = succeed(host, graph)
+    ours = diffusers_latents(pipe, graph, fileformat.load(EXAMPLES / "adapters" / name))
+    without = diffusers_latents(pipe, graph)
+    host_side = host_latents(host, done) * pipe.vae.config.scaling_factor
+    assert (host_side - without).abs().max() > 0.1
+    assert (host_side - ours).abs().max() < 1e-3
 
 
 def test_vae_encodes_64_pixels_to_16_cells(host: Host) -> None:
