@@ -239,9 +239,12 @@ def _train(
         layers = {n: v for a in attachments for n, v in _learned(a).items()}
         trained = replace(adapter, layers={**adapter.layers, **layers}, tokens=words.values())
     record = {
-        "pictures": data.concept_count,
         **job.settings(),
         **config.as_dict(),
+        "learning_rate": config.rate_for(job.method),
+        "optimizer": config.optimiser,  # the words under which other programs show them
+        "resolution": f"{job.size[0]}x{job.size[1]}",
+        "images": data.concept_count,
         "steps_done": len(result.losses),
     }
     trained = trained.with_provenance(training={k: v for k, v in record.items() if v is not None})

@@ -84,11 +84,13 @@ def lowest_free(used: set[int], count: int) -> tuple[int, ...]:
 
 
 def files_of(folder: Path, base: Mapping[str, Any]) -> list[Use]:
-    """What the adapter files below a folder hold of this base's columns. A file that is no adapter, or cannot
+    """What the adapter files below a folder hold of this base's columns; hidden folders, such as those of
+    runs, are left out. A file that is no adapter, or cannot
     be read, holds nothing; one without a fingerprint is taken to be of this base if its layers are."""
     found = []
     for path in sorted(folder.rglob("*.safetensors")):
-        if path.name.startswith(".") or not is_adapter_file(path):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if hidden or not is_adapter_file(path):
             continue
         with contextlib.suppress(SpectralAdapterError):  # damaged: nobody will fuse it
             summary = inspect(path)

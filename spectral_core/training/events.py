@@ -1,9 +1,10 @@
 """What a run tells while it goes: events as dictionaries, one JSON line each in the run's ``events.jsonl``.
 
 Every event has ``event`` (its kind) and ``step`` (optimiser steps done). Kinds: ``start``, ``resume``,
-``step`` (loss, smoothed_loss, learning_rate, learning_rates, gradient_norm, open_gates, temperature,
-steps_per_second, seconds, seconds_left), ``checkpoint``, ``sample``, ``gates``, ``note``, ``warning``,
-``error``, ``stopped``, ``finished``. Numbers that are not finite become null.
+``step`` (loss, smoothed_loss, learning_rate, learning_rates by group, gradient_norm, steps_per_second,
+seconds, seconds_left; of adaptive gates open_share and temperature, every tenth step open_gates by layer),
+``checkpoint``, ``sample``, ``gates``, ``warning``, ``error``, ``stopped``, ``finished``. Numbers that are
+not finite become null.
 
 Shapes: none.
 """

@@ -19,6 +19,7 @@ from ..gate_record import GateRecorder
 from ..methods import FouRAConfig
 from .config import TrainConfig
 
+TOLD_EVERY = 10  # steps between events that name the open gates of every layer, which are long
 CALIBRATED_FROM = 0.9  # of the steps: E[p], from which gates can be frozen without data, is counted from here
 
 
@@ -43,6 +44,10 @@ class OpenGates(GateRecorder):
         found = dict(zip(self._step, means, strict=True))
         self._step.clear()
         return found
+
+    def share(self, step: Mapping[str, float]) -> float:
+        """Open gates of a step over all gates."""
+        return sum(step.values()) / sum(self._ranks[layer] for layer in step)
 
     def calibrate(self, step: Mapping[str, float]) -> None:
         """Add a step to the calibration."""

@@ -14,6 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from .config import TrainConfig
 from .events import Listener
 from .gates import GateReport
@@ -65,4 +67,5 @@ def train(
     Raises SpectralAdapterError for settings that do not fit together, before the first step; and for a loss
     that is not finite or explodes, with the step and the layer: the parameters are then the last good ones.
     """
-    return Trainer(setup, config, method, run or Run(), listener, TrainResult()).go()
+    with torch.inference_mode(False), torch.enable_grad():  # hosts run their nodes in inference mode
+        return Trainer(setup, config, method, run or Run(), listener, TrainResult()).go()

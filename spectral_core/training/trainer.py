@@ -175,7 +175,10 @@ class Trainer:
             "seconds_left": pace * (self.config.steps - self.step),
         }
         if opened:
-            values |= {"open_gates": opened, "temperature": self.setup.attachments[0].gates.temperature}
+            values["open_share"] = self.stepper.open_gates.share(opened)
+            values["temperature"] = self.setup.attachments[0].gates.temperature
+            if self.step % gates.TOLD_EVERY == 0 or self.step == self.config.steps:
+                values["open_gates"] = opened
         event = self.log.say("step", self.step, values)
         if self._step_listener is not None:
             self._step_listener(event)

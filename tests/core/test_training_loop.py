@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from spectral_core.methods import FouRAConfig, LoRAConfig, MethodConfig
 from spectral_core.training.config import DEFAULT_LEARNING_RATES, TrainConfig
 from spectral_core.training.diffusion import Diffusion
 from spectral_core.training.loop import Setup, evaluation_loss, train
+from spectral_core.training.run import Run
 from tests.core.training_toy import CONFIGS, Denoiser, Toy
 
 
@@ -57,6 +59,38 @@ def test_the_gates_of_a_trained_adapter_hold_their_mean_opening() -> None:
         "E[p] must have been measured, not left at its start value of 1"
     )
     assert opened.mean() < 0.8, "a strong penalty towards a quarter open must close something from 0.88"
+
+
+@pytest.mark.parametrize(("bias", "kind"), [(-6.0, "dead"), (6.0, "always_open")])
+def test_gates_are_told_of_while_training_and_judged_at_the_end(bias: float, kind: str) -> None:
+    _, attachment, setup = set_up(FouRAConfig(4, gate="adaptive"))
+    for name, parameter in attachment.named_parameters():
+        if name.endswith("gate.bias"):
+            parameter.data.fill_(bias)
+    events: list[dict[str, Any]] = []
+    result = train(setup, TrainConfig(steps=20), "foura", run=Run(listener=events.append))
+    steps = [e for e in events if e["event"] == "step"]
+    opened = 0.0 if kind == "dead" else 4.0
+    layers = ("net.first", "net.second")
+    assert [e["step"] for e in steps if "open_gates" in e] == [10, 20]
+    assert steps[9]["open_gates"] == dict.fromkeys(layers, opened)
+    assert all(e["open_share"] == opened / 4 for e in steps)
+    assert [e["temperature"] for e in (steps[0], steps[7], steps[19])] == pytest.approx([1.0, 0.75, 0.5])
+    assert result.gates is not None and getattr(result.gates, kind) == layers
+    assert [result.gates.frozen_rank(name) for name in layers] == [opened, opened]
+    words = "have no open gate" if kind == "dead" else "keep every gate open"
+    assert len(result.notes) == 1 and f"2 of 2 layers {words}" in result.notes[0]
+    assert [e["event"] for e in events][-3:] == ["gates", "warning", "finished"]
+
+
+def test_training_works_inside_inference_mode() -> None:
+    _, attachment, setup = set_up(LoRAConfig(4))
+    expected = train(setup, TrainConfig(steps=4, ema=0.9), "lora").losses
+    _, attachment, setup = set_up(LoRAConfig(4))
+    with torch.inference_mode():
+        setup = replace(setup, latents=setup.latents.clone())  # type: ignore[union-attr]
+        assert train(setup, TrainConfig(steps=4, ema=0.9), "lora").losses == expected
+    assert not any(p.is_inference() for p in attachment.parameters())
 
 
 def test_same_seed_same_run_other_seed_other_run() -> None:

@@ -106,8 +106,8 @@ def test_every_part_of_the_state_is_resumed(tmp_path: Path) -> None:
 def test_a_step_that_breaks_off_is_undone(calls: int, tmp_path: Path) -> None:
     """Cancelled between two batches of a step, or an error in the model: as if the step had not begun."""
     config = settings(accumulation=3)
-    expected, _ = whole(Toy(LoRAConfig(4), batch=1), config, "lora")
-    toy, seen = Toy(LoRAConfig(4), batch=1), []
+    expected, _ = whole(Toy(FouRAConfig(4), batch=1), config, "foura")
+    toy, seen = Toy(FouRAConfig(4), batch=1), []
 
     def fail() -> None:
         seen.append(torch.rand(1))  # a model may draw random numbers of its own
@@ -116,16 +116,16 @@ def test_a_step_that_breaks_off_is_undone(calls: int, tmp_path: Path) -> None:
 
     toy.on_call = fail
     with pytest.raises(MemoryError):
-        train(toy.setup, config, "lora", run=Run(tmp_path))
+        train(toy.setup, config, "foura", run=Run(tmp_path))
     events = read_events(tmp_path / "events.jsonl")
     assert "Out of memory: lower batch_size" in events[-1]["text"]
     assert events[-1]["step"] == (calls - 1) // 3
     asked: list[int] = []
-    resumed = Toy(LoRAConfig(4), batch=1)
+    resumed = Toy(FouRAConfig(4), batch=1)
     run = Run(tmp_path, cancel=lambda: len(asked) == 16 or bool(asked.append(1)))
-    assert train(resumed.setup, config, "lora", run=run).stopped
-    again = Toy(LoRAConfig(4), batch=1)
-    train(again.setup, config, "lora", run=Run(tmp_path))
+    assert train(resumed.setup, config, "foura", run=run).stopped
+    again = Toy(FouRAConfig(4), batch=1)
+    train(again.setup, config, "foura", run=Run(tmp_path))
     assert again.digest == expected
 
 

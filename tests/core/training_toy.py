@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from spectral_core.adapter import Adapter, create
 from spectral_core.attach import Attachment, attach
-from spectral_core.methods import FouRAConfig, LoRAConfig, MethodConfig, SpectralAConfig, SpectralRConfig
+from spectral_core.methods import (
+    FouRAConfig,
+    LoRAConfig,
+    MethodConfig,
+    OrthogonalConfig,
+    SpectralAConfig,
+    SpectralRConfig,
+)
 from spectral_core.svd import Columns, select_columns
 from spectral_core.training.data import Example, Order
 from spectral_core.training.diffusion import Diffusion
@@ -24,6 +31,7 @@ CONFIGS: list[MethodConfig] = [
     FouRAConfig(4, transform="dft", gate="adaptive"),
     SpectralAConfig((0, 1, 2, 3), train_scale=True),
     SpectralRConfig((0, 1, 2, 3), train_scale=True),
+    OrthogonalConfig(4),
 ]
 
 
