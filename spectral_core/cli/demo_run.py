@@ -38,7 +38,7 @@ Method = str
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Numbers of the run; the embedded model's learning rates are a first choice, not a sweep's result."""
+    """Numbers of the run; the embedded model's learning rates are from ``benchmarks/demo_rates.py``."""
 
     embedded: bool
     size: int
@@ -93,7 +93,7 @@ def default_settings(pipe: Any, options: argparse.Namespace) -> DemoSettings:
     factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     size = pipe.unet.config.sample_size * factor if options.size is None else options.size
     steps = (120 if embedded else 300) if options.steps is None else options.steps
-    rates = {"foura": 3e-3, "spectral_a": 1e-2} if embedded else {"foura": 0.0, "spectral_a": 0.0}
+    rates = {"foura": 6e-3, "spectral_a": 2.5e-3} if embedded else {"foura": 0.0, "spectral_a": 0.0}
     if size < factor or size % factor:
         raise SpectralAdapterError(f"--size {size}: expected a multiple of {factor} pixels")
     train = {
