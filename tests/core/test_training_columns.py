@@ -30,7 +30,7 @@ def test_the_lowest_block_that_no_file_of_this_base_uses(tmp_path: Path) -> None
     concept(tmp_path / "dog.safetensors", SpectralAConfig((0, 1, 2, 3)))
     concept(tmp_path / "sub" / "cat.safetensors", SpectralRConfig((8, 9, 10, 11)))
     concept(tmp_path / "lora.safetensors", LoRAConfig(2))
-    concept(tmp_path / ".runs" / "old" / "start.safetensors", SpectralAConfig((4, 5)))
+    concept(tmp_path / ".runs" / "old" / "start.safetensors", SpectralAConfig((4, 5, 6, 7)))
     concept(tmp_path / "elsewhere.safetensors", SpectralAConfig((4, 5, 6, 7)), OTHER)
     (tmp_path / "broken.safetensors").write_bytes(b"x")
     with reserve(tmp_path, BASE, 4, "new") as held:
