@@ -1,0 +1,44 @@
+"""Every node has a help page that names all its inputs and outputs; example workflows have a picture."""
+
+from __future__ import annotations
+
+import json
+from types import ModuleType
+
+from tests.host.booted import ROOT
+
+DOCS = ROOT / "web" / "docs"
+EXAMPLES = ROOT / "example_workflows"
+PICTURE_BYTES = 200_000
+ADAPTERS_BYTES = 400_000
+
+
+def test_every_node_has_a_page_about_all_its_sockets_and_widgets(pack: ModuleType) -> None:
+    assert {page.stem for page in DOCS.glob("*.md")} == set(pack.NODE_CLASS_MAPPINGS)
+    for name, kind in pack.NODE_CLASS_MAPPINGS.items():
+        text = (DOCS / f"{name}.md").read_text(encoding="utf-8")
+        assert text.startswith(f"# {pack.NODE_DISPLAY_NAME_MAPPINGS[name]}\n")
+        given = kind.INPUT_TYPES()
+        inputs = {*given.get("required", {}), *given.get("optional", {})}
+        missing = [word for word in (*inputs, *kind.RETURN_NAMES) if word not in text]
+        assert not missing, (name, missing)
+        for section in ("## Inputs", "## Outputs", "## Typical mistakes"):
+            assert section in text, (name, section)
+
+
+def test_every_example_has_a_small_picture_and_names_shipped_files() -> None:
+    workflows = sorted(EXAMPLES.glob("*.json"))
+    assert len(workflows) >= 5
+    for path in workflows:
+        picture = path.with_suffix(".jpg")
+        assert picture.is_file() and picture.stat().st_size < PICTURE_BYTES, picture
+        for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+            for value in node.get("widgets_values", ()):
+                if isinstance(value, str) and value.startswith("examples/"):
+                    folder = "loras" if "LoRA" in node["type"] else "adapters"
+                    assert (EXAMPLES / folder / value).is_file(), value
+
+
+def test_shipped_adapters_are_small() -> None:
+    files = [*EXAMPLES.glob("adapters/examples/*"), *EXAMPLES.glob("loras/examples/*")]
+    assert files and sum(file.stat().st_size for file in files) < ADAPTERS_BYTES
