@@ -46,12 +46,13 @@ FORMS: Mapping[str, tuple[str, FusionOptions]] = {
     "average": ("average", FusionOptions()),
     "sum": ("sum", FusionOptions()),
     "closed-form, ridge 0": ("closed-form", FusionOptions(ridge=0.0)),
-    "closed-form, ridge 0.03": ("closed-form", FusionOptions()),
+    "closed-form, ridge 0.03": ("closed-form", FusionOptions(ridge=0.03)),
+    "closed-form, ridge 0.1": ("closed-form", FusionOptions()),
     "closed-form, ridge 0.3": ("closed-form", FusionOptions(ridge=0.3)),
     "subspaces": ("subspaces", FusionOptions()),
     "closed-form-rank": ("closed-form-rank", FusionOptions()),
     "gradient, 50": ("gradient", FusionOptions(iterations=50)),
-    "gradient, 1000": ("gradient", FusionOptions(iterations=1000)),
+    "gradient, 300": ("gradient", FusionOptions(iterations=300)),
 }
 
 # --- seconds --------------------------------------------------------------------------------------
@@ -249,7 +250,7 @@ def compare_forms(options: argparse.Namespace) -> tuple[list[dict[str, Any]], li
             place = {"what": f"objective, {name}", "tokens": f"{per_feature:g} n"}
             for form, (fitted, held_out) in found.items():
                 rows.append(place | {"form": form, "fitted": fitted, "held-out": held_out})
-            reached = found["gradient, 1000"][0]
+            reached = found["gradient, 300"][0]
             least = found["closed-form, ridge 0"][0]
             if reached > 1e-9 or least > 1e-9:  # below one token per feature everything can be kept
                 excess = max(excess, least / reached - 1)

@@ -53,7 +53,7 @@ OURS: Mapping[str, tuple[str, FusionOptions]] = {
     "closed-form ρ 0.1": ("closed-form", FusionOptions(ridge=0.1)),
     "closed-form ρ 0.3": ("closed-form", FusionOptions(ridge=0.3)),
     "closed-form ρ 1": ("closed-form", FusionOptions(ridge=1.0)),
-    "closed-form ρ 0.3, rank below n tokens": ("closed-form", FusionOptions(ridge=0.3, exact_from=1.0)),
+    "closed-form ρ 0.1, rank below n tokens": ("closed-form", FusionOptions(exact_from=1.0)),
     "closed-form-rank": ("closed-form-rank", FusionOptions()),
     "gradient, 50": ("gradient", FusionOptions()),
 }

@@ -24,6 +24,12 @@ from .errors import SpectralAdapterError
 from .layers import LayerShape
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """In float64, on its own device; on the CPU where that has none."""
+    tensor = tensor.detach()
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
 @dataclass(frozen=True)
 class GatedRows:
     """E[g xᵀ], E[g gᵀ] and the mean opening of all adaptive gates in a layer, of every adapter.
@@ -74,8 +80,8 @@ class Statistics:
                 f"inputs of width {self.width} for a layer of fan-in {down.shape[1]}: expected the same, for "
                 "a convolution its unfolded patches"
             )
-        wide = down.detach().double()
-        return wide if self.basis is None else wide @ self.basis.to(wide).mT
+        rows = wide(down)
+        return rows if self.basis is None else rows @ wide(self.basis).to(rows).mT
 
     def within(self, basis: Tensor) -> Statistics:
         """The same statistics in the coordinates of ``basis`` (d, fan_in), orthonormal rows in float64.
@@ -153,7 +159,7 @@ def response_of(placed: Placed, shape: LayerShape, statistics: Statistics, name:
     Raises SpectralAdapterError, with the layer's name, for an adaptive gate that was not recorded.
     """
     factors = placed.term.factors(shape, placed.strength)
-    up, down = factors.scaled_up().detach().double(), factors.down.detach().flatten(1).double()
+    up, down = wide(factors.scaled_up()), wide(factors.down.flatten(1))
     if placed.term.mergeable:
         return Response(up, statistics.coordinates(down))
     rows = None if statistics.gated is None else statistics.gated.rows(placed.adapter, placed.index)
@@ -184,6 +190,6 @@ def mean_rows(placed: Placed, shape: LayerShape, statistics: Statistics) -> Tens
 
 def row_basis(downs: Sequence[Tensor]) -> Tensor:
     """Orthonormal rows P (d, fan_in), float64, that span these rows (R, fan_in); d ≤ fan_in."""
-    stacked = torch.cat([down.detach().flatten(1).double() for down in downs])
+    stacked = torch.cat([wide(down.flatten(1)) for down in downs])
     q, _ = torch.linalg.qr(stacked.mT)
     return q.mT.contiguous()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..adapter import Term
 from ..errors import SpectralAdapterError
-from ..moments import Placed, Statistics, joined, response_of
+from ..moments import Placed, Statistics, joined, response_of, wide
 from .sources import Concept, LayerSources
 
 
@@ -39,13 +39,15 @@ def with_inputs(
     statistics: Sequence[Mapping[str, Statistics]] | None,
     base: Mapping[str, Statistics] | None,
 ) -> LayerSources:
-    """The layer with the statistics of every concept; without any where one of them has none here."""
+    """The layer with the statistics of every concept, in float64; without any where one has none here."""
     if statistics is None or any(layer.name not in statistics[c.place] for c in concepts):
         return layer
     inputs = {c.place: statistics[c.place][layer.name] for c in concepts}
     if base is not None and layer.name in base:
         inputs[-1] = base[layer.name]
-    return replace(layer, inputs=_one_space(inputs, layer.name))
+    device = wide(next(iter(layer.sources[0].term.params.values()))).device
+    moved = {p: replace(s, second_moment=wide(s.second_moment).to(device)) for p, s in inputs.items()}
+    return replace(layer, inputs=_one_space(moved, layer.name))
 
 
 def _one_space(inputs: Mapping[int, Statistics], name: str) -> Mapping[int, Statistics]:
@@ -92,12 +94,9 @@ def total_retention(concept: str, layers: Iterable[object]) -> float | None:
     return Kept(concept, sum(k.had for k in kept), sum(k.lost for k in kept)).retention if kept else None
 
 
-def metric_of(layer_inputs: Mapping[int, Statistics], down: Tensor) -> tuple[Tensor, Tensor]:
-    """down·L (R, d) with L Lᵀ = ΣC, slightly lifted so that no direction is free of cost; and L itself."""
+def metric_of(layer_inputs: Mapping[int, Statistics], down: Tensor) -> Tensor:
+    """down·L (R, d) with L Lᵀ = ΣC, slightly lifted so that no direction is free of cost."""
     first = next(iter(layer_inputs.values()))
-    total = torch.stack([s.second_moment.double() for s in layer_inputs.values()]).sum(0)
+    total = torch.stack([s.second_moment for s in layer_inputs.values()]).sum(0)
     lift = 1e-6 * total.diagonal().mean().clamp(min=torch.finfo(total.dtype).tiny)
-    lower = torch.linalg.cholesky(
-        total + lift * torch.eye(len(total), dtype=total.dtype, device=total.device)
-    )
-    return first.coordinates(down) @ lower, lower
+    return first.coordinates(down) @ torch.linalg.cholesky(total + torch.diag(lift.expand(len(total))))

@@ -6,12 +6,14 @@ is what Mix-of-Show's gradient fusion (Gu et al., NeurIPS 2023, arXiv 2305.18292
 so its minimiser is known (RegMean, Jin et al., arXiv 2212.09849, for whole weights). With a ridge towards
 the average of the K updates:
 
-    exact       ΔW = Σ sᵢΔWᵢ (Cᵢ + (λ/K)I) (ΣCᵢ + βC₀ + λI)⁻¹,            λ = ρ·tr(ΣC)/n
+    exact       ΔW = Σ sᵢΔWᵢ (Cᵢ + (λ/K)I) (ΣCᵢ + βC₀ + λI)⁻¹,            λ = ρ·max(1, n/N)·tr(ΣC)/n
     rank space  ΔW = [s₁B₁ … s_KB_K] Q (G + λI)⁻¹ P,  z = P x,  P = orthonormal rows of all Aᵢ,
                 G = Σ E[z zᵀ], Q's block rows E[Aᵢx zᵀ],                  λ = ρ'·tr(G)/dim
 
-Both have the rank Σr: the columns of all updates, with new rows. An adaptive gate enters by what its gated
-rows did, E[g xᵀ], in place of AᵢCᵢ, and by its mean opening in the ridge; the result has no gate.
+N is the fewest tokens that a concept has shown; below n of them the ridge grows, because the moments are then
+known less well. Both forms have the rank Σr: the columns of all updates, with new rows. An adaptive gate
+enters by what its gated rows did, E[g xᵀ], in place of AᵢCᵢ, and by its mean opening in the ridge; the result
+has no gate.
 
 Shapes: see :mod:`..moments`; up (out, R), rows (R, fan_in), R the ranks of all sources together.
 """
@@ -30,7 +32,7 @@ from .linear import Combined, plain_term
 from .options import FusionOptions
 from .sources import LayerSources, Source
 
-_NEGLIGIBLE = {torch.float64: 1e-12, torch.float32: 1e-6}  # of the largest eigenvalue, where λ = 0
+_NEGLIGIBLE = 1e-6  # of the largest eigenvalue, where λ = 0: sums in float32 know no more
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,6 @@ class Problem:
     total: Tensor
     prior: Tensor
     basis: Tensor | None
-    negligible: float
 
     def rows(self, lam: float, to_prior: bool) -> Tensor:
         """(cross + λ·prior)(total + λI)⁻¹, with the pseudo-inverse for λ = 0: (R, fan_in)."""
@@ -56,7 +57,7 @@ class Problem:
             found = torch.cholesky_solve(target.mT, torch.linalg.cholesky(system)).mT
         else:
             values, vectors = torch.linalg.eigh(self.total)
-            kept = values > self.negligible * values[-1].clamp(min=0)
+            kept = values > _NEGLIGIBLE * values[-1].clamp(min=0)
             vectors = vectors[:, kept]
             found = (self.cross @ vectors / values[kept]) @ vectors.mT
         return found if self.basis is None else found @ self.basis.to(found)
@@ -75,9 +76,9 @@ def problem_of(layer: LayerSources, options: FusionOptions, in_rank_space: bool 
     concepts = {place: statistics for place, statistics in given.items() if place >= 0}
     responses = [_response(source, layer, given[source.adapter]) for source in layer.sources]
     pairs = list(zip(layer.sources, responses, strict=True))
-    total = torch.stack([s.second_moment.double() for s in concepts.values()]).sum(0)
+    total = torch.stack([s.second_moment for s in concepts.values()]).sum(0)
     if -1 in given:
-        total = total + options.base_weight * given[-1].second_moment.double()
+        total = total + options.base_weight * given[-1].second_moment
     first = next(iter(given.values()))
     return Problem(
         up=torch.cat([response.up for _, response in pairs], 1),
@@ -86,7 +87,6 @@ def problem_of(layer: LayerSources, options: FusionOptions, in_rank_space: bool 
         prior=torch.cat([mean_rows(s.placed(), layer.shape, given[s.adapter]) for s, _ in pairs])
         / layer.concepts,
         basis=first.basis,
-        negligible=max(_NEGLIGIBLE[s.second_moment.dtype] for s in layer.inputs.values()),
     )
 
 
@@ -102,7 +102,7 @@ def closed_form_layer(layer: LayerSources, options: FusionOptions) -> Combined:
         note = "" if reduced else f"in rank space: {fewest} tokens for a width of {layer.shape.fan_in}"
         return replace(closed_form_rank_layer(layer, options), note=note)
     problem = problem_of(layer, options)
-    lam = options.ridge * problem.mean_moment()
+    lam = options.ridge * max(1.0, layer.shape.fan_in / max(fewest, 1)) * problem.mean_moment()
     return _solved(problem, lam, True, "closed-form", layer)
 
 

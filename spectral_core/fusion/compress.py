@@ -21,7 +21,7 @@ from ..layers import LayerShape
 from ..lowrank import Factors, concatenate, kept_rank, norm, recompress
 from ..methods import FouRAConfig
 from ..methods.foura import freeze_params
-from ..moments import Statistics
+from ..moments import Statistics, wide
 from .activations import metric_of
 from .linear import is_rotation, plain_term
 
@@ -108,13 +108,13 @@ def recompress_on(
     u, s, _ = torch.linalg.svd(core, full_matrices=False)
     kept, lost = kept_rank(s, rank, error)
     turn = q @ u[:, :kept]
-    down = turn.mT @ factors.scaled_up().double() @ factors.down.flatten(1).double()
+    down = turn.mT @ wide(factors.scaled_up()) @ wide(factors.down.flatten(1))
     balance = torch.linalg.vector_norm(down, dim=1).sqrt().clamp(min=1e-30)
     down = (down / balance[:, None]).reshape(kept, *factors.down.shape[1:])
-    return Factors(down.to(factors.down.dtype), (turn * balance).to(factors.up.dtype)), lost
+    return Factors(down.to(factors.down), (turn * balance).to(factors.up)), lost
 
 
 def _output_core(factors: Factors, inputs: Mapping[int, Statistics]) -> tuple[Tensor, Tensor]:
     """Q (out, R) and R·down·L (R, d) with up = QR, L Lᵀ = ΣC: ‖core‖ is the size of the outputs."""
-    q, r = torch.linalg.qr(factors.scaled_up().detach().double())
-    return q, r @ metric_of(inputs, factors.down.detach().flatten(1))[0]
+    q, r = torch.linalg.qr(wide(factors.scaled_up()))
+    return q, r @ metric_of(inputs, factors.down.flatten(1))

@@ -25,7 +25,7 @@ class FusionOptions:
     update what lies in other concepts' columns.
     """
 
-    ridge: float = 0.03
+    ridge: float = 0.1
     rank_ridge: float = 1e-3
     subspace_ridge: float = 0.3
     exact_from: float = 0.0

@@ -14,6 +14,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from ..moments import wide
 from .linear import Combined, sum_layer
 from .options import FusionOptions
 from .sources import LayerSources
@@ -28,7 +29,7 @@ def orthogonal_layer(layer: LayerSources, options: FusionOptions) -> Combined:
     bases: dict[str, Tensor] = {}
     for concept in dict.fromkeys(source.concept for source in layer.sources):
         rows = [s.term.factors(layer.shape).down.flatten(1) for s in layer.sources if s.concept == concept]
-        bases[concept] = torch.linalg.qr(torch.cat(rows).detach().double().mT)[0]
+        bases[concept] = torch.linalg.qr(wide(torch.cat(rows)).mT)[0]
     worst, pair = 0.0, ("", "")
     for (name_a, a), (name_b, b) in combinations(bases.items(), 2):
         cosine = float(torch.linalg.matrix_norm(a.mT @ b, ord=2))

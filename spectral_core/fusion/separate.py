@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..adapter import Adapter, Term
-from ..layers import as_fp32, full_precision
 from ..methods import SpectralAConfig, SpectralRConfig
+from ..moments import wide
 
 
 def separated(adapters: Sequence[Adapter]) -> list[Adapter]:
@@ -50,10 +50,9 @@ def _columns(others: Sequence[Adapter], name: str, key: str, own: Sequence[int])
                         found[column] = term.params[key][:, place]
     if not found:
         return None
-    return torch.linalg.qr(torch.stack(list(found.values()), 1).double())[0]
+    return torch.linalg.qr(wide(torch.stack(list(found.values()), 1)))[0]
 
 
 def _project_off(a: Tensor, basis: Tensor) -> Tensor:
-    wide = as_fp32(a.detach()).double()
-    with full_precision(wide):
-        return (wide - basis @ (basis.mT @ wide)).to(a.dtype)
+    given = wide(a)
+    return (given - basis @ (basis.mT @ given)).to(a)

@@ -196,6 +196,12 @@ def test_too_few_tokens_go_to_rank_space_and_say_so():
     rows = {row.name: row for row in report.layers}
     forced = fuse(adapters, "closed-form", statistics=few).report
     assert {row.form for row in forced.layers} == {"closed-form"}
+    lifted = FusionOptions(ridge=0.1 * 10 / 8)  # the ridge grows as the tokens fall short of the width
+    many = [{n: replace(s, count=60) for n, s in part.items()} for part in few]
+    same = fuse(adapters, "closed-form", statistics=many, options=lifted).adapter
+    plain = fuse(adapters, "closed-form", statistics=few).adapter
+    assert torch.allclose(dense(plain, "unet.a"), dense(same, "unet.a"), rtol=1e-9)
+    assert not torch.allclose(dense(plain, "unet.b"), dense(same, "unet.b"), rtol=1e-4)
     assert rows["unet.a"].note == "in rank space: 8 tokens for a width of 10"
     assert rows["unet.b"].form == "closed-form"
 
