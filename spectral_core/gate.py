@@ -101,12 +101,16 @@ def features(z: Tensor, rows_per_gate: int, is_convolution: bool) -> Tensor:
 
 
 def logits(params: Params, phi: Tensor, kind: str) -> Tensor:
-    """(B, rank) from φ (B, rank): positive where the gate is open, before the temperature."""
+    """(B, rank) from φ (B, rank): positive where the gate is open, before the temperature.
+
+    Also for n gates of one rank at once: φ (n, B, rank) and tensors stacked to (n, 1, …), matrices (n, …).
+    """
     w1, b1, w2, bias, *entropy = (params[name].to(phi.dtype) for name in trainable(kind))
-    level = phi.mean(1, keepdim=True) - params["gate.mu"].to(phi.dtype)
-    seen = torch.cat([F.layer_norm(phi, phi.shape[1:]), level], 1)
+    level = phi.mean(-1, keepdim=True) - params["gate.mu"].to(phi.dtype)
+    seen = torch.cat([F.layer_norm(phi, phi.shape[-1:]), level], -1)
+    product = torch.addmm if phi.dim() == 2 else torch.baddbmm
     with full_precision(phi):  # a product in half precision would move the threshold
-        out = torch.addmm(bias, F.silu(torch.addmm(b1, seen, w1.mT)), w2.mT)
+        out = product(bias, F.silu(product(b1, seen, w1.mT)), w2.mT)
     if kind == "entropy":
         scale, shift = entropy
         p = torch.sigmoid(out)

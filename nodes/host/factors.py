@@ -10,12 +10,14 @@ Shapes: down (R, in, *kernel), up (out, R) with the scale in it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from ...spectral_core.adapter import AdapterLayer, Term
+from ...spectral_core.folded import Piece, Ready, pieces_of
 from ...spectral_core.lowrank import concatenate
 from ...spectral_core.methods import method_of
 
@@ -45,6 +47,27 @@ def folded(layer: AdapterLayer, terms: Sequence[int], strength: float = 1.0) -> 
     return kept[key]
 
 
+def stacked_down(layers: Sequence[AdapterLayer], terms: Sequence[int]) -> Tensor:
+    """The down factors of several layers of one rank and width in one tensor (n·R, in).
+
+    What is kept of each layer becomes a part of it, so that this takes no memory of its own.
+    """
+    pairs = [folded(layer, terms) for layer in layers]
+    rank, first = pairs[0][1].shape[0], pairs[0][1]
+    whole = first._base
+    if whole is None or any(
+        down._base is not whole
+        or down.data_ptr() != whole[i * rank :].data_ptr()
+        or len(whole) != rank * len(pairs)
+        for i, (_, down) in enumerate(pairs)
+    ):
+        with torch.inference_mode(False), torch.no_grad():
+            whole = torch.cat([down for _, down in pairs])
+            for i, (layer, (up, _)) in enumerate(zip(layers, pairs, strict=True)):
+                _KEPT[layer][(tuple(terms), 1.0)] = up, whole[i * rank : (i + 1) * rank]
+    return whole
+
+
 def _fold(layer: AdapterLayer, terms: Sequence[Term], strength: float) -> tuple[Tensor, Tensor]:
     # A tensor born in inference mode could never take part in training, and the kept ones outlive the node.
     with torch.inference_mode(False), torch.no_grad():
@@ -66,3 +89,38 @@ def digest(layer: AdapterLayer) -> str:
     if layer not in _DIGESTS:
         _DIGESTS[layer] = layer.content_hash
     return _DIGESTS[layer]
+
+
+@dataclass(eq=False)
+class KeptPiece(Piece):
+    """A piece that is cast from the process-wide float32 factors instead of folded."""
+
+    layer: AdapterLayer | None = None
+    indices: tuple[int, ...] = ()
+
+    def _fold(self, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
+        up, down = self._masters(strength)
+        return down.to(device, dtype), up.to(device, dtype), {k: v.to(device) for k, v in self._gate.items()}
+
+    def _masters(self, strength: float) -> tuple[Tensor, Tensor]:
+        assert self.layer is not None
+        return folded(self.layer, self.indices, 1.0 if self.linear else strength)
+
+    @property
+    def _gate(self) -> dict[str, Tensor]:
+        params = self.terms[0].params
+        return {k: v for k, v in params.items() if k.startswith("gate.")} if self.gated else {}
+
+    def nbytes(self, dtype: torch.dtype, strength: float) -> int:
+        """What it takes on the computing device."""
+        numbers = sum(factor.numel() for factor in self._masters(strength))
+        return numbers * dtype.itemsize + 4 * sum(value.numel() for value in self._gate.values())
+
+
+def kept_pieces(name: str, layer: AdapterLayer) -> tuple[KeptPiece, ...]:
+    """The core's pieces of a layer, each with its place in the kept factors."""
+    found = []
+    for piece in pieces_of(name, layer, trained=False):
+        indices = tuple(i for i, term in enumerate(layer.terms) if any(term is t for t in piece.terms))
+        found.append(KeptPiece(piece.shape, piece.terms, piece.gate_name, layer=layer, indices=indices))
+    return tuple(found)

@@ -19,17 +19,23 @@ from ...spectral_core.gate_record import GateRecorder
 from . import factors
 
 _KEPT = 16
+_WAITING = 50_000  # passes of one layer each, some ten bytes
 
 # For the whole process on purpose: the sampler fills it, another node reads it.
 _RECORDS: OrderedDict[tuple[str, str], GateRecorder] = OrderedDict()
 
 
 class _Recorder(GateRecorder):
-    """A recorder that ``torch.compile`` does not see: its lists would make it compile at every step."""
+    """A recorder that counts when it is asked, not between two steps, and that ``torch.compile`` does not
+    see: its lists would make it compile at every step.
+    """
 
     def record(self, layer: str, is_open: Tensor, progress: float | Tensor | None) -> None:
-        if not torch.compiler.is_compiling():
-            super().record(layer, is_open, progress)
+        if torch.compiler.is_compiling():
+            return
+        self._waiting.append((layer, is_open, progress))
+        if len(self._waiting) >= _WAITING:
+            self._fetch()
 
 
 def key_of(adapter: Adapter) -> str:

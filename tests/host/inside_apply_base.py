@@ -1,22 +1,18 @@
 """Inside a host: whatever is done with adapters, the base model's pictures stay the same to the bit.
 
-Every check is a function; ``report.json`` has "" or the traceback for each. Reads the adapters that
-``test_apply_base.py`` saved.
+Every check is a function; ``inside_apply_checks.py`` runs them.
 """
 
-import json
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parent))
 import comfy.model_management as management
+import comfy.model_sampling as model_sampling
 import comfy.sd
 import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
-from inside_apply_lib import FOLDER, adapter, condition, leftovers, pack, predict, run_checks, sample
+from inside_apply_lib import adapter, condition, leftovers, pack, predict, sample
 
 applying = pack("nodes.host.applying")
 compat = pack("nodes.host.compat")
+noise = pack("nodes.host.noise")
 records = pack("nodes.host.records")
 live = pack("nodes.host.live")
 errors = pack("spectral_core.errors")
@@ -37,7 +33,7 @@ def put(name, on=None, mode="auto", strength=1.0, given=None):
 
 def assert_base_untouched():
     assert torch.equal(sample(model, positive, negative), BASE)
-    assert leftovers(model.model) == []
+    assert leftovers(model.model) == [], leftovers(model.model)
 
 
 def differs(latents, other=None):
@@ -250,6 +246,40 @@ def guided_rows_gate_themselves():
         assert (alone - both[row : row + 1]).abs().max() <= 1e-4 * both.abs().max()
 
 
+def gates_evaluated_together():
+    """q, k and v, and all keys and values of the text, share their gates; each alone gives the same."""
+    adapted = put("foura-adaptive")
+    together = predictions(adapted)
+    plan = live.stack_of(adapted)._plan(model.model)
+    sizes = sorted(len(group.members) for group in plan.groups)
+    layers = len(ADAPTIVE.layers)
+    assert sizes[-1] == layers // 4 and sizes[0] == 3 and sum(sizes) == layers * 5 // 8, (sizes, layers)
+    assert not any(group._x is not None or group._stacked for group in plan.groups), "kept after the run"
+    for group in plan.groups:
+        for member in group.members:
+            member.group = None
+    for one, two in zip(together, predictions(adapted), strict=True):
+        assert (one - two).abs().max() <= 1e-5 * one.abs().max()
+        assert not torch.equal(one, two), "nothing was shared"
+
+
+def progress_for_every_kind_of_noise():
+    kinds = [
+        model_sampling.ModelSamplingDiscrete,
+        model_sampling.ModelSamplingDiscreteFlow,
+        model_sampling.ModelSamplingFlux,
+        model_sampling.ModelSamplingContinuousEDM,
+    ]
+    for kind in kinds:
+        levels = kind()
+        for percent in (0.0, 0.001, 0.2, 0.25, 0.5, 0.75, 0.999, 1.0):
+            sigma = torch.tensor([float(levels.percent_to_sigma(percent))])
+            found = noise.progress_of(levels, sigma)
+            assert abs(found - percent) <= 1e-4, (kind.__name__, percent, found)
+    rows = noise.progress_of(levels, torch.tensor([levels.percent_to_sigma(p) for p in (0.2, 0.8)]))
+    assert torch.allclose(rows, torch.tensor([0.2, 0.8]), atol=1e-4)
+
+
 def records_of_the_last_run():
     adapted = put("foura-adaptive")
     sample(adapted, positive, negative, steps=4)
@@ -346,11 +376,10 @@ CHECKS = [
     torch_compile_around_it,
     text_encoder_adapters,
     guided_rows_gate_themselves,
+    gates_evaluated_together,
+    progress_for_every_kind_of_noise,
     records_of_the_last_run,
     warnings_and_reports,
     refusals,
     memory_is_announced_and_given_back,
 ]
-
-if __name__ == "__main__":
-    (FOLDER / "report.json").write_text(json.dumps(run_checks(CHECKS)), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 
@@ -18,14 +19,20 @@ diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.host
 
-SCRIPT = "inside_apply_base.py"
-CHECKS = [
-    line.strip().rstrip(",")
-    for line in (Path(__file__).with_name(SCRIPT).read_text(encoding="utf-8").split("CHECKS = [")[1]).split(
-        "]"
-    )[0].splitlines()
-    if line.strip()
-]  # fmt: skip
+FILES = ("inside_apply_base.py", "inside_apply_models.py")
+
+
+def checks_in(file: str) -> list[str]:
+    """The names in the list CHECKS of a script that only a host's Python can import."""
+    tree = ast.parse(Path(__file__).with_name(file).read_text(encoding="utf-8"))
+    (found,) = (
+        node.value for node in tree.body if isinstance(node, ast.Assign) and "CHECKS" in ast.unparse(node)
+    )
+    assert isinstance(found, ast.List)
+    return [ast.unparse(element) for element in found.elts]
+
+
+CHECKS = [check for file in FILES for check in checks_in(file)]
 
 
 @pytest.fixture(scope="module", params=checkouts())
@@ -46,7 +53,7 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder: Path = tmp_path_factory.mktemp("apply_base")
     for name, adapter in adapters.items():
         save(adapter, folder / f"{name}.safetensors")
-    run_inside(request.param, SCRIPT, folder)
+    run_inside(request.param, "inside_apply_checks.py", folder)
     return dict(json.loads((folder / "report.json").read_text(encoding="utf-8")))
 
 

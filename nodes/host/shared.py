@@ -1,0 +1,133 @@
+"""Adaptive gates evaluated together: of layers that see the same input, such as q, k and v.
+
+A gate is a dozen operations on a handful of numbers, and a model has hundreds of gates, so their number is
+what costs. Layers are grouped by their names; whether a call really brings the same input is looked up (it is
+the same tensor), and a layer that has another one evaluates its own gate.
+
+Shapes: x (B, T, in), z (B, T, n·R) for n layers of R rows, φ and logits (n, B, R).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...spectral_core import gate as gates
+from ...spectral_core.live import LayerUpdate
+from . import factors
+from .keys import Place
+
+
+class SharedUpdate(LayerUpdate):
+    """An update that may take its gated rows z from a group."""
+
+    group: Group | None = None
+    index: int = 0
+
+    def _add(self, x: Tensor, y: Tensor, strength: float | Tensor, in_place: bool) -> Tensor:
+        if self.group is not None and not isinstance(strength, Tensor) and x.device == y.device:
+            z = self.group.rows(self.index, x)
+            if z is not None:
+                up = self.pieces[0].ready(x.device, x.dtype, 1.0)[1]
+                return self._add_product(y, z, None, up, strength, in_place)
+        return super()._add(x, y, strength, in_place)
+
+
+class Group:
+    """Layers with one adaptive gate each, of one rank and kind, in the order of the model."""
+
+    def __init__(self, members: list[SharedUpdate]) -> None:
+        self.members = members
+        for index, member in enumerate(members):
+            member.group, member.index = self, index
+        config: Any = members[0].pieces[0].terms[0].config
+        self.rank, self.kind = config.rank, config.gate_kind
+        self.runtime = members[0].control.gates
+        self._stacked: dict[tuple[torch.device, torch.dtype], tuple[Tensor, dict[str, Tensor]]] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the input: the model's call is over, or every member has had it."""
+        self._x: Tensor | None = None
+        self._z: Tensor | None = None
+        self._left = 0
+
+    def release(self) -> None:
+        self._stacked.clear()
+
+    def rows(self, index: int, x: Tensor) -> Tensor | None:
+        """The member's z (B, T, R), closed rows 0; None where it must compute its own."""
+        runtime = self.runtime
+        usual = x.dim() == 3 and runtime.mode == "hard" and not torch.is_grad_enabled()
+        if not usual or torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling():
+            return None
+        if self._x is None:
+            self._z = self._compute(x)
+            self._x, self._left = x, len(self.members)
+        elif self._x is not x:
+            return None
+        assert self._z is not None
+        z = self._z[..., index * self.rank : (index + 1) * self.rank]
+        self._left -= 1
+        if self._left == 0:
+            self.reset()
+        return z
+
+    def _compute(self, x: Tensor) -> Tensor:
+        down, params = self._ready(x.device, x.dtype)
+        z = F.linear(x, down)
+        phi = gates.features(z, 1, False)
+        phi = phi.unflatten(1, (len(self.members), self.rank)).transpose(0, 1)
+        is_open = gates.logits(params, phi, self.kind) > 0
+        if self.runtime.recorder is not None:
+            for member, rows in zip(self.members, is_open.unbind(0), strict=True):
+                self.runtime.recorder.record(member.pieces[0].gate_name, rows, self.runtime.progress)
+        return z.mul_(is_open.transpose(0, 1).flatten(1)[:, None])
+
+    def _ready(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
+        """The members' factors and gates in one piece each; the members' own become parts of it."""
+        key = (device, dtype)
+        if key not in self._stacked:
+            pieces = [member.pieces[0] for member in self.members]
+            ready = [piece.ready(device, dtype, 1.0) for piece in pieces]
+            masters = factors.stacked_down([member.layer for member in self.members], (0,))
+            with torch.inference_mode(False), torch.no_grad():
+                down = masters.to(device, dtype)
+                parts = down.split(self.rank)
+                for piece, (_, up, gate), part in zip(pieces, ready, parts, strict=True):
+                    piece._cache.clear()
+                    piece._cache[(device, dtype, 1.0, ())] = part, up, gate
+                params = {}
+                for name in (*gates.trainable(self.kind), "gate.mu"):
+                    values = torch.stack([gate[name] for _, _, gate in ready])
+                    params[name] = values if values.dim() == 3 else values.reshape(len(ready), 1, -1)
+            self._stacked[key] = down, params
+        return self._stacked[key]
+
+
+def groups_of(pairs: Iterable[tuple[Place, SharedUpdate]]) -> list[Group]:
+    """Groups of the updates of one adapter that can share their gates; the others stay alone."""
+    found: dict[object, list[SharedUpdate]] = {}
+    for place, update in pairs:
+        if len(update.layer.terms) != 1 or not update.pieces[0].gated or update.is_convolution:
+            continue
+        config: Any = update.pieces[0].terms[0].config
+        source = _source(place)
+        if source is not None and config.rows_per_gate == 1:
+            key = (source, place.layer.shape.in_features, config.rank, config.gate_kind)
+            found.setdefault(key, []).append(update)
+    return [Group(members) for members in found.values() if len(members) > 1]
+
+
+def _source(place: Place) -> str | None:
+    """A word for what a layer reads: the same for layers that are likely to see one tensor."""
+    if place.offset is not None:  # rows of a fused weight
+        return place.module_path
+    parent, _, leaf = place.module_path.rpartition(".")
+    if parent.endswith(".attn2"):  # the text, the same for every block
+        return "text" if leaf in ("to_k", "to_v") else None
+    return parent if leaf in ("to_q", "to_k", "to_v", "q_proj", "k_proj", "v_proj", "q", "k", "v") else None
