@@ -93,7 +93,9 @@ def hook(plan: Plan, updates: Sequence[LayerUpdate]) -> None:
         own = module.__dict__.get("forward")
         dispatcher = Dispatcher(module)
         dispatcher.updates = tuple(sorted(on_it, key=lambda update: update.order))
-        dispatcher.in_place = own is None and compat.makes_new_output(module)
+        # the host's bypass LoRA leaves the class's own forward on the instance
+        is_plain = own is None or getattr(own, "__func__", None) is type(module).forward
+        dispatcher.in_place = is_plain and compat.makes_new_output(module)
         plan.hooks.append((module.__dict__, own, dispatcher))
 
 
