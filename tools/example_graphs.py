@@ -87,7 +87,7 @@ def note(x: int, y: int, width: int, height: int, text: str) -> dict[str, Node]:
 
 
 def single_adapter() -> dict[str, Node]:
-    prompt = "a <bot> on a blue background"
+    prompt = "a large <bot> on a blue background, in the center"
     return {
         **start(0, 0),
         "load": node(
@@ -161,7 +161,7 @@ def three_concepts_fused() -> dict[str, Node]:
         base_mismatch="delta",
     )
     for i, (name, ground) in enumerate((("bot", "blue"), ("fish", "green"), ("house", "gray"))):
-        prompt = f"a <{name}> on a {ground} background"
+        prompt = f"a large <{name}> on a {ground} background, in the center"
         nodes |= picture(f"fused_{name}", 1680, 400 * i, ("apply", 0), ("apply", 1), prompt)
     nodes |= note(
         0,
@@ -215,7 +215,9 @@ def scheduled_strength() -> dict[str, Node]:
             base_mismatch="delta",
         )
         on = (f"apply_{name}", 0), (f"apply_{name}", 1)
-        nodes |= picture(f"scheduled_{name}", 1680, 440 * i, *on, "a <bot> on a blue background")
+        nodes |= picture(
+            f"scheduled_{name}", 1680, 440 * i, *on, "a large <bot> on a blue background, in the center"
+        )
     nodes |= note(
         420,
         350,
@@ -268,7 +270,7 @@ def loras_fused_and_exported() -> dict[str, Node]:
         drop_schedule=False,
     )
     for i, (name, ground) in enumerate((("bot", "blue"), ("fish", "green"))):
-        prompt = f"a <{name}> on a {ground} background"
+        prompt = f"a large <{name}> on a {ground} background, in the center"
         nodes |= picture(f"loras_{name}", 1680, 400 * i, ("apply", 0), ("apply", 1), prompt)
     nodes |= note(
         420,
@@ -293,7 +295,9 @@ def adapter_report() -> dict[str, Node]:
         model=("demo", 0),
         clip=("demo", 1),
     )
-    row = picture("report", 860, 0, ("load", 0), ("load", 1), "a <bot> on a blue background")
+    row = picture(
+        "report", 860, 0, ("load", 0), ("load", 1), "a large <bot> on a blue background, in the center"
+    )
     row["report_decode"] = node("VAEDecode", (860, 160, 200, 50), samples=("report", 2), vae=("demo", 2))
     nodes |= row
     nodes["report"] = node(

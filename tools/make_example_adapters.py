@@ -77,7 +77,7 @@ def train_example(pipe: Any, example: Example, concept: DemoConcept, steps: int)
     """Train one example and save it in half precision."""
     train = TrainConfig(
         steps=steps,
-        batch_size=8,
+        batch_size=4,
         learning_rate=example.rate,
         token_learning_rate=2e-2,
         schedule="cosine",
@@ -124,7 +124,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--only", nargs="*", default=[], metavar="NAME")
-    options.add_argument("--steps", type=int, default=320)
+    options.add_argument("--steps", type=int, default=160)
     chosen = options.parse_args()
     examples = [e for e in EXAMPLES if not chosen.only or e.name in chosen.only]
     pipe = open_model(None)
