@@ -22,6 +22,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-5  # of the largest singular value: what the adapters' float32 leaves beyond an update's rank
+
 
 def summed(updates: Tensor) -> Tensor:
     return updates.sum(0)
@@ -55,14 +57,14 @@ def dare(updates: Tensor, density: float = 0.5, seed: int = 0) -> Tensor:
 def iso_c(updates: Tensor, scale: float = 1.0) -> Tensor:
     """Over the sum's own rank: the singular values beyond it are rounding."""
     u, s, vh = torch.linalg.svd(updates.sum(0), full_matrices=False)
-    rank = int((s > 1e-10 * s[0]).sum())
+    rank = int((s > ROUNDING * s[0]).sum())
     return scale * s[:rank].mean() * u[:, :rank] @ vh[:rank]
 
 
 def svc(updates: Tensor) -> Tensor:
     """σ_r divided by the mean over i of max(1, ⟨u_rᵀM, u_rᵀΔWᵢ⟩ / ‖u_rᵀΔWᵢ‖²)."""
     u, s, vh = torch.linalg.svd(updates.sum(0), full_matrices=False)
-    rank = int((s > 1e-10 * s[0]).sum())
+    rank = int((s > ROUNDING * s[0]).sum())
     u, s, vh = u[:, :rank], s[:rank], vh[:rank]
     own = torch.einsum("mr,kmn->krn", u, updates)
     energy = own.square().sum(-1)
@@ -74,7 +76,7 @@ def svc(updates: Tensor) -> Tensor:
 def tsv(updates: Tensor) -> Tensor:
     """U_⊥ Σ V_⊥ᵀ, U_⊥ the orthogonal matrix nearest to all updates' left vectors side by side."""
     found = [torch.linalg.svd(update, full_matrices=False) for update in updates]
-    ranks = [int((s > 1e-10 * s[0]).sum()) for _, s, _ in found]
+    ranks = [int((s > ROUNDING * s[0]).sum()) for _, s, _ in found]
     u = torch.cat([f[0][:, :r] for f, r in zip(found, ranks, strict=True)], 1)
     s = torch.cat([f[1][:r] for f, r in zip(found, ranks, strict=True)])
     vh = torch.cat([f[2][:r] for f, r in zip(found, ranks, strict=True)])
@@ -90,7 +92,7 @@ def in_core_space(merge: Callable[[Tensor], Tensor], updates: Tensor) -> Tensor:
     """``merge`` in the coordinates of the orthonormal bases of all columns and all rows together."""
     u, s, _ = torch.linalg.svd(torch.cat(list(updates), 1), full_matrices=False)
     _, t, vh = torch.linalg.svd(torch.cat(list(updates)), full_matrices=False)
-    u, vh = u[:, s > 1e-10 * s[0]], vh[t > 1e-10 * t[0]]
+    u, vh = u[:, s > ROUNDING * s[0]], vh[t > ROUNDING * t[0]]
     return u @ merge(u.mT @ updates @ vh.mT) @ vh
 
 
@@ -100,12 +102,12 @@ def subspaces(updates: Tensor, ridge: float = 0.0, power: float = 1.0) -> Tensor
     With power 0, Cᵢ is the projector on the update's rows over its rank.
     """
     _, t, vh = torch.linalg.svd(torch.cat(list(updates)), full_matrices=False)
-    basis = vh[t > 1e-10 * t[0]]
+    basis = vh[t > ROUNDING * t[0]]
     inside = updates @ basis.mT
     moments = []
     for update in inside:
         _, s, wh = torch.linalg.svd(update, full_matrices=False)
-        s, wh = s[s > 1e-10 * s[0]], wh[s > 1e-10 * s[0]]
+        s, wh = s[s > ROUNDING * s[0]], wh[s > ROUNDING * s[0]]
         weight = s**2 if power == 1.0 else s ** (2 * power)
         moments.append((wh.mT * (weight / weight.sum())) @ wh)
     total = torch.stack(moments).sum(0)
@@ -121,7 +123,7 @@ def null_space(updates: Tensor, strength: float = 1.0) -> Tensor:
     for i, update in enumerate(updates):
         others = torch.cat([u for j, u in enumerate(updates) if j != i])
         _, s, vh = torch.linalg.svd(others, full_matrices=False)
-        rows = vh[s > 1e-10 * s[0]]
+        rows = vh[s > ROUNDING * s[0]]
         total += update - strength * (update @ rows.mT) @ rows
     return total
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -79,7 +80,7 @@ def pictures(folder: Path, name: str) -> Path:
     return folder
 
 
-def trained(pipe: Any, folder: Path, method: str, place: int, steps: int) -> Adapter:
+def trained(pipe: Callable[[], Any], folder: Path, method: str, place: int, steps: int) -> Adapter:
     """One concept's adapter, from FOLDER or trained now."""
     name = NAMES[place]
     path = folder / f"{name}_{method}.safetensors"
@@ -98,15 +99,17 @@ def trained(pipe: Any, folder: Path, method: str, place: int, steps: int) -> Ada
     return freeze(fileformat.load(path))
 
 
-def seen(pipe: Any, folder: Path, method: str, adapters: Sequence[Adapter], place: int, seed: int) -> Any:
+def seen(
+    pipe: Callable[[], Any], folder: Path, method: str, adapters: Sequence[Adapter], place: int, seed: int
+) -> Mapping[str, Statistics]:
     """Statistics of four short generations under one concept, from FOLDER or collected now."""
     path = folder / f"st_{method}_{place}_{seed}.safetensors"
     if not path.exists():
         prompts = [f"a <{NAMES[place]}> on a {background} background" for background in BACKGROUNDS]
-        modules = modules_of(pipe.unet, adapters, "unet")
-        with apply(pipe, adapters[place]), collect(modules, adapters, dtype=torch.float64) as found:
+        modules = modules_of(pipe().unet, adapters, "unet")
+        with apply(pipe(), adapters[place]), collect(modules, adapters, dtype=torch.float64) as found:
             generate(
-                pipe,
+                pipe(),
                 prompts,
                 [seed + i for i in range(len(prompts))],
                 steps=4,
@@ -170,8 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    pipe = load_pipeline(MODEL)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = lru_cache(maxsize=1)(lambda: load_pipeline(MODEL))  # not needed when all is there
     places = range(len(NAMES))
     adapters = [trained(pipe, options.folder, options.method, i, options.steps) for i in places]
     fit, held_out = (

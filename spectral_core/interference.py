@@ -177,9 +177,12 @@ def crosstalk(adapters: Sequence[Adapter], inputs: Sequence[Inputs]) -> Crosstal
     for name in dict.fromkeys(name for given in inputs for name in given):
         here = torch.zeros(count, count, dtype=torch.float64)
         for i, given in enumerate(inputs):
+            if name not in given:
+                continue
+            seen = given[name]  # once: it may come from a file
             for j, adapter in enumerate(adapters):
-                if name in given and name in adapter.layers:
-                    here[i, j] = _norm(_terms(adapters, j, name), name, adapters, given[name]) ** 2
+                if name in adapter.layers:
+                    here[i, j] = _norm(_terms(adapters, j, name), name, adapters, seen) ** 2
         squares += here
         layers[name] = _ratios(here)
     return Crosstalk(layers, _ratios(squares))
@@ -259,9 +262,9 @@ def retention(
         for name in given:
             if name not in adapter.layers:
                 continue
-            alone = _terms(adapters, i, name, weight)
-            lost = _norm(alone, name, adapters, given[name], _fused_terms(fused, adapters, name))
-            had = _norm(alone, name, adapters, given[name])
+            alone, seen = _terms(adapters, i, name, weight), given[name]
+            lost = _norm(alone, name, adapters, seen, _fused_terms(fused, adapters, name))
+            had = _norm(alone, name, adapters, seen)
             layers.setdefault(name, [None] * len(adapters))[i] = _kept(lost**2, had**2)
             totals[i] = (totals[i][0] + lost**2, totals[i][1] + had**2)
     return Retention({n: tuple(v) for n, v in layers.items()}, tuple(_kept(*total) for total in totals))

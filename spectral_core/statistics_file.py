@@ -83,6 +83,9 @@ class _Stored(Mapping[str, Statistics]):
     def __init__(self, opened: SafeFile, layers: Mapping[str, Any]) -> None:
         self._opened, self._layers = opened, layers
 
+    def __contains__(self, name: object) -> bool:  # without reading it
+        return name in self._layers
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._layers)
 

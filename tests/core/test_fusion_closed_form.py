@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import weakref
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -292,6 +295,36 @@ def test_subspaces_between_the_sum_and_the_average():
     kept = fuse(live, "subspaces").report
     assert all(row.form == "average" and "freeze" in row.note for row in kept.layers)
     assert all(row.form == "subspaces" for row in fuse(live, "subspaces", freeze_gates=True).report.layers)
+
+
+@pytest.mark.parametrize("method", ["sum", "closed-form", "gradient"])
+def test_one_layers_statistics_at_a_time(method):
+    """Ten adapters of a large model fit into memory because nothing outlives its layer."""
+    adapters, x = case()
+    alive: list[tuple[str, weakref.ref[Statistics]]] = []
+
+    class Stored(Mapping):
+        def __init__(self, given):
+            self.given = given
+
+        def __contains__(self, name):
+            return name in self.given
+
+        def __iter__(self):
+            return iter(self.given)
+
+        def __len__(self):
+            return len(self.given)
+
+        def __getitem__(self, name):
+            gc.collect()
+            assert not any(ref() is not None for layer, ref in alive if layer != name)
+            found = Statistics(self.given[name].second_moment.clone(), 60)
+            alive.append((name, weakref.ref(found)))
+            return found
+
+    fuse(adapters, method, rank=2, statistics=[Stored(gathered(adapters, part)) for part in x])
+    assert len(alive) == len(adapters) * len(SHAPES), "each is read once"
 
 
 def test_report_has_each_concepts_retention():
