@@ -12,7 +12,7 @@ from typing import Any
 
 PREFIX = "SpectralAdapters_"
 SAMPLER = {
-    "seed": 7,
+    "seed": 4,
     "control_after_generate": "fixed",
     "steps": 20,
     "cfg": 4.0,
@@ -39,8 +39,8 @@ def node(kind: str, box: tuple[int, int, int, int], title: str = "", **values: A
 def picture(
     prefix: str, x: int, y: int, model: tuple[str, int], clip: tuple[str, int], prompt: str, title: str = ""
 ) -> dict[str, Node]:
-    """Prompt, sampler, decoder and saved picture in one row; ``base`` must exist for the empty prompt."""
-    names = {k: f"{prefix}_{k}" for k in ("prompt", "sampler", "decode", "save")}
+    """Prompt, sampler, decoder and the saved, enlarged picture in one row, 340 high, behind :func:`start`."""
+    names = {k: f"{prefix}_{k}" for k in ("prompt", "sampler", "decode", "larger", "save")}
     return {
         names["prompt"]: node("CLIPTextEncode", (x, y, 330, 110), title, clip=clip, text=prompt),
         names["sampler"]: node(
@@ -55,10 +55,18 @@ def picture(
         names["decode"]: node(
             "VAEDecode", (x, y + 160, 200, 50), samples=(names["sampler"], 0), vae=("demo", 2)
         ),
+        names["larger"]: node(
+            "ImageScaleBy",
+            (x, y + 250, 290, 82),
+            "Upscale Image By 4, to see it",
+            image=(names["decode"], 0),
+            upscale_method="bicubic",
+            scale_by=4.0,
+        ),
         names["save"]: node(
             "SaveImage",
             (x + 680, y, 300, 330),
-            images=(names["decode"], 0),
+            images=(names["larger"], 0),
             filename_prefix=f"spectral/{prefix}",
         ),
     }
@@ -87,7 +95,7 @@ def note(x: int, y: int, width: int, height: int, text: str) -> dict[str, Node]:
 
 
 def single_adapter() -> dict[str, Node]:
-    prompt = "a large <bot> on a blue background, in the center"
+    prompt = "a <bot> on a red background"
     return {
         **start(0, 0),
         "load": node(
@@ -118,7 +126,7 @@ def three_concepts_fused() -> dict[str, Node]:
     for i, name in enumerate(("bot", "fish", "house")):
         nodes[name] = node(
             PREFIX + "LoadSpectralAdapter",
-            (420, 340 * i, 400, 300),
+            (420, 400 * i, 400, 350),
             adapter_name=f"examples/{name}_spectral.safetensors",
             strength_model=1.0,
             strength_clip=1.0,
@@ -160,8 +168,8 @@ def three_concepts_fused() -> dict[str, Node]:
         mode="auto",
         base_mismatch="delta",
     )
-    for i, (name, ground) in enumerate((("bot", "blue"), ("fish", "green"), ("house", "gray"))):
-        prompt = f"a large <{name}> on a {ground} background, in the center"
+    for i, name in enumerate(("bot", "fish", "house")):
+        prompt = f"a <{name}> on a red background"
         nodes |= picture(f"fused_{name}", 1680, 400 * i, ("apply", 0), ("apply", 1), prompt)
     nodes |= note(
         0,
@@ -215,9 +223,7 @@ def scheduled_strength() -> dict[str, Node]:
             base_mismatch="delta",
         )
         on = (f"apply_{name}", 0), (f"apply_{name}", 1)
-        nodes |= picture(
-            f"scheduled_{name}", 1680, 440 * i, *on, "a large <bot> on a blue background, in the center"
-        )
+        nodes |= picture(f"scheduled_{name}", 1680, 440 * i, *on, "a <bot> on a red background")
     nodes |= note(
         420,
         350,
@@ -269,8 +275,8 @@ def loras_fused_and_exported() -> dict[str, Node]:
         precision="fp16",
         drop_schedule=False,
     )
-    for i, (name, ground) in enumerate((("bot", "blue"), ("fish", "green"))):
-        prompt = f"a large <{name}> on a {ground} background, in the center"
+    for i, name in enumerate(("bot", "fish")):
+        prompt = f"a <{name}> on a red background"
         nodes |= picture(f"loras_{name}", 1680, 400 * i, ("apply", 0), ("apply", 1), prompt)
     nodes |= note(
         420,
@@ -295,9 +301,7 @@ def adapter_report() -> dict[str, Node]:
         model=("demo", 0),
         clip=("demo", 1),
     )
-    row = picture(
-        "report", 860, 0, ("load", 0), ("load", 1), "a large <bot> on a blue background, in the center"
-    )
+    row = picture("report", 860, 0, ("load", 0), ("load", 1), "a <bot> on a red background")
     row["report_decode"] = node("VAEDecode", (860, 160, 200, 50), samples=("report", 2), vae=("demo", 2))
     nodes |= row
     nodes["report"] = node(

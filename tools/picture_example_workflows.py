@@ -19,14 +19,15 @@ from typing import Any
 from tests.host.booted import ROOT, Host, find_checkouts
 
 WORKFLOWS = ROOT / "example_workflows"
-PAGE = {"width": 1600, "height": 900}
-QUALITY = 78
+PAGE = {"width": 2000, "height": 1125}
+QUALITY = 72
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
     "Comfy.Minimap.Visible": False,
     "Comfy.Graph.CanvasInfo": False,
     "Comfy.Workflow.WorkflowTabsPosition": "Sidebar",
-    "Comfy.Queue.QPOV2": False,
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # text at any zoom
+    "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0.1,
     "Comfy.InstalledVersion": "99.0.0",
 }
 LOAD = "page => window.app.loadGraphData(page)"
@@ -55,7 +56,10 @@ BOX = """
 
 
 def photograph(page: Any, host: Host, name: str, seconds: float) -> bytes:
-    """Load, run and show one workflow."""
+    """Load, run and show one workflow. The host forgets its results first: nodes answered from its cache
+    would show no text.
+    """
+    host.post("/free", {"unload_models": True, "free_memory": True})
     page.evaluate(LOAD, json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")))
     page.wait_for_timeout(1500)
     done = len(host.get("/history"))
@@ -69,7 +73,7 @@ def photograph(page: Any, host: Host, name: str, seconds: float) -> bytes:
     page.wait_for_timeout(2500)  # the pictures arrive and the nodes grow
     page.evaluate(FIT, page.evaluate(BOX))
     page.mouse.move(5, PAGE["height"] - 5)
-    page.wait_for_timeout(2500)
+    page.wait_for_timeout(6000)  # the notice of the finished run goes
     return bytes(page.screenshot(type="jpeg", quality=QUALITY))
 
 

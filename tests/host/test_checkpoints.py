@@ -129,7 +129,7 @@ def test_adapter_on_a_checkpoint(host: Host, checkpoint: tuple[str, dict[str, Te
     fileformat.save(trained(layers_of(family, weights), method), path)
     base = drawn(host, graph(family, 0))
     with_it = drawn(host, graph(family, 0, **loaded(name)))
-    assert np.abs(with_it - base).mean() > 1, "the adapter changes the picture"
+    assert np.abs(with_it - base).max() > 8, "the adapter changes the picture"
     live = drawn(host, graph(family, 0, **applied(name, "live")))
     if method is ADAPTIVE:
         assert np.array_equal(live, with_it), "the loader applies an adaptive gate live"
