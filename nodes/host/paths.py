@@ -69,6 +69,7 @@ def listing(key: str = KEY) -> list[str]:
     except OSError:  # its cache stumbles over a folder that was removed
         found = host.get_filename_list_(key)[0]
     own = {name.replace("\\", "/") for name in found if Path(name).suffix.lower() in EXTENSIONS}
+    own = {name for name in own if "/." not in f"/{name}"}  # hidden folders, such as those of trainings
     return sorted(own | examples.names(key))
 
 

@@ -70,7 +70,7 @@ def ink_on(colour: Colour) -> Colour:
 
 def ticks(low: float, high: float, count: int = 6) -> list[float]:
     """About ``count`` round numbers from ≤ low to ≥ high, steps of 1, 2 or 5 · 10^k."""
-    if high <= low:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # labels have fewer digits than such a difference
         high = low + (abs(low) or 1.0)
     raw = (high - low) / max(count - 1, 1)
     power = 10.0 ** math.floor(math.log10(raw))

@@ -1,0 +1,245 @@
+"""Inside a host: the node Train Adapter on the demo model, in inference mode as the executor has it.
+
+Finds ``input/concept`` (pictures with captions) and writes ``report.json``.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent))
+import comfy.model_management as management
+import torch
+from inside_apply_lib import FOLDER, condition, pack, run_checks, sample
+from inside_train_lib import SAVED, Untouched, at_step, call, refused, train
+from inside_train_models import MODEL_CHECKS
+
+demo = pack("nodes.host.demo_model")
+applying = pack("nodes.host.applying")
+fileformat = pack("spectral_core.fileformat")
+paths = pack("nodes.host.paths")
+with torch.inference_mode():
+    MODEL, CLIP, VAE = demo.load()
+    BASE = Untouched(MODEL)
+FOLDER_RUN = {"images": "concept", "vae": VAE, "clip": CLIP, "trigger_word": "<house>"}
+
+
+def pixels(index):
+    import numpy as np
+    from PIL import Image
+
+    found = sorted((FOLDER / "input/concept").glob("*.png"))[index]
+    return torch.from_numpy(np.asarray(Image.open(found).convert("RGB"), dtype=np.float32) / 255)[None]
+
+
+def latent(*indices):
+    return {"samples": torch.cat([VAE.encode(pixels(i)) for i in indices])}
+
+
+def text(words):
+    return CLIP.encode_from_tokens_scheduled(CLIP.tokenize(words))
+
+
+def denoising_error(patcher, words):
+    """Mean square of the host's own estimate against the pictures, at fixed noise."""
+    x0 = patcher.model.process_latent_in(latent(0, 1, 2)["samples"])
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(3))
+    seen = []
+
+    def look(executor, x, t, *args, **kwargs):
+        answer = executor(x, t, *args, **kwargs)
+        seen.append(answer)
+        return answer
+
+    import comfy.patcher_extension as extension
+    import comfy.sample
+    import comfy.samplers
+
+    watched = patcher.clone()
+    watched.add_wrapper_with_key(extension.WrappersMP.APPLY_MODEL, "look", look)
+    total = 0.0
+    for sigma in (0.5, 1.0, 3.0):
+        comfy.sample.sample_custom(
+            watched, noise, 1.0, comfy.samplers.sampler_object("euler"), torch.tensor([sigma, sigma / 2]),
+            words, words, latent(0, 1, 2)["samples"], disable_pbar=True, seed=1,
+        )  # fmt: skip
+        total += float((seen[-1][:3] - x0).square().mean())
+    return total
+
+
+def a_folder_is_learned_and_used_at_once():
+    words = text("a <house> on a blue background")
+    before = denoising_error(MODEL, words)
+    adapter, curve, report = train(
+        MODEL, run_name="house", method="foura", targets="attention", steps=12, **FOLDER_RUN
+    )
+    print(report)
+    applied = applying.apply(adapter, MODEL, None, 1.0, 1.0).model
+    after = denoising_error(applied, words)
+    print(f"  error {before:.4f} to {after:.4f}")
+    assert after < 0.98 * before
+    assert not torch.equal(sample(applied, condition(), steps=2), BASE.picture)
+    assert curve.shape[0] == 1 and curve.shape[3] == 3 and "12 steps" in report
+    assert "house.safetensors" in paths.listing() and not any(".runs" in n for n in paths.listing())
+    saved = fileformat.load(SAVED / "house.safetensors")
+    assert saved.content_hash == adapter.content_hash
+    assert all(name.startswith("unet.down_blocks") for name in list(saved.layers)[:3])
+    assert saved.provenance.family == "mini" and saved.provenance.trigger_words == ("<house>",)
+    BASE.check()
+
+
+def the_same_again_returns_the_file_and_other_settings_begin_a_second_run():
+    first = train(MODEL, run_name="twice", method="lora", steps=2, **FOLDER_RUN)
+    undo = at_step(1, lambda: (_ for _ in ()).throw(AssertionError("trained again")))
+    try:
+        other_model, other_clip, other_vae = demo.load()  # as after a restart
+        given = {**FOLDER_RUN, "vae": other_vae, "clip": other_clip}
+        again = call(other_model, run_name="twice", method="lora", steps=2, **given)
+    finally:
+        undo()
+    assert "nothing was trained" in again[2] and again[0].content_hash == first[0].content_hash
+    assert torch.equal(again[1], first[1])
+    other = train(MODEL, run_name="twice", method="lora", steps=3, **FOLDER_RUN)
+    assert "run twice-2" in other[2] and (SAVED / "twice-2.safetensors").is_file()
+    BASE.check()
+
+
+def lists_of_latents_and_conditionings():
+    words = [text("<house>"), text("a house")]
+    adapter, _, report = train(
+        MODEL, run_name="lists", method="spectral_a", latents=[latent(0), latent(1)], conditioning=words,
+        steps=2, columns="",
+    )  # fmt: skip
+    assert "no captions are dropped" in report
+    columns = {t.config.columns for layer in adapter.layers.values() for t in layer.terms}
+    assert columns == {(0, 1, 2, 3)}
+    batch = {"samples": torch.cat([latent(0)["samples"], latent(1)["samples"]])}
+    second, _, report = train(
+        MODEL, run_name="batch", method="spectral_r", latents=batch, conditioning=[text("<house>")], steps=2,
+        clip=CLIP,
+    )  # fmt: skip
+    columns = {t.config.columns for layer in second.layers.values() for t in layer.terms}
+    assert columns == {(4, 5, 6, 7)}, columns  # the lowest that the first one has left
+    third, _, report = train(
+        MODEL, run_name="on", latents=batch, conditioning=[text("<house>")], steps=2, adapter=adapter
+    )
+    assert third.methods == ("spectral_a",) and third.content_hash != adapter.content_hash
+    assert "those of the connected adapter" in report
+    BASE.check()
+
+
+def a_stopped_run_goes_on_and_ends_like_one_that_was_not_stopped():
+    given = {"method": "foura", "steps": 6, "schedule": "cosine", **FOLDER_RUN}
+    whole = train(MODEL, run_name="whole", **given)[0]
+    undo = at_step(4, management.interrupt_current_processing)
+    try:
+        train(MODEL, run_name="stopped", **given)
+    except management.InterruptProcessingException:
+        pass
+    else:
+        raise AssertionError("the interrupt was lost")
+    finally:
+        undo()
+    assert not management.processing_interrupted()
+    (kept,) = (SAVED / ".runs/stopped").glob("checkpoint*")
+    done = int(kept.stem[-2:])
+    assert done in (3, 4), "some hosts' models stop in the midst of the step"
+    assert not (SAVED / "stopped.safetensors").exists()
+    BASE.check()
+    adapter, _, report = train(MODEL, run_name="stopped", **given)
+    assert f"resumed at step {done}" in report
+    assert adapter.content_hash == whole.content_hash
+    BASE.check()
+
+
+def the_bars_own_interrupt_is_no_error():
+    """The host raises its interrupt from the progress bar's hook."""
+    import comfy.utils
+
+    def hook(value, total, preview, **_):
+        if value == 1:  # of the steps between, some hosts tell few
+            raise management.InterruptProcessingException
+
+    comfy.utils.set_progress_bar_global_hook(hook)
+    try:
+        train(MODEL, run_name="bar", method="lora", steps=6, **FOLDER_RUN)
+    except management.InterruptProcessingException:
+        pass
+    else:
+        raise AssertionError("the interrupt was lost")
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+    kept = [p.name for p in (SAVED / ".runs/bar").glob("checkpoint*")]
+    assert kept == ["checkpoint-00000001.safetensors"], kept
+    BASE.check()
+
+
+def errors_leave_the_model_and_a_checkpoint():
+    for name, error in (("broken", RuntimeError("by the test")), ("memory", torch.cuda.OutOfMemoryError())):
+
+        def throw(error=error):
+            raise error
+
+        undo = at_step(3, throw)
+        try:
+            train(MODEL, run_name=name, method="lora", steps=6, **FOLDER_RUN)
+        except type(error):
+            pass
+        else:
+            raise AssertionError("the error was lost")
+        finally:
+            undo()
+        assert (SAVED / ".runs" / name / "checkpoint-00000002.safetensors").is_file()
+        BASE.check()
+
+
+def what_cannot_work_is_said_before_the_first_step():
+    undo = at_step(1, lambda: (_ for _ in ()).throw(RuntimeError("a step was made")))
+    common = {"model": MODEL, "run_name": "bad", "method": "lora"}
+    folder = {**common, **FOLDER_RUN}
+    try:
+        refused("no pictures", **{**folder, "images": "empty"})
+        refused("broken", "cannot be read", **{**folder, "images": "broken"})
+        refused("caption", **{**folder, "images": "uncaptioned", "trigger_word": ""})
+        refused("nowhere", **{**folder, "images": "nowhere"})
+        refused("..", **{**folder, "images": "../output"})
+        refused("clip", **{**folder, "clip": None})
+        refused("2 latents and 3", **common, latents=latent(0, 1), conditioning=[text("a")] * 3)
+        refused("nothing to train on", **common)
+        wrong = {"samples": torch.zeros(1, 16, 8, 8)}
+        refused("16 channels", **common, latents=wrong, conditioning=[text("a")])
+        refused("every layer is smaller", **{**folder, "method": "spectral_a", "rank": 2000})
+        refused("steps", **{**folder, "steps": 0})
+        refused("run_name", **{**folder, "run_name": "../x"})
+        refused("min-snr", **{**folder, "weighting": "nonsense"})
+        refused("columns", **{**folder, "method": "spectral_a", "columns": "3-1"})
+    finally:
+        undo()
+    assert not (SAVED / "bad.safetensors").exists()
+    report = train(
+        MODEL,
+        run_name="taken",
+        method="spectral_a",
+        columns="0-3",
+        steps=1,
+        **{**FOLDER_RUN, "images": "one"},
+    )[2]
+    assert "columns 0–3 are taken by" in report
+    BASE.check()
+
+
+CHECKS = [
+    a_folder_is_learned_and_used_at_once,
+    the_same_again_returns_the_file_and_other_settings_begin_a_second_run,
+    lists_of_latents_and_conditionings,
+    a_stopped_run_goes_on_and_ends_like_one_that_was_not_stopped,
+    the_bars_own_interrupt_is_no_error,
+    errors_leave_the_model_and_a_checkpoint,
+    what_cannot_work_is_said_before_the_first_step,
+]
+if __name__ == "__main__":
+    only = sys.argv[3:]
+    outcome = run_checks([c for c in [*CHECKS, *MODEL_CHECKS] if not only or c.__name__ in only])
+    (FOLDER / "report.json").write_text(json.dumps(outcome), encoding="utf-8")
+    for name, text_ in outcome.items():
+        print(name, text_ or "ok")
