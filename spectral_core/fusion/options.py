@@ -27,7 +27,7 @@ class FusionOptions:
 
     ridge: float = 0.1
     rank_ridge: float = 1e-3
-    subspace_ridge: float = 0.3
+    subspace_ridge: float = 1.0
     exact_from: float = 0.0
     base_weight: float = 1.0
     iterations: int = 50
