@@ -14,7 +14,7 @@ ADAPTERS_BYTES = 400_000
 
 
 def test_every_node_has_a_page_about_all_its_sockets_and_widgets(pack: ModuleType) -> None:
-    assert {page.stem for page in DOCS.glob("*.md")} == set(pack.NODE_CLASS_MAPPINGS)
+    assert {page.stem for page in DOCS.glob("*.md")} >= set(pack.NODE_CLASS_MAPPINGS)
     for name, kind in pack.NODE_CLASS_MAPPINGS.items():
         text = (DOCS / f"{name}.md").read_text(encoding="utf-8")
         assert text.startswith(f"# {pack.NODE_DISPLAY_NAME_MAPPINGS[name]}\n")
