@@ -13,13 +13,15 @@ from ..fileformat import save
 from ..fusion import FUSIONS, fuse
 from ..lora_file import export_lora
 from ..safefile import open_safely
+from ..statistics_file import load
 from ..training import checkpoint
 from .models import DTYPES, open_adapter
 
 FUSE = """Fuse adapters (and ordinary LoRA files) into one.
 
 sum adds their updates, which is what stacking does; average divides that by their number; spectral adds what
-was learned in singular columns, exactly, where the adapters were trained on the same model.
+was learned in singular columns, exactly, where the adapters were trained on the same model; orthogonal adds
+adapters that were trained in orthogonal rows. The others keep what each concept does to its own inputs.
 
   python -m spectral_core fuse cat.safetensors dog.safetensors --weights 1 0.8 --output both.safetensors"""
 
@@ -40,9 +42,15 @@ def add_parsers(commands: Any) -> None:
     )
     build.add_argument("adapters", nargs="+", type=Path, metavar="FILE")
     build.add_argument("--output", "-o", type=Path, required=True, metavar="FILE")
-    free = [name for name, fusion in FUSIONS.items() if not fusion.needs_statistics]
-    build.add_argument("--method", choices=free, default="sum", help="(default: sum)")
+    build.add_argument("--method", choices=tuple(FUSIONS), default="sum", help="(default: sum)")
     build.add_argument("--weights", nargs="+", type=float, metavar="W", help="one for each file (default: 1)")
+    build.add_argument(
+        "--statistics",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="of the layers' inputs under each adapter, in their order; closed-form and gradient need them",
+    )
     build.add_argument("--rank", type=int, metavar="R", help="re-compress every layer to this rank")
     build.add_argument(
         "--error", type=float, metavar="E", help="re-compress to this relative error, like 0.01"
@@ -81,6 +89,7 @@ def run_fuse(options: argparse.Namespace) -> int:
         options.error,
         options.freeze_gates,
         options.name or options.output.stem,
+        statistics=None if options.statistics is None else [load(path) for path in options.statistics],
     )
     save(fused.adapter, options.output, overwrite=options.overwrite)
     print(fused.report.text)

@@ -234,21 +234,20 @@ def _listener(as_json: bool) -> Callable[[dict[str, Any]], None]:
         return lambda event: print(json.dumps(event), flush=True)
     from tqdm import tqdm
 
-    bar = tqdm(unit="step", dynamic_ncols=True)
+    bar: tqdm[Any] | None = None
 
     def listen(event: dict[str, Any]) -> None:
-        if event["event"] in ("start", "resume"):
-            bar.total, bar.n = event["steps"], event["step"]
-            bar.initial = event["step"]
-            bar.refresh()
-        elif event["event"] == "step":
-            bar.set_postfix(
-                loss=f"{event['smoothed_loss']:.4f}", lr=f"{event['learning_rate']:.2g}", refresh=False
-            )
+        nonlocal bar
+        kind = event["event"]
+        if kind in ("start", "resume"):
+            bar = tqdm(total=event["steps"], initial=event["step"], unit="step", dynamic_ncols=True)
+        elif kind == "step" and bar is not None:
+            shown = {"loss": f"{event['smoothed_loss']:.4f}", "lr": f"{event['learning_rate']:.2g}"}
+            bar.set_postfix(shown, refresh=False)
             bar.update(event["step"] - bar.n)
-        elif event["event"] in ("warning", "note", "error"):
-            bar.write(f"{event['event']}: {event['text']}", file=sys.stderr)
-        if event["event"] in ("finished", "stopped", "error"):
+        elif kind in ("warning", "error"):
+            tqdm.write(f"{kind}: {event['text']}", file=sys.stderr)
+        if kind in ("finished", "stopped", "error") and bar is not None:
             bar.close()
 
     return listen
