@@ -41,6 +41,8 @@ class Piece:
 
     def __post_init__(self) -> None:
         self.gated = not self.terms[0].mergeable
+        alone = self.terms[0].config if len(self.terms) == 1 else None
+        self.frozen_columns: int = getattr(alone, "frozen_columns", 0)  # of up, the last ones: never trained
         self.linear = all(getattr(t.config, "strength_law", "delta") == "delta" for t in self.terms)
 
     def ready(self, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
@@ -86,7 +88,11 @@ class Piece:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    return tensor.clone() if tensor.is_inference() else tensor.detach().contiguous()
+    """Contiguous, detached, and alone in its storage: both factors may be views of one."""
+    shares = tensor.untyped_storage().nbytes() != tensor.nbytes
+    if shares or tensor.is_inference():
+        return tensor.detach().clone(memory_format=torch.contiguous_format)
+    return tensor.detach().contiguous()
 
 
 def pieces_of(name: str, layer: AdapterLayer, trained: bool) -> tuple[Piece, ...]:

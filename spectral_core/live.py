@@ -19,16 +19,21 @@ import torch
 from torch import Tensor, nn
 
 from . import gate as gates
+from . import products
 from .adapter import AdapterLayer, LayerName, Term
 from .errors import SpectralAdapterError
-from .folded import Piece, pieces_of, term_name
+from .folded import Piece, Ready, pieces_of, term_name
 from .gate import GateRuntime
 from .layers import Geometry, channel_view, expand, project
 from .schedule import Schedule
 from .targets import WEIGHT_DTYPES
 
 # What these return is a fresh tensor that their backward does not need: an update may be added in place.
+# So is their gradient of x: an update's share may be added to it in place.
 _FRESH_OUTPUT = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
+
+Begun = list[tuple[Tensor | None, Ready]]
+"""For each piece: z, where it was projected before the module ran, and the factors."""
 
 
 @dataclass(eq=False)
@@ -126,31 +131,83 @@ class LayerUpdate:
         points = "" if self.control.schedule is None else repr(self.control.schedule.points)
         return self._digest, self.strength * self.control.strength, points
 
-    def add(self, x: Tensor, y: Tensor, in_place: bool) -> Tensor:
-        """y + strength · ΔW·x, in y's dtype; written into y where ``in_place`` allows it."""
+    def _strength_now(self) -> float | Tensor:
         factor = self.control.factor(self.name) if self.follows_schedule else self.control.strength
-        strength = self.strength * factor
+        return self.strength * factor
+
+    def begin(self, x: Tensor) -> tuple[Tensor, Begun | None]:
+        """The x that the module has to take, and the down projections of it; (x, None) outside of training.
+
+        In training the projections come first, so that their backward comes last and finds the gradient that
+        the module made of x (:mod:`.products`).
+        """
+        plain = not (self.trained and x.requires_grad and torch.is_grad_enabled())
+        if plain or self.is_convolution or x.dim() < 2 or torch.compiler.is_compiling():
+            return x, None
+        strength = self._strength_now()
+        if self._dtype_for(x) != x.dtype or (not isinstance(strength, Tensor) and strength == 0):
+            return x, None
+        begun: Begun = []
+        for piece in self.pieces:
+            ready = piece.ready(x.device, x.dtype, self._split(strength, piece)[2])
+            if ready[0].shape[0] and ready[0].dim() == 2:
+                x, z = products.project(x, ready[0])
+                begun.append((z, ready))
+            else:
+                begun.append((None, ready))
+        return x, begun
+
+    def add(self, x: Tensor, y: Tensor, in_place: bool, begun: Begun | None = None) -> Tensor:
+        """y + strength · ΔW·x, in y's dtype; written into y where ``in_place`` allows it.
+
+        ``begun``: what :meth:`begin` gave for this x.
+        """
+        strength = self._strength_now()
         if not isinstance(strength, Tensor) and strength == 0:
             return y
+        if begun is not None:
+            return self._add(x, y, strength, in_place, begun)
         if x.dim() == 1 + len(self.layer.shape.kernel):  # one sample without a batch axis
             return self._add(x[None], y[None], strength, False)[0]
         return self._add(x, y, strength, in_place)
 
-    def _add(self, x: Tensor, y: Tensor, strength: float | Tensor, in_place: bool) -> Tensor:
+    def _dtype_for(self, x: Tensor) -> torch.dtype:
+        """In which the module computes with x."""
+        if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+            return torch.get_autocast_dtype(x.device.type)
+        return x.dtype
+
+    def _add(
+        self, x: Tensor, y: Tensor, strength: float | Tensor, in_place: bool, begun: Begun | None = None
+    ) -> Tensor:
         if x.device != y.device:  # a host that moves the input inside the layer
             x = x.to(y.device)
-        dtype = x.dtype
-        if dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-        for piece in self.pieces:
+        dtype = self._dtype_for(x)
+        for i, piece in enumerate(self.pieces):
             scale, rows, folded = self._split(strength, piece)
-            down, up, gate = piece.ready(x.device, dtype, folded)
+            z, ready = (None, piece.ready(x.device, dtype, folded)) if begun is None else begun[i]
+            down, up, gate = ready
             if down.shape[0] == 0:
                 continue
-            z = project(x, down, self.geometry)
+            if z is None:
+                z = project(x, down, self.geometry)
             factor = self._row_factors(z, piece, gate, rows)
-            y = self._add_product(y, z, factor, up, scale, in_place)
+            if begun is not None and self.name.rows is None and z.dtype == y.dtype and y.is_contiguous():
+                y = self._add_trained(y, z, factor, up, scale, piece, in_place)
+            else:
+                y = self._add_product(y, z, factor, up, scale, in_place)
         return y
+
+    def _add_trained(
+        self, y: Tensor, z: Tensor, factor: Tensor | None, up: Tensor, scale: float, piece: Piece, fresh: bool
+    ) -> Tensor:
+        """y + scale · up·(factor·z) in training. With a bias y is a view, and is left as it is."""
+        in_place = fresh and not self.gives_view
+        if factor is not None and z.dim() == 3 and z.shape[1] > up.shape[0]:
+            return products.add_gated(y, z, up, factor, scale, in_place)
+        if factor is not None:
+            z = z * channel_view(factor, z, False)
+        return products.add(y, z, up, scale, piece.frozen_columns, in_place)
 
     def _row_factors(
         self, z: Tensor, piece: Piece, gate: Mapping[str, Tensor], rows: Tensor | None
@@ -196,7 +253,8 @@ class LayerUpdate:
         """
         fused = z.dim() == 3 and z.dtype == y.dtype and not self.is_convolution
         right = up.mT.expand(z.shape[0], -1, -1) if z.dim() == 3 else up.mT
-        if factor is not None and fused and z.shape[1] > up.shape[0]:
+        per_row = factor is not None and fused and z.shape[1] > up.shape[0]
+        if factor is not None and per_row:
             right = right * factor[:, :, None]
         elif factor is not None:
             factor = channel_view(factor, z, self.is_convolution)
@@ -210,8 +268,10 @@ class LayerUpdate:
         part = y if rows is None else y.narrow(axis, rows[0], rows[1] - rows[0])
         if self.is_convolution or z.dim() > 3 or z.dtype != y.dtype:
             part.add_(expand(z, up, self.is_convolution).to(y.dtype), alpha=scale)
-        elif z.dim() == 3:  # the product accumulates into y: no tensor of tokens × out besides y
+        elif z.dim() == 3 and (per_row or torch.is_grad_enabled() or not part.is_contiguous()):
             part.baddbmm_(z, right, alpha=scale)
+        elif z.dim() == 3:  # the product accumulates into y: no tensor of tokens × out besides y
+            part.flatten(0, 1).addmm_(z.flatten(0, 1), up.mT, alpha=scale)
         else:
             part.addmm_(z, right, alpha=scale)
         return y
@@ -237,11 +297,17 @@ class Dispatcher:
         return found if getattr(found, "is_spectral_dispatcher", False) else cls(module)  # type: ignore[return-value]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        y = self.base(*args, **kwargs)
         x = args[0] if args else next(iter(kwargs.values()))
+        begun: list[Begun | None] = [None] * len(self.updates)
+        own_forward = self.in_place and len(args) == 1
+        if own_forward and torch.is_grad_enabled():
+            for i, update in enumerate(self.updates):
+                x, begun[i] = update.begin(x)
+            args = (x,)
+        y = self.base(*args, **kwargs)
         in_place = self.in_place
-        for update in self.updates:
-            added = update.add(x, y, in_place)
+        for update, started in zip(self.updates, begun, strict=True):
+            added = update.add(x, y, in_place, started)
             in_place = in_place or added is not y
             y = added
         return y

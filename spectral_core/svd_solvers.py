@@ -22,6 +22,7 @@ Shapes: W (m, n); k = min(m, n); u (count, m), s (count,), v (count, n).
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -32,6 +33,7 @@ HOPELESS_SHARE = 0.2  # of k: a residual that is still above HOPELESS here will 
 HOPELESS = 10.0
 SAFETY = 0.4  # the Krylov steps aim at this share of the tolerance
 POLISH_STEPS = 4
+FIRST_CHECK = 4  # steps before the first look at the residual, which costs as much as a step; three seldom do
 
 
 class Triplets(NamedTuple):
@@ -101,11 +103,16 @@ def rayleigh_ritz(weight: Tensor, basis: Tensor, columns: tuple[int, ...]) -> tu
     return found, residual(found, right @ image, power, columns), power
 
 
-def _start(block: int, dim: int, like: Tensor) -> Tensor:
-    """The same random rows on every call and device (the seed is fixed, so results are deterministic)."""
-    generator = torch.Generator().manual_seed(0x5EED)
-    rows = torch.randn(block, dim, generator=generator, dtype=torch.float64)
-    return orthonormal_rows(rows).to(like)
+@lru_cache(maxsize=16)
+def _start(block: int, dim: int) -> Tensor:
+    """The same random rows on every call (the seed is fixed, so results are deterministic), float64, CPU.
+
+    Kept, as a model has many layers of few sizes; nobody writes to them.
+    """
+    with torch.inference_mode(False):
+        generator = torch.Generator().manual_seed(0x5EED)
+        rows = torch.randn(block, dim, generator=generator, dtype=torch.float64)
+        return orthonormal_rows(rows)
 
 
 def krylov_basis(
@@ -121,8 +128,8 @@ def krylov_basis(
         tolerance: the η asked for; the estimate has to be below SAFETY of it.
 
     Returns:
-        ((block, n) the leading Ritz vectors, or None when they are out of reach; whether it was this
-        precision that put them there, rather than an effort beyond the Gram matrix's).
+        ((block, n) the leading Ritz vectors times WᵀW, or None when they are out of reach; whether it was
+        this precision that put them there, rather than an effort beyond the Gram matrix's).
     """
     n, k = weight.shape[1], min(weight.shape)
     limit = int(KRYLOV_SHARE * k) // block
@@ -130,7 +137,7 @@ def krylov_basis(
         return None, False
     basis = weight.new_empty(limit * block, n)
     image = torch.empty_like(basis)
-    rows, check_at, last = _start(block, n, weight), 3, math.inf
+    rows, check_at, last = _start(block, n).to(weight), FIRST_CHECK, math.inf
     for step in range(1, limit + 1):
         new, known = slice((step - 1) * block, step * block), step * block
         basis[new] = rows
@@ -140,7 +147,7 @@ def krylov_basis(
             ritz, eta, floor, resolves = _ritz_check(v, image[:known], columns, block, tolerance)
             stalled = last < 1 and eta > last / 2
             if eta <= max(SAFETY * tolerance, floor) or (stalled and eta <= tolerance):
-                return ritz @ v, False
+                return ritz @ image[:known], False
             if stalled or not resolves:
                 return None, True
             if known >= HOPELESS_SHARE * k and eta > HOPELESS:
@@ -166,7 +173,11 @@ class RitzCheck(NamedTuple):
 def _ritz_check(
     v: Tensor, image: Tensor, columns: tuple[int, ...], block: int, tolerance: float
 ) -> RitzCheck:
-    """Read η off image = V WᵀW, without another product with W."""
+    """Read η off image = V WᵀW, without another product with W.
+
+    It is that of the Ritz vectors times WᵀW, which are at hand as ritz·image: a power step shrinks what lies
+    outside of the block by (σ_block / σ)² at least.
+    """
     projected = (v @ image.mT).double()
     values, vectors = torch.linalg.eigh((projected + projected.mT) / 2)
     values, ritz = values.flip(0)[:block], vectors.mT.flip(0)[:block].to(v)
@@ -177,6 +188,7 @@ def _ritz_check(
         return RitzCheck(ritz, math.inf, math.inf, True)
     error = ritz[index] @ image - values[index, None].to(v) * (ritz[index] @ v)
     eta = torch.linalg.vector_norm(error.double() / s[index, None]).item() / gap
+    eta *= min(1.0, (s[-1].item() / smallest) ** 2)
     noise = 2 * torch.finfo(v.dtype).eps * values[0].item() / smallest
     # Early gaps are chance, so the outlook goes by the mean spacing. Where the spectrum falls off within the
     # block, power steps in float64 clean up whatever is left.

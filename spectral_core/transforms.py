@@ -115,6 +115,20 @@ class _InverseDCT(torch.autograd.Function):
         return _dct(grad, ctx.dim), None
 
 
+class _InverseDCTPair(torch.autograd.Function):
+    """Both factors of a square layer at once, (a along 1, b along 0): one transform of twice the rows."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        down, up = _idct(torch.cat([a, b.mT]), 1).split(len(a))
+        return down, up.mT
+
+    @staticmethod
+    def backward(ctx: Any, d_down: Tensor, d_up: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = _dct(torch.cat([d_down, d_up.mT]), 1).split(len(d_down))
+        return a, b.mT
+
+
 def dct(x: Tensor, dim: int = -1) -> Tensor:
     """C·x along ``dim``: orthonormal DCT-II. x float32 or float64."""
     return x if x.shape[dim] == 1 else _dct(x, dim % x.dim())
@@ -168,3 +182,10 @@ def fold(x: Tensor, transform: str, dim: int) -> Tensor:
     if transform == "dct":
         return idct(x, dim)
     return _RealDFT.apply(x, dim)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def fold_pair(a: Tensor, b: Tensor, transform: str) -> tuple[Tensor, Tensor]:
+    """(fold(a, transform, 1), fold(b, transform, 0)) for a (r, in, …) and b (out, r)."""
+    if transform == "dct" and a.dim() == 2 and a.shape == b.mT.shape and a.shape[1] > 1 and a.numel():
+        return _InverseDCTPair.apply(a, b)  # type: ignore[no-any-return, no-untyped-call]
+    return fold(a, transform, dim=1), fold(b, transform, dim=0)

@@ -95,8 +95,7 @@ def fold(
     if config.gate == "frozen":
         is_open = params["gate.mask"] > 0.5
         a, b = a[is_open], b[:, is_open]
-    down = transforms.fold(a, config.transform, dim=1)
-    up = transforms.fold(b, config.transform, dim=0)
+    down, up = transforms.fold_pair(a, b, config.transform)
     return Factors(down, up, config.scale * strength)
 
 

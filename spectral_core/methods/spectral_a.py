@@ -38,6 +38,11 @@ class SpectralAConfig:
     def rank(self) -> int:
         return len(self.columns)
 
+    @property
+    def frozen_columns(self) -> int:
+        """The last columns of ``up`` that training does not change: U₁."""
+        return self.rank
+
 
 def tensor_shapes(config: SpectralAConfig, shape: LayerShape) -> dict[str, tuple[int, ...]]:
     rank = config.rank

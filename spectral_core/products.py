@@ -1,0 +1,118 @@
+"""The two products of a linear layer's update in training, each one node of the graph.
+
+Left to autograd, the update costs two passes over activations that nothing needs: the input's gradient is
+made once by the layer and once by the update and then added, and the gradient of a factor's frozen columns
+is made and dropped. Here the update's share is accumulated into the gradient that the layer has just made.
+
+    x, z = project(x, down)        before the layer, which takes the x that comes back
+    y = add(y, z, up, …)           after it
+
+Saved for backward: x, z and the factors, as for a plain LoRA.
+
+Shapes: x (…, in), down (R, in), z (…, R), up (out, R), y (…, out), factor (B, R).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class _Project(torch.autograd.Function):
+    """(x, down·x). The gradient of the first output has to be a tensor that nobody else holds."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, down)
+        return x, F.linear(x, down)
+
+    @staticmethod
+    def backward(ctx: Any, dx: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        x, down = ctx.saved_tensors
+        if dz is None:
+            return dx, None
+        rows = dz.flatten(0, -2)
+        d_down = None if x is None else rows.mT @ x.flatten(0, -2)
+        if dx is None:
+            return dz @ down, d_down
+        if torch.is_grad_enabled() or not dx.is_contiguous():  # a graph of the backward pass is asked for
+            return torch.addmm(dx.flatten(0, -2), rows, down).view_as(dx), d_down
+        dx.flatten(0, -2).addmm_(rows, down)
+        return dx, d_down
+
+
+class _Add(torch.autograd.Function):
+    """y + scale · up·z; ``frozen`` last columns of up get no gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, z: Tensor, up: Tensor, scale: float, frozen: int, in_place: bool
+    ) -> Tensor:
+        ctx.save_for_backward(z if ctx.needs_input_grad[2] else None, up)
+        ctx.scale, ctx.frozen = scale, frozen
+        rows = z.flatten(0, -2)
+        if in_place:
+            ctx.mark_dirty(y)
+            y.flatten(0, -2).addmm_(rows, up.mT, alpha=scale)
+            return y
+        return torch.addmm(y.flatten(0, -2), rows, up.mT, alpha=scale).view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        z, up = ctx.saved_tensors
+        rows, d_up = dy.flatten(0, -2), None
+        if z is not None:
+            d_up = _product_like(up, rows, z.flatten(0, -2)[:, : up.shape[1] - ctx.frozen])
+            d_up = d_up if ctx.scale == 1.0 else d_up * ctx.scale
+            d_up = F.pad(d_up, (0, ctx.frozen)) if ctx.frozen else d_up
+        dz = dy @ (up if ctx.scale == 1.0 else up * ctx.scale) if ctx.needs_input_grad[1] else None
+        return dy, dz, d_up, None, None, None
+
+
+def _product_like(like: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """leftᵀ·right laid out in memory as ``like``: what made it transforms its gradient without a copy."""
+    return left.mT @ right if like.is_contiguous() else (right.mT @ left).mT
+
+
+class _AddGated(torch.autograd.Function):
+    """y + scale · up·(factor·z), the factor on ``up``: a batch row's copy of it is smaller than its z."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, z: Tensor, up: Tensor, factor: Tensor, scale: float, in_place: bool
+    ) -> Tensor:
+        ctx.save_for_backward(z, up, factor)
+        ctx.scale = scale
+        right = (up * factor[:, None, :]).mT
+        if in_place:
+            ctx.mark_dirty(y)
+            return y.baddbmm_(z, right, alpha=scale)
+        return torch.baddbmm(y, z, right, alpha=scale)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        z, up, factor = ctx.saved_tensors
+        each = factor[:, None, :] * ctx.scale
+        dz = torch.bmm(dy, up * each)
+        outer = torch.bmm(dy.mT, z)  # (B, out, R)
+        d_factor = (outer * up).sum(1) * ctx.scale if ctx.needs_input_grad[3] else None
+        return dy, dz, (outer * each).sum(0), d_factor, None, None
+
+
+def project(x: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """(x for the layer, z = down·x). x has to need a gradient, and the layer's gradient of it to be fresh."""
+    return _Project.apply(x, down)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def add(y: Tensor, z: Tensor, up: Tensor, scale: float, frozen: int, in_place: bool) -> Tensor:
+    """y + scale · up·z; y contiguous, written to where ``in_place``."""
+    return _Add.apply(y, z, up, scale, frozen, in_place)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def add_gated(y: Tensor, z: Tensor, up: Tensor, factor: Tensor, scale: float, in_place: bool) -> Tensor:
+    """y + scale · up·(factor·z), all of them 3-dimensional."""
+    return _AddGated.apply(y, z, up, factor, scale, in_place)  # type: ignore[no-any-return, no-untyped-call]
