@@ -13,6 +13,7 @@ from .host.startup import start
 from .inspect import AdapterReport
 from .load import LoadFouRA, LoadLoRAAsAdapter, LoadSpectralAdapter
 from .strength import AdapterStrength
+from .train import TrainAdapter
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {
     "SpectralAdapters_LoadFouRA": LoadFouRA,
@@ -25,6 +26,7 @@ NODE_CLASS_MAPPINGS: dict[str, type] = {
     "SpectralAdapters_ExportAdapterAsLoRA": ExportAdapterAsLoRA,
     "SpectralAdapters_AdapterReport": AdapterReport,
     "SpectralAdapters_LoadDemoModel": LoadDemoModel,
+    "SpectralAdapters_TrainAdapter": TrainAdapter,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
@@ -38,6 +40,7 @@ NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
     "SpectralAdapters_ExportAdapterAsLoRA": "Export Adapter as LoRA",
     "SpectralAdapters_AdapterReport": "Adapter Report",
     "SpectralAdapters_LoadDemoModel": "Load Demo Model",
+    "SpectralAdapters_TrainAdapter": "Train Adapter",
 }
 
 start()

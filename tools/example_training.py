@@ -1,4 +1,4 @@
-"""The example workflow that trains: the demo model learns from its own pictures, so that no file is needed."""
+"""The example workflow that trains: the demo model learns from its own pictures, so no file is needed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def train_and_use() -> dict[str, Node]:
         rank=4,
         steps=60,
         learning_rate=0.006,
-        batch_size=4,
+        batch_size=2,
         seed=0,
         **TRAINING,
     )
