@@ -1,0 +1,172 @@
+"""Train Adapter without a host: what its widgets mean, which folders it offers, what it reports."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.nodes.conftest import Pack
+
+
+def values(ours: Pack, **changes: Any) -> dict[str, Any]:
+    """The widgets' defaults, changed."""
+    types = ours.node("TrainAdapter").INPUT_TYPES()
+    inputs = {**types["required"], **types["optional"]}
+    return {name: o["default"] for name, (_, o) in inputs.items() if "default" in o} | changes
+
+
+def job(ours: Pack, adapter: Any = None, **changes: Any) -> Any:
+    return ours.module("nodes.train").job_of(values(ours, **changes), adapter)
+
+
+@pytest.fixture
+def pictures(folders: Any, tmp_path: Path) -> Path:
+    """The host's input folder with a folder of two pictures, one with a caption."""
+    root = tmp_path / "input"
+    (root / "cats/10_mine").mkdir(parents=True)
+    (root / ".hidden").mkdir()
+    folders.host.get_input_directory = lambda: str(root)
+    Image.new("RGB", (40, 20), "red").save(root / "cats/10_mine/a.png")
+    Image.new("RGB", (20, 40), "blue").save(root / "cats/10_mine/b.png")
+    (root / "cats/10_mine/a.txt").write_text("a cat")
+    return root
+
+
+def test_defaults_are_those_of_the_trainer(ours: Pack) -> None:
+    config = ours.module("spectral_core.training.config").TrainConfig
+    assert job(ours).config == config()
+    assert job(ours).images == "" and job(ours).columns == ()
+
+
+def test_the_seed_does_not_change_by_itself(ours: Pack) -> None:
+    _, options = ours.node("TrainAdapter").INPUT_TYPES()["required"]["seed"]
+    assert options["control_after_generate"] is False
+
+
+def test_advanced_inputs_are_marked(ours: Pack) -> None:
+    types = ours.node("TrainAdapter").INPUT_TYPES()
+    widgets = {n: o for n, (_, o) in types["optional"].items() if "default" in o}
+    assert widgets and all(options["advanced"] for options in widgets.values())
+    assert not any("advanced" in options for _, options in types["required"].values())
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"), [("", ()), ("0-3", (0, 1, 2, 3)), (" 2 , 4 - 5,", (2, 4, 5)), ("7", (7,))]
+)
+def test_columns(ours: Pack, text: str, columns: tuple[int, ...]) -> None:
+    assert job(ours, method="spectral_a", columns=text).columns == columns
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"columns": "3-1"}, {"columns": "a"}, {"columns": "0-99999999"}, {"steps": 0}, {"run_name": "a/b"},
+        {"run_name": ".x"}, {"run_name": ""}, {"rank": 0}, {"optimiser": "sgd"},
+        {"optimiser": "schedulefree", "schedule": "cosine"}, {"method": "spectral_a", "columns": "1,1"},
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused(ours: Pack, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ours.error):
+        job(ours, **wrong)
+
+
+def test_settings_tell_runs_apart(ours: Pack) -> None:
+    plain = job(ours).settings()
+    for same in ({"run_name": "other"}, {"checkpoint_every": 7}, {"trigger_word": "without images"}):
+        assert job(ours, **same).settings() == plain
+    for other in ({"rank": 3}, {"method": "lora"}, {"targets": "all"}, {"precision": "bf16"}):
+        assert job(ours, **other).settings() != plain
+    first, second = ours.adapter(seed=1), ours.adapter(seed=2)
+    assert job(ours, first).settings() == job(ours, first, rank=99).settings()
+    assert job(ours, first).settings() != job(ours, second).settings()
+    assert job(ours, first).method == "lora"
+
+
+def test_folders_below_the_input_folder(ours: Pack, pictures: Path) -> None:
+    data, node = ours.module("nodes.host.training_data"), ours.node("TrainAdapter")
+    assert data.folders() == ["none", "cats", "cats/10_mine"]
+    assert node.VALIDATE_INPUTS(["cats"]) is True and node.VALIDATE_INPUTS("none") is True
+    for wrong in ("dogs", "../input/cats", "/etc"):
+        assert isinstance(node.VALIDATE_INPUTS([wrong]), str)
+    before = node.IS_CHANGED(["cats"], steps=[1])
+    assert before == node.IS_CHANGED("cats")
+    os.utime(pictures / "cats/10_mine/a.txt", (1, 1))
+    assert node.IS_CHANGED(["cats"]) != before
+
+
+def test_pictures_are_looked_at_before_anything_is_loaded(ours: Pack, pictures: Path) -> None:
+    data = ours.module("nodes.host.training_data")
+    seen = data.look_at("cats", "", 64, True, 8)
+    assert [e.repeats for e in seen.examples] == [10, 10] and len(seen.notes) == 1
+    assert seen.sizes[0][0] > seen.sizes[0][1] and seen.sizes[1][0] < seen.sizes[1][1]
+    assert data.look_at("cats", "<it>", 64, True, 8).digest != seen.digest
+    (pictures / "cats/10_mine/a.txt").unlink()
+    with pytest.raises(ours.error, match="none of its 2 pictures has a caption"):
+        data.look_at("cats", "", 64, False, 8)
+    with pytest.raises(ours.error, match="multiple of 8"):
+        data.look_at("cats", "x", 60, False, 8)
+    (pictures / "cats/10_mine/b.png").write_bytes(b"no picture")
+    with pytest.raises(ours.error, match=r"b\.png"):
+        data.look_at("cats", "x", 64, False, 8)
+
+
+class Model:
+    """What of a MODEL the data is asked of: its latent format."""
+
+    def get_model_object(self, name: str) -> Any:
+        assert name == "latent_format"
+        return SimpleNamespace(latent_channels=4, process_in=lambda latent: 2 * latent)
+
+
+def conditioning(rows: int = 1) -> list[Any]:
+    return [[torch.randn(rows, 3, 5), {"pooled_output": torch.randn(rows, 5)}]]
+
+
+def test_lists_and_batches_of_latents(ours: Pack) -> None:
+    data = ours.module("nodes.host.training_data")
+    latents = [{"samples": torch.randn(2, 4, 8, 8)}, {"samples": torch.randn(1, 4, 8, 16)}]
+    with torch.inference_mode():
+        one = data.from_nodes(Model(), latents, [conditioning()], None)
+        assert len(one.latents) == 3 and not one.latents[0].is_inference() and not one.can_drop
+        assert torch.equal(one.latents[2], 2 * latents[1]["samples"][0])
+        assert one.groups == [(4, 8, 8), (4, 8, 8), (4, 8, 16)]
+        each = data.from_nodes(Model(), latents, [conditioning(2), conditioning()], None)
+        assert each.entries[0][0].shape == (1, 3, 5) and each.entries[1][1]["pooled_output"].shape == (1, 5)
+        assert each.digest != one.digest
+        for wrong, match in (
+            ([conditioning(2)], "3 latents and 2 conditionings"),
+            ([], "3 latents and 0"),
+            (["text"], "expected a CONDITIONING"),
+        ):
+            with pytest.raises(ours.error, match=match):
+                data.from_nodes(Model(), latents, wrong, None)
+        for samples, match in (
+            (torch.randn(1, 16, 8, 8), "16 channels"),
+            (torch.full((1, 4, 8, 8), torch.nan), "not finite"),
+        ):
+            with pytest.raises(ours.error, match=match):
+                data.from_nodes(Model(), [{"samples": samples}], [conditioning()], None)
+        with pytest.raises(ours.error, match="expected a LATENT"):
+            data.from_nodes(Model(), [torch.zeros(1)], [conditioning()], None)
+
+
+def test_report(ours: Pack) -> None:
+    report = ours.module("nodes.train").report_of
+    done = SimpleNamespace(
+        name="cat-2", losses=(4.0, *[1.0] * 18, 0.5), seconds=12.4, resumed_at=5, notes=("odd",), reused=False
+    )
+    text = report(done, 20, "spectral_adapters/cat-2.safetensors", "summary")
+    for part in (
+        "run cat-2: 20 steps in 12 s, resumed at step 5",
+        "loss 2.5000 at first, 0.7500",
+        "note: odd",
+    ):
+        assert part in text
+    again = report(SimpleNamespace(**{**vars(done), "reused": True}), 20, "f", "summary")
+    assert "nothing was trained" in again
