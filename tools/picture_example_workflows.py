@@ -20,7 +20,7 @@ from tests.host.booted import ROOT, Host, find_checkouts
 
 WORKFLOWS = ROOT / "example_workflows"
 PAGE = {"width": 2000, "height": 1125}
-QUALITY = 72
+QUALITY = 60
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
     "Comfy.Minimap.Visible": False,
