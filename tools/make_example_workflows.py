@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.example_graphs import WORKFLOWS, Node
+from tools.example_training import TRAINING_WORKFLOWS
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "example_workflows"
@@ -125,7 +126,7 @@ def _bare(key: str, n: Node, slots: Slots, number: int) -> dict[str, Any]:
 def main() -> None:
     slots = {**HOST_NODES, **our_slots()}
     FOLDER.mkdir(exist_ok=True)
-    for name, build in WORKFLOWS.items():
+    for name, build in {**WORKFLOWS, **TRAINING_WORKFLOWS}.items():
         page = as_page(name, build(), slots)
         text = json.dumps(page, indent=1, ensure_ascii=False) + "\n"
         (FOLDER / f"{name}.json").write_text(text, encoding="utf-8")
