@@ -38,7 +38,8 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
         for name, layer in alone.layers.items():
             for key, value in layer.terms[0].params.items():
                 found = together.layers[name].terms[0].params[key]
-                assert torch.allclose(found, value, rtol=2e-3, atol=2e-4), (method, name, key)
+                # Adam turns a difference in the last bit of a small gradient into one of a step: so by norm
+                assert (found - value).norm() <= 2e-3 * value.norm(), (method, name, key)
         steps = [e["step"] for e in read_events(tmp_path / method / "events.jsonl") if e["event"] == "step"]
         assert steps == list(range(1, CONFIG.steps + 1)), "one process writes, and only one"
         assert [step for step, _ in listed(tmp_path / method)] == [30, 20]
