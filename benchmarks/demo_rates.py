@@ -45,7 +45,7 @@ def scores(
     for concept, used in zip(concepts, adapters, strict=True):
         prompts, seeds = demo_run.columns([concept], settings)
         with apply(pipe, *used):
-            pictures = demo_run._draw(pipe, prompts, seeds, settings, lambda _: None)
+            pictures = demo_run.draw_pictures(pipe, prompts, seeds, settings, lambda _: None)
         found.append(scorer.concept_score(concept, pictures))
     return fmean(found)
 

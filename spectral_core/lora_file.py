@@ -86,7 +86,7 @@ class ExportReport:
     def __str__(self) -> str:
         ranks = [layer.rank for layer in self.layers.values()]
         lines = [
-            f"{self.path}: {len(ranks)} layers in {self.naming} names, rank {min(ranks)} to {max(ranks)}, "
+            f"{self.path.name}: {len(ranks)} layers in {self.naming} names, rank {min(ranks)} to {max(ranks)}, "
             f"rounding error at most {self.rounding:.1e} of a layer's update"
         ]
         if self.omitted:

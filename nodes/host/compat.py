@@ -7,6 +7,8 @@ Shapes: up (out, R), down (R, in, *kernel).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.lora
@@ -83,3 +85,30 @@ def compute_dtype(patcher: Any) -> torch.dtype:
 def makes_new_output(module: torch.nn.Module) -> bool:
     """Whether a layer's result is a new tensor that an update may be written into: the host's own do."""
     return type(module).__module__ == "comfy.ops"
+
+
+def with_own_weights(model: Any) -> Any:
+    """The patcher to train on: itself, or where the host streams the weights in, one that keeps them."""
+    if not getattr(model, "is_dynamic", bool)():
+        return model
+    try:
+        return model.clone(disable_dynamic=True)
+    except RuntimeError as error:
+        raise SpectralAdapterError(
+            "this model's weights are streamed in while it runs and it cannot be loaded anew: start ComfyUI "
+            "with --disable-dynamic-vram, or load the model from a file"
+        ) from error
+
+
+@contextmanager
+def in_training() -> Iterator[None]:
+    """The host's own sign for its models (newer hosts): no operations in place that autograd forbids."""
+    host = comfy.model_management
+    before = getattr(host, "in_training", None)
+    try:
+        if before is not None:
+            host.in_training = True
+        yield
+    finally:
+        if before is not None:
+            host.in_training = before

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from ...spectral_core.errors import SpectralAdapterError
+from ...spectral_core.training.diffusion import discrete_timesteps, min_snr
 from . import compat, noise
 
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-_SNR_FLOOR = 1e-8
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,7 @@ class HostNoise:
         mean: float = 0.0,
         std: float = 1.0,
     ) -> Tensor:
-        total = len(self.sigmas)
-        if distribution == "uniform":
-            return torch.randint(0, total, (count,), generator=generator)
-        shares = torch.sigmoid(mean + std * torch.randn(count, generator=generator))
-        return (shares * total).long().clamp(max=total - 1)
+        return discrete_timesteps(len(self.sigmas), count, generator, distribution, mean, std)
 
     def levels(self, count: int) -> Tensor:
         return torch.linspace(0, len(self.sigmas) - 1, count + 2)[1:-1].long()
@@ -95,10 +91,9 @@ class HostNoise:
                 "weighting 'min-snr': it is defined for ε- and v-models, and this one is another kind; use "
                 "'none', with timesteps 'logit-normal' to stress the middle levels"
             )
-        snr = self.sigma(timesteps).double().square().reciprocal().clamp(min=_SNR_FLOOR)
-        below = snr.clamp(max=gamma)
-        is_v = isinstance(self.sampling, kind.V_PREDICTION)
-        return (below / (snr + 1) if is_v else below / snr).float()
+        snr = self.sigma(timesteps).double().square().reciprocal()
+        prediction = "v_prediction" if isinstance(self.sampling, kind.V_PREDICTION) else "epsilon"
+        return min_snr(snr, gamma, prediction)
 
 
 @dataclass(frozen=True)
@@ -129,7 +124,7 @@ def ready(model: Any, precision: str, shape: Sequence[int]) -> Iterator[Ready]:
     with ExitStack() as undo:
         undo.enter_context(torch.inference_mode(False))
         undo.enter_context(torch.enable_grad())
-        own = _own_copy(model)
+        own = compat.with_own_weights(model)
         undo.callback(unload, own)
         undo.callback(unload, model)
         _make_normal(own.model)
@@ -139,7 +134,7 @@ def ready(model: Any, precision: str, shape: Sequence[int]) -> Iterator[Ready]:
             patcher.set_model_compute_dtype({name: dtype for dtype, name in DTYPES.items()}[precision])
         else:
             precision = DTYPES.get(compat.compute_dtype(patcher), "fp32")
-        undo.enter_context(_in_training())
+        undo.enter_context(compat.in_training())
         options: dict[str, Any] = {"transformer_options": {"cond_or_uncond": [0]}}
         options["transformer_options"].update(patcher.model_options.get("transformer_options", {}))
         comfy.sampler_helpers.prepare_model_patcher(patcher, {}, options)
@@ -158,19 +153,6 @@ def unload(patcher: Any) -> None:
     for index in reversed(range(len(loaded))):
         if loaded[index].model is not None and patcher.is_clone(loaded[index].model):
             loaded.pop(index).model_unload()
-
-
-def _own_copy(model: Any) -> Any:
-    """The patcher to train on: itself, or where the host streams the weights in, one that keeps them."""
-    if not getattr(model, "is_dynamic", bool)():
-        return model
-    try:
-        return model.clone(disable_dynamic=True)
-    except RuntimeError as error:
-        raise SpectralAdapterError(
-            "this model's weights are streamed in while it runs and it cannot be loaded anew: start ComfyUI "
-            "with --disable-dynamic-vram, or load the model from a file"
-        ) from error
 
 
 def _make_normal(root: nn.Module) -> None:
@@ -201,20 +183,6 @@ def _frozen(root: nn.Module) -> Iterator[None]:
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
-
-
-@contextmanager
-def _in_training() -> Iterator[None]:
-    """The host's own sign for its models (newer hosts): no operations in place that autograd forbids."""
-    host = comfy.model_management
-    before = getattr(host, "in_training", None)
-    try:
-        if before is not None:
-            host.in_training = True
-        yield
-    finally:
-        if before is not None:
-            host.in_training = before
 
 
 class Conditions:

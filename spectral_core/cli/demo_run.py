@@ -28,6 +28,7 @@ from ..pipelines.inputs import recorded_inputs
 from ..svd_cache import SVDCache, default_cache_folder
 from ..training.config import TrainConfig
 from .demo_concepts import DemoConcept
+from .models import quiet_libraries
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "demo_model"
 FUSION_OF = {"foura": "sum", "spectral_a": "spectral"}
@@ -77,13 +78,8 @@ class Row:
 
 
 def open_model(path: Path | None) -> Any:
-    """The embedded model, or the user's; the libraries' own bars and advice stay out of our output."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for library in (diffusers_logging, transformers_logging):
-        library.set_verbosity_error()
-        library.disable_progress_bar()
+    """The embedded model, or the user's."""
+    quiet_libraries()
     return load_pipeline(path or EMBEDDED)
 
 
@@ -238,13 +234,13 @@ def generate_rows(
     with tqdm(total=len(rows) * len(prompts), desc="pictures", unit="picture") as bar:
         for row in rows:
             with apply(pipe, *row.adapters, recorder=row.recorder):
-                row.pictures = _draw(pipe, prompts, seeds, settings, bar.update)
+                row.pictures = draw_pictures(pipe, prompts, seeds, settings, bar.update)
     for row, adapter, alone in fusions:
         measure_fusion(pipe, concepts, settings, row, adapter, alone)
     return rows
 
 
-def _draw(
+def draw_pictures(
     pipe: Any, prompts: list[str], seeds: list[int], settings: DemoSettings, on_batch: Callable[[int], object]
 ) -> list[Image.Image]:
     return generate(
@@ -273,7 +269,7 @@ def measure_fusion(
         prompts = concept.prompts(2, settings.embedded)
         with apply(pipe, adapter), recorded_inputs(pipe, list(adapter.layers)) as seen:
             short = replace(settings, sample_steps=4)
-            _draw(pipe, prompts, list(range(len(prompts))), short, lambda _: None)
+            draw_pictures(pipe, prompts, list(range(len(prompts))), short, lambda _: None)
         inputs.append(seen)
     frozen = [freeze(a) for a in alone]
     row.retention = retention(freeze(fused), frozen, inputs).total

@@ -56,6 +56,22 @@ def _logit_normal(count: int, generator: torch.Generator, mean: float, std: floa
     return torch.sigmoid(mean + std * torch.randn(count, generator=generator))
 
 
+def discrete_timesteps(
+    total: int, count: int, generator: torch.Generator, distribution: str, mean: float, std: float
+) -> Tensor:
+    """(count,) of the timesteps 0 … total − 1, uniform or with logit-normal shares of total."""
+    if distribution == "uniform":
+        return torch.randint(0, total, (count,), generator=generator)
+    return (_logit_normal(count, generator, mean, std) * total).long().clamp(max=total - 1)
+
+
+def min_snr(snr: Tensor, gamma: float, prediction: str) -> Tensor:
+    """Weights of the loss from SNR (B,): min(SNR, γ)/SNR for ε, /(SNR + 1) for v (Hang et al., 2023)."""
+    snr = snr.clamp(min=_SNR_FLOOR)
+    below = snr.clamp(max=gamma)
+    return (below / snr if prediction == "epsilon" else below / (snr + 1)).float()
+
+
 @dataclass(frozen=True)
 class Diffusion:
     """ᾱ per timestep (T,) and the kind of prediction."""
@@ -104,10 +120,7 @@ class Diffusion:
         std: float = 1.0,
     ) -> Tensor:
         """(count,) timesteps, uniform or with logit-normal shares of T."""
-        if distribution == "uniform":
-            return torch.randint(0, self.timesteps, (count,), generator=generator)
-        shares = _logit_normal(count, generator, mean, std)
-        return (shares * self.timesteps).long().clamp(max=self.timesteps - 1)
+        return discrete_timesteps(self.timesteps, count, generator, distribution, mean, std)
 
     def levels(self, count: int) -> Tensor:
         return torch.linspace(0, self.timesteps - 1, count + 2)[1:-1].long()
@@ -115,10 +128,7 @@ class Diffusion:
     def min_snr_weights(self, timesteps: Tensor, gamma: float) -> Tensor:
         """(B,) weights of the loss, at most γ/SNR and at most 1 (ε)."""
         alphas = self._alphas(timesteps).double()
-        snr = (alphas / (1 - alphas)).clamp(min=_SNR_FLOOR)
-        below = snr.clamp(max=gamma)
-        weights = below / snr if self.prediction == "epsilon" else below / (snr + 1)
-        return weights.float()
+        return min_snr(alphas / (1 - alphas), gamma, self.prediction)
 
 
 @dataclass(frozen=True)
