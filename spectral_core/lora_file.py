@@ -87,7 +87,8 @@ class ExportReport:
         ranks = [layer.rank for layer in self.layers.values()]
         lines = [
             f"{self.path.name}: {len(ranks)} layers in {self.naming} names, "
-            f"rank {min(ranks)} to {max(ranks)}, rounding error at most {self.rounding:.1e} of a layer's update"
+            f"rank {min(ranks)} to {max(ranks)}, "
+            f"rounding error at most {self.rounding:.1e} of a layer's update"
         ]
         if self.omitted:
             lines.append(f"left out: {'; '.join(f'{name} ({why})' for name, why in self.omitted.items())}")
