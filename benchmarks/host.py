@@ -90,18 +90,22 @@ def write_adapters(folder: Path, rank: int) -> None:
 # --- the host ---------------------------------------------------------------------------------------
 
 
-def run_in(checkout: Checkout, settings: dict[str, Any]) -> dict[str, Any]:
-    """What was measured inside a host. RuntimeError with the end of what it printed when it fails."""
+def run_in(
+    checkout: Checkout, settings: dict[str, Any], script: Path = SCRIPT, seconds: float = SECONDS
+) -> dict[str, Any]:
+    """What a script measured inside a host. RuntimeError with the end of what it printed when it fails."""
     hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     env = {k: v for k, v in os.environ.items() if k not in hidden}
     env |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1"}
     env["OMP_NUM_THREADS"] = str(settings["threads"])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_adapters(folder, settings["rank"])
+        env["SPECTRAL_ADAPTERS_CACHE"] = str(folder / "cache")
+        if script == SCRIPT:
+            write_adapters(folder, settings["rank"])
         (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
         done = subprocess.run(
-            [str(checkout.python), "-c", BOOTSTRAP, str(SCRIPT), str(folder)],
+            [str(checkout.python), "-c", BOOTSTRAP, str(script), str(folder)],
             cwd=checkout.root,
             env=env,
             stdin=subprocess.DEVNULL,
@@ -109,7 +113,7 @@ def run_in(checkout: Checkout, settings: dict[str, Any]) -> dict[str, Any]:
             text=True,
             encoding="utf-8",
             errors="replace",
-            timeout=SECONDS,
+            timeout=seconds,
         )
         if done.returncode != 0:
             raise RuntimeError(f"ComfyUI {checkout.version}: {(done.stdout + done.stderr)[-3000:]}")

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -64,21 +64,27 @@ class Trainer:
 
     def go(self) -> TrainResult:
         """Train; see :func:`.loop.train`."""
-        with ExitStack() as around:
-            around.enter_context(locked(self.folder))
-            again = partial(gates.not_counted, self.setup.attachments)
-            around.enter_context(memory.checkpointed(self.setup.roots, self.config.checkpointing, again))
-            around.callback(self.stepper.count_gates())
-            self._begin()
+        with self.under_way():
             try:
                 while self.step < self.config.steps:
-                    self._one_step()
+                    self.advance()
             except KeyboardInterrupt:
                 self.result.stopped = True
             except BaseException as error:
                 self._save_after(error)
                 raise
             return self._finish()
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """The folder held, the model prepared, the checkpoint taken over; what steps are made in."""
+        with ExitStack() as around:
+            around.enter_context(locked(self.folder))
+            again = partial(gates.not_counted, self.setup.attachments)
+            around.enter_context(memory.checkpointed(self.setup.roots, self.config.checkpointing, again))
+            around.callback(self.stepper.count_gates())
+            self._begin()
+            yield
 
     # --- beginning and end ----------------------------------------------------------------------------
 
@@ -139,7 +145,8 @@ class Trainer:
 
     # --- a step ---------------------------------------------------------------------------------------
 
-    def _one_step(self) -> None:
+    def advance(self) -> None:
+        """One optimiser step with everything around it; an error undoes it and passes on."""
         before = self.stepper.moment()
         try:
             self.stepper.prepare()
