@@ -1,0 +1,353 @@
+"""Where the experiments train, draw and keep what they made.
+
+A :class:`Lab` has a folder; everything in it is named by what it depends on and made once, so that a run that was
+stopped goes on, and several processes share the work (a cell under way in one is skipped by the others). All times
+are processor seconds of the process, so that a busy machine does not change them much.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.claims.drawings import Drawn, character, style_picture
+from benchmarks.claims.judge import Judge, as_tensor, judge
+from spectral_core import fileformat
+from spectral_core.adapter import Adapter, Provenance, create
+from spectral_core.attach import attach
+from spectral_core.cli.models import quiet_libraries
+from spectral_core.errors import SpectralAdapterError
+from spectral_core.methods import MethodConfig
+from spectral_core.pipelines import apply, generate, load_pipeline
+from spectral_core.pipelines.concept import basis_source, diffusion_of, encode_pictures
+from spectral_core.pipelines.conditioning import CaptionCache
+from spectral_core.pipelines.tokens import TokenRows, initial_rows
+from spectral_core.svd_cache import SVDCache
+from spectral_core.targets import find_targets
+from spectral_core.training.config import TrainConfig
+from spectral_core.training.loop import Setup, evaluation_loss, train
+from spectral_core.training.order import Order
+
+MODEL = Path(__file__).resolve().parents[2] / "demo_model"
+TARGETS = r"re:(down_blocks|mid_block|up_blocks)\..*"
+SIZE = (64, 64)
+HELD_OUT_SEED = 500_000
+
+
+class Busy(Exception):
+    """Another process is making this cell."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How much is done. seeds: of the reported runs; sweep_seeds: of the rates' sweeps, never the same."""
+
+    name: str
+    seeds: tuple[int, ...]
+    steps: int = 150
+    pictures: int = 30
+    held_out: int = 16
+    prompts: int = 6
+    per_prompt: int = 4
+    sampler_steps: int = 10
+    strengths: tuple[float, ...] = (0.6, 1.0, 1.3)
+    few_pictures: int = 8
+    long_steps: tuple[int, ...] = (50, 150, 400)
+    rates: int = 3
+    drawings: int = 4000
+    judge_steps: int = 700
+    sweep_seeds: tuple[int, ...] = (100,)
+
+
+FULL = Setting("full", seeds=(0, 1, 2, 3, 4))
+SMALL = Setting(
+    "small",
+    seeds=(0, 1),
+    steps=3,
+    pictures=4,
+    held_out=2,
+    prompts=2,
+    per_prompt=2,
+    sampler_steps=2,
+    strengths=(0.5, 1.0),
+    few_pictures=2,
+    long_steps=(2, 4),
+    rates=1,
+    drawings=80,
+    judge_steps=4,
+)
+SETTINGS = {setting.name: setting for setting in (FULL, SMALL)}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something to learn: a style (``inked``, ``poster``) whose word stays as the tokenizer writes it, or a
+    character (``bot`` …) whose word ``<bot>`` is new and trained with it."""
+
+    kind: str
+    name: str
+
+    @property
+    def word(self) -> str:
+        return self.name if self.kind == "style" else f"<{self.name}>"
+
+    def pictures(self, first: int, count: int) -> list[Drawn]:
+        seeds = range(first, first + count)
+        if self.kind == "style":
+            return [style_picture(self.name, seed) for seed in seeds]
+        return [character(self.name, seed, self.word) for seed in seeds]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method as a claim compares it: its name, and the configuration for a layer's weight."""
+
+    name: str
+    configure: Callable[[Tensor], MethodConfig]
+    start_rate: float
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture in the order of training."""
+
+    repeats: int = 1
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An adapter with the loss on pictures it never saw, before and after, and its cost."""
+
+    adapter: Adapter
+    held_out: float
+    held_out_before: float
+    parameters: int
+    seconds: float
+
+
+class Lab:
+    """One folder of experiments on the embedded model."""
+
+    def __init__(self, folder: Path, setting: Setting) -> None:
+        self.folder, self.setting = folder / setting.name, setting
+        self.folder.mkdir(parents=True, exist_ok=True)
+        quiet_libraries()
+
+    @cached_property
+    def pipe(self) -> Any:
+        pipe = load_pipeline(MODEL)
+        pipe.unet.to(memory_format=torch.channels_last)
+        return pipe
+
+    @cached_property
+    def judge(self) -> Judge:
+        with self._alone("judge", wait=True):
+            return judge(self.pipe, self.folder, self.setting.drawings, self.setting.judge_steps)
+
+    # --- kept results -----------------------------------------------------------------------------
+
+    @contextmanager
+    def _alone(self, name: str, wait: bool = False) -> Iterator[None]:
+        (self.folder / "locks").mkdir(exist_ok=True)
+        with open(self.folder / "locks" / name, "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise Busy(name) from None
+            yield
+
+    def cell(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """The kept numbers of this name, or made now. Raises Busy while another process makes them."""
+        path = self.folder / "cells" / f"{name}.json"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            with self._alone(name):
+                if not path.exists():
+                    started = time.process_time()
+                    made = dict(make()) | {"cpu_seconds": time.process_time() - started}
+                    partial = path.with_suffix(f".{os.getpid()}.part")
+                    partial.write_text(json.dumps(made, indent=1))
+                    partial.replace(path)
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
+    def known(self, name: str) -> dict[str, Any] | None:
+        """The kept numbers of this name, if there are some."""
+        path = self.folder / "cells" / f"{name}.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def keep_picture(self, name: str, picture: Image.Image) -> None:
+        (self.folder / "pictures").mkdir(exist_ok=True)
+        picture.save(self.folder / "pictures" / f"{name}.png")
+
+    # --- training ---------------------------------------------------------------------------------
+
+    def trained(
+        self,
+        task: Task,
+        recipe: Recipe,
+        rate: float,
+        seed: int,
+        *,
+        pictures: int | None = None,
+        snapshots: Sequence[int] = (),
+    ) -> dict[int, Trained]:
+        """Adapters after the given steps (by default the setting's) of one run, from the folder or trained now.
+
+        Training pictures differ from seed to seed; the held-out pictures are the same for all. A run that
+        diverges has a held-out loss of infinity and the adapter it began with.
+        """
+        steps = tuple(snapshots) or (self.setting.steps,)
+        count = pictures or self.setting.pictures
+        name = f"{task.name}__{recipe.name.replace(' ', '_')}__{rate:g}__{seed}__{count}__{steps[-1]}"
+        cell = self.cell(f"train__{name}", lambda: self._train(name, task, recipe, rate, seed, count, steps))
+        return {
+            step: Trained(
+                fileformat.load(self.folder / "adapters" / f"{name}__{step}.safetensors"),
+                math.inf if cell["held_out"][str(step)] is None else cell["held_out"][str(step)],
+                cell["before"],
+                cell["parameters"],
+                cell["cpu_seconds"],
+            )
+            for step in steps
+        }
+
+    def _train(
+        self, name: str, task: Task, recipe: Recipe, rate: float, seed: int, count: int, steps: Sequence[int]
+    ) -> dict[str, Any]:
+        pipe, settings = self.pipe, self.setting
+        drawn = task.pictures(1000 * (seed + 1), count) + task.pictures(HELD_OUT_SEED, settings.held_out)
+        latents = encode_pictures(pipe, as_tensor([p for p, _ in drawn]) * 2 - 1)
+        captions = [c for _, c in drawn]
+        adapter = self._fresh(task, recipe, seed)
+        new_words = {task.word: initial_rows(pipe, "shape")} if task.kind == "character" else {}
+        tokens = TokenRows(pipe, new_words, trainable=True)
+        found: dict[int, Adapter] = {0: adapter}
+        losses: dict[int, float | None] = {}
+        try:
+            with attach(pipe.unet, adapter, part="unet", trainable=True) as attachment:
+                encoded = CaptionCache(pipe, SIZE, keep=not new_words)
+
+                def denoise(
+                    noisy: Tensor, timesteps: Tensor, indices: Sequence[int | None], first: int = 0
+                ) -> Any:
+                    said = ["" if i is None else captions[first + i] for i in indices]
+                    return pipe.unet(noisy, timesteps, **encoded.encode(said)).sample
+
+                rows = [p for parts in tokens.parameters.values() for p in parts.values()]
+                diffusion, order = diffusion_of(pipe), Order([Shown()] * count, 4, seed)
+                setup = Setup(denoise, latents[:count], order, diffusion, [attachment], rows)
+                unseen = replace(
+                    setup, denoiser=lambda *a: denoise(*a, first=count), latents=latents[count:], tokens=()
+                )
+
+                def measure(step: int) -> None:
+                    with torch.no_grad(), attachment.gates.inference():
+                        losses[step] = evaluation_loss(unseen, levels=8)
+                    found[step] = replace(attachment.to_adapter(), tokens=tokens.values())
+
+                before = evaluation_loss(unseen, levels=8)
+                config = TrainConfig(
+                    steps=steps[-1], batch_size=4, learning_rate=rate, schedule="constant", seed=seed
+                )
+                if rows:
+                    config = replace(config, token_learning_rate=2e-2)
+
+                def listen(event: Any) -> None:
+                    if event["event"] == "step" and event["step"] in steps[:-1]:
+                        measure(event["step"])
+
+                try:
+                    train(setup, config, adapter.methods[0], listen)
+                    measure(steps[-1])
+                except SpectralAdapterError:
+                    losses |= {step: None for step in steps if step not in losses}
+        finally:
+            tokens.remove()
+        (self.folder / "adapters").mkdir(exist_ok=True)
+        for step in steps:
+            path = self.folder / "adapters" / f"{name}__{step}.safetensors"
+            fileformat.save(found.get(step, adapter), path, overwrite=True)
+        return {
+            "held_out": {
+                str(s): v if v is not None and math.isfinite(v) else None for s, v in losses.items()
+            },
+            "before": before,
+            "parameters": _trained_parameters(adapter),
+        }
+
+    def _fresh(self, task: Task, recipe: Recipe, seed: int) -> Adapter:
+        weights, _ = find_targets(self.pipe.unet, "unet", TARGETS)
+        generator = torch.Generator().manual_seed(seed)
+        cache = SVDCache(self.folder / "svd")
+        layers = {}
+        for name, weight in weights.items():
+            config = recipe.configure(weight)
+            layers |= create({name: weight}, config, basis_source(config, cache), generator).layers
+        return Adapter(layers, Provenance(name=task.name, family="mini", trigger_words=(task.word,)))
+
+    def rate(self, kind: str, recipe: Recipe) -> float:
+        """The recipe's best rate of a sweep: by held-out loss, on sweep seeds, growing until the best is not at
+        an end of the grid."""
+        task = Task(kind, "inked" if kind == "style" else "house")
+
+        def loss(exponent: int) -> float:
+            rate = self.sweep_rate(recipe, exponent)
+            runs = [self.trained(task, recipe, rate, seed) for seed in self.setting.sweep_seeds]
+            return fmean(run[self.setting.steps].held_out for run in runs)
+
+        width = self.setting.rates // 2
+        known = {k: loss(k) for k in range(-width, width + 1)}
+        while width and (best := min(known, key=lambda k: known[k])) in (min(known), max(known)):
+            step = -1 if best == min(known) else 1
+            if len(known) >= 7:
+                break
+            known[best + step] = loss(best + step)
+        return self.sweep_rate(recipe, min(known, key=lambda k: known[k]))
+
+    @staticmethod
+    def sweep_rate(recipe: Recipe, exponent: int) -> float:
+        """Steps of √10 around the recipe's first guess."""
+        return float(f"{recipe.start_rate * 10 ** (exponent / 2):.2g}")
+
+    # --- drawing ----------------------------------------------------------------------------------
+
+    def draw(
+        self, prompts: Sequence[str], seeds: Sequence[int], adapters: Sequence[Adapter], recorder: Any = None
+    ) -> list[Image.Image]:
+        """One picture per (prompt, seed) with the adapters on."""
+        with apply(self.pipe, *adapters, recorder=recorder):
+            return generate(
+                self.pipe,
+                prompts,
+                seeds,
+                steps=self.setting.sampler_steps,
+                guidance=4.0,
+                size=SIZE,
+                batch_size=32,
+            )
+
+
+def _trained_parameters(adapter: Adapter) -> int:
+    from spectral_core.methods import method_of
+
+    total = 0
+    for layer in adapter.layers.values():
+        for term in layer.terms:
+            names = method_of(term.config).trainable(term.config)
+            total += sum(term.params[name].numel() for name in names)
+    return total

@@ -1,0 +1,141 @@
+"""What is read from generated pictures.
+
+Shapes: features (N, 128) of length one, so that 1 − their dot product is a distance in [0, 2].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.claims.drawings import STYLES
+from benchmarks.claims.lab import HELD_OUT_SEED, Lab, Task
+from benchmarks.claims.recipes import RANK as RANK  # re-exported: the rank of every comparison
+from demo_model import draw
+from spectral_core.adapter import Adapter
+from spectral_core.cli.demo_concepts import BACKGROUNDS
+from spectral_core.cli.demo_run import EMBEDDED
+from spectral_core.cli.demo_scores import as_tensor
+from spectral_core.plots import contact_sheet
+
+UNRELATED = 8  # prompts without any concept
+COPY_QUANTILE = 0.05
+
+
+def diversity(features: Tensor, groups: int) -> float:
+    """Mean distance between pictures of one prompt; features (groups · n, D), prompt after prompt."""
+    each = features.unflatten(0, (groups, -1))
+    n = each.shape[1]
+    distances = 1 - each @ each.mT
+    return float(distances.sum() / (groups * n * (n - 1)))
+
+
+@dataclass
+class StyleMeter:
+    """Pictures of a style: how strong, how right, how diverse, how much copied."""
+
+    lab: Lab
+    style: str
+
+    @cached_property
+    def scenes(self) -> list[tuple[str, str]]:
+        """(colour, shape) of the prompts: what they leave open is up to the model."""
+        shapes, colours = list(draw.SHAPES), list(draw.COLOURS)
+        return [(colours[(3 * i + 1) % 8], shapes[i % 8]) for i in range(self.lab.setting.prompts)]
+
+    def prompts(self, words: str) -> list[str]:
+        per = self.lab.setting.per_prompt
+        return [f"{words} a {colour} {shape}" for colour, shape in self.scenes for _ in range(per)]
+
+    def pictures(self, adapters: Sequence[Adapter], words: str | None = None) -> list[Image.Image]:
+        prompts = self.prompts(self.style if words is None else words)
+        return self.lab.draw(prompts, [7000 + i for i in range(len(prompts))], adapters)
+
+    def read(self, pictures: Sequence[Image.Image]) -> dict[str, float]:
+        """Style strengths, share of pictures with the right shape and colour, and diversity."""
+        judge, per = self.lab.judge, self.lab.setting.per_prompt
+        wanted = [scene for scene in self.scenes for _ in range(per)]
+        shapes, colours = judge.read("shape", pictures), judge.read("colour", pictures)
+        right = [(c, s) == want for c, s, want in zip(colours, shapes, wanted, strict=True)]
+        strengths = {style: judge.probability(style, "yes", pictures) for style in STYLES}
+        return {
+            **{style: float(value.mean()) for style, value in strengths.items()},
+            "both": float(torch.stack([v > 0.5 for v in strengths.values()]).all(0).float().mean()),
+            "right": sum(right) / len(right),
+            "diversity": diversity(judge.features(pictures), len(self.scenes)),
+        }
+
+    def copied(self, pictures: Sequence[Image.Image], seed: int, count: int) -> float:
+        """Share of pictures nearer to a training picture than the nearest 5 % of unseen drawings are."""
+        judge, task = self.lab.judge, Task("style", self.style)
+        shown = judge.features([p for p, _ in task.pictures(1000 * (seed + 1), count)])
+        unseen = judge.features([p for p, _ in task.pictures(HELD_OUT_SEED + 1000, 200)])
+        limit = torch.quantile((1 - unseen @ shown.mT).amin(1), COPY_QUANTILE)
+        nearest = (1 - judge.features(pictures) @ shown.mT).amin(1)
+        return float((nearest < limit).float().mean())
+
+
+@dataclass
+class CharacterMeter:
+    """Pictures of characters: who is on them, on the background that was asked for."""
+
+    lab: Lab
+    names: Sequence[str]
+
+    @cached_property
+    def _classifier(self) -> Any:
+        from demo_model.classifier import load_classifier
+
+        return load_classifier(EMBEDDED / "classifier")
+
+    @cached_property
+    def _own(self) -> dict[str, Tensor]:
+        return {
+            name: self._classifier.features(
+                as_tensor([p for p, _ in Task("character", name).pictures(1000, 24)])
+            )
+            for name in self.names
+        }
+
+    def prompts(self, name: str) -> list[str]:
+        per = max(1, self.lab.setting.pictures // 10)
+        return [f"a <{name}> on a {background} background" for background in BACKGROUNDS for _ in range(per)]
+
+    def read(self, name: str, adapters: Sequence[Adapter], sheet: str = "") -> dict[str, float]:
+        """fidelity: the judge's certainty of the character; crosstalk: of any of the others; background: share
+        of the right ones; similarity: to the character's own pictures, in the shipped classifier's features."""
+        prompts = self.prompts(name)
+        pictures = self.lab.draw(prompts, [8000 + i for i in range(len(prompts))], adapters)
+        if sheet:
+            self.lab.keep_picture(sheet, contact_sheet([pictures]))
+        wanted = [prompt.split(" on a ")[1].split()[0] for prompt in prompts]
+        seen = self._classifier.attributes(as_tensor(pictures))["background"]
+        judge = self.lab.judge
+        others = [judge.probability("character", n, pictures) for n in self.names if n != name]
+        features = self._classifier.features(as_tensor(pictures))
+        return {
+            "fidelity": float(judge.probability("character", name, pictures).mean()),
+            "crosstalk": float(torch.stack(others).sum(0).mean()) if others else 0.0,
+            "background": sum(a == b for a, b in zip(seen, wanted, strict=True)) / len(wanted),
+            "similarity": float((features @ self._own[name].mT).mean()),
+        }
+
+    @cached_property
+    def _unrelated(self) -> tuple[list[str], Tensor]:
+        import numpy as np
+
+        rng = np.random.default_rng(5)
+        prompts = [draw.full_caption(draw.random_scene(rng, evaluation=True)) for _ in range(UNRELATED)]
+        return prompts, self.lab.judge.features(self.lab.draw(prompts, range(9000, 9000 + UNRELATED), []))
+
+    def drift(self, adapters: Sequence[Adapter]) -> float:
+        """Mean distance from the base model's pictures under prompts without a concept, same seeds."""
+        prompts, base = self._unrelated
+        pictures = self.lab.draw(prompts, range(9000, 9000 + UNRELATED), adapters)
+        return float((1 - (self.lab.judge.features(pictures) * base).sum(1)).mean())
