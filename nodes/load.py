@@ -29,18 +29,17 @@ def _adapter_name() -> inputs.Input:
 def _put_on(
     node: str,
     adapter_name: str,
+    opened: Any,
     strengths: tuple[float, float],
     base_mismatch: str,
     model: Any,
     clip: Any,
 ) -> dict[str, Any]:
-    """Open the file, apply it to what is connected, report both."""
-    from ..spectral_core.analysis import summary_text
+    """Apply an opened file to what is connected, report both."""
     from ..spectral_core.errors import SpectralAdapterError
     from .host import files
 
-    opened = files.open_adapter(adapter_name, model, clip)
-    report = [opened.path.name, summary_text(opened.adapter), *opened.notes]
+    report = [opened.path.name, opened.summary, *opened.notes]
     if model is None and clip is None:
         report.append("not applied: neither model nor clip is connected; the ADAPTER output is ready")
     else:
@@ -104,7 +103,14 @@ class LoadFouRA:
         clip: Any = None,
     ) -> dict[str, Any]:
         strengths = (strength_model, strength_clip)
-        return _put_on("Load FouRA", adapter_name, strengths, "delta", model, clip)
+        opened = self._open(adapter_name, model, clip)
+        return _put_on("Load FouRA", adapter_name, opened, strengths, "delta", model, clip)
+
+    def _open(self, adapter_name: str, model: Any, clip: Any) -> Any:
+        from .host import files
+
+        self._opened = files.open_adapter(adapter_name, model, clip)  # held while the host keeps this node
+        return self._opened
 
     @classmethod
     def VALIDATE_INPUTS(cls, adapter_name: Any = None) -> bool | str:
@@ -144,7 +150,8 @@ class LoadSpectralAdapter(LoadFouRA):
         base_mismatch: str = "delta",
     ) -> dict[str, Any]:
         strengths = (strength_model, strength_clip)
-        return _put_on("Load Spectral Adapter", adapter_name, strengths, base_mismatch, model, clip)
+        opened = self._open(adapter_name, model, clip)
+        return _put_on("Load Spectral Adapter", adapter_name, opened, strengths, base_mismatch, model, clip)
 
 
 class LoadLoRAAsAdapter:
@@ -191,7 +198,7 @@ class LoadLoRAAsAdapter:
         from ..spectral_core.analysis import summary_text
         from .host import loras
 
-        opened = loras.open_lora(lora_name, lora_model, model, clip)
+        self._opened = opened = loras.open_lora(lora_name, lora_model, model, clip)  # held, as above
         text = results.lines(opened.title, summary_text(opened.adapter), *opened.notes)
         return results.shown(text, opened.adapter, text)
 

@@ -172,15 +172,21 @@ def tensor_bytes() -> dict[int, int]:
 
 
 def loaders(base: Any) -> dict[str, tuple[str, str, Callable[[str], Any]]]:
-    """Name -> (folder, file, the node's own work: file name -> patched MODEL)."""
+    """Name -> (folder, file, the node's own work: file name -> patched MODEL, and all that the host keeps).
+
+    The host keeps the node, which keeps its file, and all of the node's outputs.
+    """
     ours = pack("nodes.load").LoadFouRA
 
     def load_lora(name: str) -> Any:
-        return host_nodes.LoraLoaderModelOnly().load_lora_model_only(base, name, 1.0)[0]
+        node = host_nodes.LoraLoaderModelOnly()
+        answer = node.load_lora_model_only(base, name, 1.0)
+        return answer[0], (node, answer)
 
     def load_ours(name: str) -> Any:
-        answer = ours().load(name, 1.0, 1.0, model=base)
-        return (answer["result"] if isinstance(answer, dict) else answer)[0]
+        node = ours()
+        answer = node.load(name, 1.0, 1.0, model=base)
+        return answer["result"][0], (node, answer)
 
     return {
         "spectral a": ("spectral_adapters", "spectral_a", load_ours),
@@ -193,7 +199,7 @@ def loaders(base: Any) -> dict[str, tuple[str, str, Callable[[str], Any]]]:
 def forget() -> None:
     """A process that has not seen the files: the pack keeps parsed ones."""
     store = pack("nodes.host.store")
-    store.PARSED = store.Store()
+    store.HEADERS, store.ADAPTERS = store.Store(), store.Store(keeps_alive=False)
     gc.collect()
 
 
@@ -208,12 +214,12 @@ def file_to_step(base: Any, rounds: int) -> dict[str, list[float]]:
         forget()
         folder_paths.get_filename_list(folder)  # the page has asked for it long before
         started = time.perf_counter()
-        patcher = load(fresh.name)
+        patcher, kept = load(fresh.name)
         options, done = prepared(patcher)
         step(patcher, options, given)
         took = time.perf_counter() - started
         done()
-        del patcher, options, done
+        del patcher, kept, options, done
         fresh.unlink()
         prepared(base)[1]()  # the host takes the patches out again
         if turn >= len(known):
@@ -232,7 +238,7 @@ def held(base: Any) -> dict[str, dict[str, int]]:
     for name, (folder, file, load) in loaders(base).items():
         forget()
         before = tensor_bytes()
-        patcher = load(f"{file}.safetensors")
+        patcher, kept = load(f"{file}.safetensors")
         is_live = folder == "spectral_adapters" and pack("nodes.host.live").stack_of(patcher) is not None
         if is_live:
             options, done = prepared(patcher)
@@ -242,7 +248,7 @@ def held(base: Any) -> dict[str, dict[str, int]]:
             done()
             del options, done
         found[name] = {"held": total}
-        del patcher
+        del patcher, kept
         if folder == "spectral_adapters":
             adapter = fileformat.load(FOLDER / folder / f"{file}.safetensors")
             pairs = [factors.folded(layer, range(len(layer.terms))) for layer in adapter.layers.values()]

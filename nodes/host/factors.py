@@ -20,6 +20,7 @@ from ...spectral_core.adapter import AdapterLayer, Term
 from ...spectral_core.folded import Piece, Ready, pieces_of
 from ...spectral_core.lowrank import concatenate
 from ...spectral_core.methods import method_of
+from .shelf import set_down
 
 # For the whole process on purpose: nodes are executed again and again with the same adapter, and an entry
 # goes when its layer does.
@@ -77,11 +78,19 @@ def _fold(layer: AdapterLayer, terms: Sequence[Term], strength: float) -> tuple[
             method = method_of(term.config)
             parts.append(method.fold(term.config, layer.shape, params, strength * term.weight))
         factors = concatenate(parts)
-        return _plain(factors.scaled_up()), _plain(factors.down)
+        folded_ = _plain(factors.scaled_up()), _plain(factors.down)
+    for term in terms:
+        if is_linear(term):  # another one is folded again for every strength
+            set_down(term)
+    return folded_
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    return tensor.clone() if tensor.is_inference() else tensor.contiguous()
+    """Contiguous and alone in its memory: both factors of a layer may have been computed as one."""
+    shares = tensor.untyped_storage().nbytes() != tensor.nbytes
+    if shares or tensor.is_inference():
+        return tensor.clone(memory_format=torch.contiguous_format)
+    return tensor.contiguous()
 
 
 def digest(layer: AdapterLayer) -> str:
@@ -98,9 +107,18 @@ class KeptPiece(Piece):
     layer: AdapterLayer | None = None
     indices: tuple[int, ...] = ()
 
+    @torch.compiler.disable
+    def _keep(self, key: object, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
+        """Cast once; where nothing is to be cast, the kept factors themselves."""
+        self._cache.clear()
+        with torch.inference_mode(False), torch.no_grad():
+            self._cache[key] = self._fold(device, dtype, strength)
+        return self._cache[key]
+
     def _fold(self, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
         up, down = self._masters(strength)
-        return down.to(device, dtype), up.to(device, dtype), {k: v.to(device) for k, v in self._gate.items()}
+        gate = {name: value.to(device) for name, value in self._gate.items()}
+        return down.to(device, dtype), up.to(device, dtype), gate
 
     def _masters(self, strength: float) -> tuple[Tensor, Tensor]:
         assert self.layer is not None
@@ -109,7 +127,7 @@ class KeptPiece(Piece):
     @property
     def _gate(self) -> dict[str, Tensor]:
         params = self.terms[0].params
-        return {k: v for k, v in params.items() if k.startswith("gate.")} if self.gated else {}
+        return {k: params[k] for k in params if k.startswith("gate.")} if self.gated else {}
 
     def nbytes(self, dtype: torch.dtype, strength: float) -> int:
         """What it takes on the computing device."""

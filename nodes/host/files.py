@@ -11,17 +11,34 @@ from typing import Any
 
 from ...spectral_core import fileformat
 from ...spectral_core.adapter import Adapter
+from ...spectral_core.analysis import summary_text
 from ...spectral_core.errors import SpectralAdapterError
 from . import names, paths, store
+from .shelf import Volume, shelved
 
 
 @dataclass(frozen=True)
 class Opened:
-    """An adapter from a file, and what the user should know about it."""
+    """An adapter from a file, a summary of it, and what the user should know about it.
+
+    Whoever opened it holds on to this: the same file is then not read again.
+    """
 
     adapter: Adapter
     path: Path
+    summary: str
     notes: tuple[str, ...] = ()
+    held: Any = None
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What stays the same while a file does. Its adapter sets its tensors down, so the summary, which looks
+    at them, is written when they have just been read."""
+
+    adapter: Adapter
+    summary: str
+    notes: tuple[str, ...]
 
 
 def state_of(name: str, key: str = paths.KEY) -> str:
@@ -59,24 +76,37 @@ def open_adapter(name: str, model: Any = None, clip: Any = None) -> Opened:
     without its model.
     """
     found = paths.resolve(name)
+    path = found.path
     notes = (found.note,) if found.note else ()
-    summary = store.PARSED.get("summary", found.path, lambda: fileformat.inspect(found.path))
-    if not summary.is_compact:
-        loaded = store.PARSED.get("adapter", found.path, lambda: fileformat.read(found.path))
-        return Opened(loaded.adapter, found.path, notes + loaded.notes)
-    if model is None and clip is None:
+    header = store.HEADERS.get("header", path, lambda: fileformat.inspect(path))
+    if not header.is_compact:
+        read = store.ADAPTERS.get("adapter", path, lambda: _read(path))
+    elif model is None and clip is None:
         raise SpectralAdapterError(
-            f"{found.path}: is a compact file, which leaves out the singular vectors of its base model: "
+            f"{path}: is a compact file, which leaves out the singular vectors of its base model: "
             "connect the model (and clip) that it was trained on"
         )
+    else:
+        from . import base_weights
+
+        owners = [
+            owner for owner in (base_weights.owner(model), base_weights.owner(clip)) if owner is not None
+        ]
+        read = store.ADAPTERS.get("compact", path, lambda: _read_compact(path, header, model, clip), owners)
+    return Opened(read.adapter, path, read.summary, notes + read.notes, read)
+
+
+def _read(path: Path) -> _Read:
+    volume = Volume(path)
+    loaded = fileformat.read(path)
+    text = summary_text(loaded.adapter)
+    return _Read(shelved(loaded.adapter, volume), text, loaded.notes)
+
+
+def _read_compact(path: Path, header: fileformat.Summary, model: Any, clip: Any) -> _Read:
+    """Its bases come from the model by an SVD: they are kept."""
     from . import base_weights
 
-    shapes = {layer: plan.shape for layer, plan in summary.layers.items()}
-    owners = [owner for owner in (base_weights.owner(model), base_weights.owner(clip)) if owner is not None]
-    loaded = store.PARSED.get(
-        "compact",
-        found.path,
-        lambda: fileformat.read(found.path, base_weights.source(shapes, model, clip)),
-        owners,
-    )
-    return Opened(loaded.adapter, found.path, notes + loaded.notes)
+    shapes = {layer: plan.shape for layer, plan in header.layers.items()}
+    loaded = fileformat.read(path, base_weights.source(shapes, model, clip))
+    return _Read(loaded.adapter, summary_text(loaded.adapter), loaded.notes)

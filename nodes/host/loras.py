@@ -43,6 +43,9 @@ class OpenedLoRA:
     title: str
     adapter: Adapter
     notes: tuple[str, ...] = ()
+    held: Any = (
+        None  # the file as it was read: whoever opened it holds on to it, so that it is not read again
+    )
 
 
 def open_lora(name: str, lora_model: Any, model: Any, clip: Any) -> OpenedLoRA:
@@ -56,7 +59,7 @@ def open_lora(name: str, lora_model: Any, model: Any, clip: Any) -> OpenedLoRA:
         raise SpectralAdapterError("no LoRA is chosen: choose a file, or connect a LORA_MODEL to lora_model")
     else:
         found = paths.resolve(name, paths.LORAS)
-        read = store.PARSED.get(
+        read = store.ADAPTERS.get(
             "lora", found.path, lambda: lora_import.read_lora(found.path, drop_differences=True)
         )
         title = "\n".join(part for part in (found.path.name, found.note) if part)
@@ -69,7 +72,7 @@ def open_lora(name: str, lora_model: Any, model: Any, clip: Any) -> OpenedLoRA:
     if read.unmatched:
         some = ", ".join(read.unmatched[:3])
         notes.append(f"{len(read.unmatched)} tensors belong to no layer and were left out, such as {some}")
-    return OpenedLoRA(title, adapter, tuple(notes))
+    return OpenedLoRA(title, adapter, tuple(notes), read)
 
 
 def _from_memory(lora_model: Any, keep_names: bool) -> lora_import.ImportedLoRA:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ...spectral_core.errors import SpectralAdapterError
 
-KEPT_BYTES = 2 << 30  # of files; the one read last is always kept
+KEPT = 256  # values that a store keeps alive
 
 
 @dataclass(frozen=True)
@@ -44,23 +44,27 @@ class Stamp:
 class Store:
     """Values parsed from files, the least recently used dropped first.
 
+    keeps_alive: False for what is large. It is then given out for as long as someone else holds it: a node
+    does, as the host's own Load LoRA does, until the host drops the node.
+
     A value may belong to models as well (a compact adapter was completed with one): it is then only given
     out for the very same models, which are not kept alive.
     """
 
-    def __init__(self, kept_bytes: int = KEPT_BYTES) -> None:
-        self._kept_bytes = kept_bytes
-        self._values: OrderedDict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = OrderedDict()
+    def __init__(self, keeps_alive: bool = True, kept: int = KEPT) -> None:
+        self._keeps_alive, self._kept = keeps_alive, kept
+        self._values: OrderedDict[tuple[Any, ...], tuple[Callable[[], Any], tuple[Any, ...]]] = OrderedDict()
 
     def get(self, kind: str, path: Path, parse: Callable[[], Any], owners: Sequence[Any] = ()) -> Any:
         """``parse()``, or what it gave for this state of the file; again where it was written meanwhile."""
         stamp = Stamp.of(path)
         while True:
             key = (stamp.path, kind, *map(id, owners))
-            kept = self._values.get((key, stamp))
-            if kept is not None and all(ref() is owner for ref, owner in zip(kept[1], owners, strict=True)):
+            kept, refs = self._values.get((key, stamp), (None, ()))
+            value = kept and kept()
+            if value is not None and all(ref() is owner for ref, owner in zip(refs, owners, strict=True)):
                 self._values.move_to_end((key, stamp))
-                return kept[0]
+                return value
             value = parse()
             after = Stamp.of(path)
             if after == stamp:
@@ -71,13 +75,16 @@ class Store:
     def _keep(self, key: tuple[Any, ...], stamp: Stamp, value: Any, owners: Sequence[Any]) -> None:
         for old in [known for known in self._values if known[0] == key]:
             del self._values[old]
-        self._values[key, stamp] = (value, tuple(weakref.ref(owner) for owner in owners))
-        while len(self._values) > 1 and sum(s.size for _, s in self._values) > self._kept_bytes:
+        held = (lambda: value) if self._keeps_alive else weakref.ref(value)
+        self._values[key, stamp] = (held, tuple(weakref.ref(owner) for owner in owners))
+        while len(self._values) > self._kept:
             self._values.popitem(last=False)
 
 
-# For the whole process on purpose: nodes are made anew for every workflow, and files outlive them.
-PARSED = Store()
+# For the whole process on purpose: nodes are made anew for every workflow, and files outlive them. Headers
+# are small and stay; adapters are shared while any node holds them.
+HEADERS = Store()
+ADAPTERS = Store(keeps_alive=False)
 
 
 # For the whole process on purpose, as above: a file's hash is computed once for each of its states.

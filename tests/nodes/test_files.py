@@ -155,14 +155,14 @@ def test_a_file_written_while_it_is_read_is_read_again(ours: Pack, tmp_path: Any
 
 
 def test_store_forgets_the_oldest_and_belongs_to_its_models(ours: Pack, tmp_path: Any) -> None:
-    store = ours.module("nodes.host.store").Store(kept_bytes=25)
+    store = ours.module("nodes.host.store").Store(kept=2)
     files, parsed = [touch(tmp_path / name, name * 10) for name in "abc"], []
 
     class Model:
         pass
 
     def get(file: Any, *owners: Any) -> Any:
-        return store.get("x", file, lambda: parsed.append(file.name), owners)
+        return store.get("x", file, lambda: parsed.append(file.name) or file.name, owners)
 
     for file in files:
         get(file)
@@ -173,6 +173,21 @@ def test_store_forgets_the_oldest_and_belongs_to_its_models(ours: Pack, tmp_path
     one, two = Model(), Model()
     get(files[0], one), get(files[0], one), get(files[0], two), get(files[0], one)
     assert parsed[4:] == ["a", "a"]
+
+
+def test_store_does_not_keep_what_is_large_alive(ours: Pack, tmp_path: Any) -> None:
+    store = ours.module("nodes.host.store").Store(keeps_alive=False)
+    file, parsed = touch(tmp_path / "a"), []
+
+    class Large:
+        def __init__(self) -> None:
+            parsed.append(1)
+
+    one = store.get("x", file, Large)
+    assert store.get("x", file, Large) is one and len(parsed) == 1
+    del one
+    store.get("x", file, Large)
+    assert len(parsed) == 2
 
 
 def test_the_digest_follows_the_content(ours: Pack, tmp_path: Any) -> None:
