@@ -82,7 +82,8 @@ class Term(_Value):
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "params", MappingProxyType(dict(self.params)))
+        if not getattr(self.params, "is_immutable", False):  # such as one that reads a file when asked
+            object.__setattr__(self, "params", MappingProxyType(dict(self.params)))
         _check_finite(self.weight, "weight of a term")
 
     @property
