@@ -50,6 +50,14 @@ def modules_of(root: nn.Module, adapters: Sequence[Adapter], part: str) -> dict[
     return found
 
 
+def exact_bytes(
+    modules: Mapping[str, nn.Module], widths: Mapping[str, int], dtype: torch.dtype = torch.float32
+) -> int:
+    """What exact statistics of these layers may take at most; widths: layer name -> fan_in."""
+    by_module = {id(module): widths[name] for name, module in modules.items() if name in widths}
+    return sum(width * width for width in by_module.values()) * dtype.itemsize
+
+
 @contextmanager
 def collect(
     modules: Mapping[str, nn.Module],
@@ -57,13 +65,15 @@ def collect(
     space: str = "exact",
     dtype: torch.dtype = torch.float32,
     limit_bytes: int = LIMIT_BYTES,
+    device: torch.device | None = None,
 ) -> Iterator[Collector]:
     """Watch the inputs of ``modules`` (layer name -> module) inside the block.
 
     adapters: all those to be fused or measured, in that order. space: ``exact`` or ``rank``. dtype: of the
-    sums, float32 or float64. limit_bytes: refuse sums that could need more.
+    sums, float32 or float64. limit_bytes: refuse sums that could need more. device: where they are kept, by
+    default where the layers compute.
     """
-    collector = Collector(modules, adapters, space, dtype, limit_bytes)
+    collector = Collector(modules, adapters, space, dtype, limit_bytes, device)
     try:
         collector.start()
         yield collector
@@ -101,12 +111,24 @@ class _Pending:
 
     x: Tensor
     geometry: Geometry
-    version: int
+    state: _State
     moment: Tensor
     names: list[str]
 
-    def of(self, x: Tensor, geometry: Geometry, version: int) -> bool:
-        return self.x is x and self.geometry == geometry and self.version == version
+    def of(self, x: Tensor, geometry: Geometry) -> bool:
+        return self.x is x and self.geometry == geometry and self.state.is_that_of(x)
+
+
+class _State:
+    """A tensor's numbers as they are now: its version, or of an inference tensor, which counts none, a
+    copy."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._copy = x.clone() if x.is_inference() else None
+        self._version = 0 if x.is_inference() else x._version
+
+    def is_that_of(self, x: Tensor) -> bool:
+        return self._version == x._version if self._copy is None else torch.equal(self._copy, x)
 
 
 class Collector:
@@ -119,6 +141,7 @@ class Collector:
         space: str,
         dtype: torch.dtype,
         limit_bytes: int,
+        device: torch.device | None = None,
     ) -> None:
         if space not in SPACES or dtype not in (torch.float32, torch.float64):
             raise SpectralAdapterError(
@@ -128,7 +151,7 @@ class Collector:
         self._layers = {n: _watched(n, adapters) for n in modules if any(n in a.layers for a in adapters)}
         if not self._layers:
             raise SpectralAdapterError("no layer to watch: the adapters change none of these modules")
-        self._space, self._dtype = space, dtype
+        self._space, self._dtype, self._device = space, dtype, device
         self._modules = {name: modules[name] for name in self._layers}
         self._bases: dict[str, Tensor] = {}
         if space == "rank":
@@ -142,8 +165,8 @@ class Collector:
         self._handles: list[Any] = []
 
     def _check_size(self, limit: int) -> None:
-        widths = {id(self._modules[n]): downs[0][0].numel() for n, (downs, _) in self._layers.items()}
-        needed = sum(w * w for w in widths.values()) * self._dtype.itemsize
+        widths = {n: downs[0][0].numel() for n, (downs, _) in self._layers.items()}
+        needed = exact_bytes(self._modules, widths, self._dtype)
         if needed > limit:
             raise SpectralAdapterError(
                 f"exact statistics of {len(widths)} layers need up to {needed / 2**30:.1f} GiB, allowed are "
@@ -164,7 +187,8 @@ class Collector:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._flush()
+        with torch.no_grad(), torch.inference_mode(False):
+            self._flush()
 
     def _hook(self, names: list[str]) -> Any:
         kernel = self._adapted(names[0]).shape.kernel
@@ -181,7 +205,6 @@ class Collector:
 
     @torch.no_grad()
     def _see(self, names: list[str], geometry: Geometry, x: Tensor, space: int) -> None:
-        version = 0 if x.is_inference() else x._version
         batch = x[None] if x.dim() == 1 + space else x
         wide = as_fp32(batch.detach())
         with full_precision(wide):
@@ -191,12 +214,12 @@ class Collector:
         if self._space == "rank":
             return
         held = self._pending
-        if held is not None and held.of(x, geometry, version):
+        if held is not None and held.of(x, geometry):
             held.names.extend(names)
         else:  # summed now: whoever comes next may change x in place
             self._flush()
             moment = _second_moment(wide, self._adapted(names[0]).shape.kernel, geometry)
-            self._pending = _Pending(x, geometry, version, moment, list(names))
+            self._pending = _Pending(x, geometry, _State(x), moment, list(names))
 
     def _see_layer(self, name: str, x: Tensor, geometry: Geometry, space: int) -> int:
         """What belongs to one layer alone: its moment in rank space, its gates; returns the rows seen."""
@@ -220,7 +243,8 @@ class Collector:
 
     def _add_gates(self, name: str, found: list[tuple[Tensor, Tensor]], rows: Tensor) -> None:
         gated, opened = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
-        products = [gated.mT @ rows, gated.mT @ gated, opened.sum(0)]
+        seen = [gated.mT @ rows, gated.mT @ gated, opened.sum(0)]
+        products = [p.to(self._device or p.device) for p in seen]
         sums = self._gated.setdefault(name, [p.new_zeros(p.shape, dtype=self._dtype) for p in products])
         for total, product in zip(sums, products, strict=True):
             total += product
@@ -232,11 +256,14 @@ class Collector:
             self._add(tuple(held.names), held.moment)
 
     def _add(self, names: tuple[str, ...], product: Tensor) -> None:
+        product = product.to(self._device or product.device)
         if names in self._sums:
             self._sums[names] += product
         else:
             self._sums[names] = product.to(self._dtype, copy=True)
 
+    @torch.inference_mode(False)  # hosts ask in it, and its tensors would be of no use to others
+    @torch.no_grad()
     def statistics(self) -> dict[str, Statistics]:
         """Layer name -> statistics; layers that never ran are left out. Those of one input share a tensor."""
         self._flush()

@@ -39,14 +39,14 @@ def with_inputs(
     statistics: Sequence[Mapping[str, Statistics]] | None,
     base: Mapping[str, Statistics] | None,
 ) -> LayerSources:
-    """The layer with the statistics of every concept, in float64; without any where one has none here."""
+    """The layer with the statistics of every concept, on its device; without any where one has none here."""
     if statistics is None or any(layer.name not in statistics[c.place] for c in concepts):
         return layer
     inputs = {c.place: statistics[c.place][layer.name] for c in concepts}
     if base is not None and layer.name in base:
         inputs[-1] = base[layer.name]
     device = wide(next(iter(layer.sources[0].term.params.values()))).device
-    moved = {p: replace(s, second_moment=wide(s.second_moment).to(device)) for p, s in inputs.items()}
+    moved = {p: replace(s, second_moment=s.second_moment.to(device)) for p, s in inputs.items()}
     return replace(layer, inputs=_one_space(moved, layer.name))
 
 
@@ -94,9 +94,20 @@ def total_retention(concept: str, layers: Iterable[object]) -> float | None:
     return Kept(concept, sum(k.had for k in kept), sum(k.lost for k in kept)).retention if kept else None
 
 
+def total_moment(inputs: Iterable[Statistics]) -> Tensor:
+    """ΣC (d, d) in float64, one after the other: many concepts take the memory of one."""
+    total: Tensor | None = None
+    for statistics in inputs:
+        moment = statistics.second_moment
+        total = wide(moment).clone() if total is None else total.add_(moment.to(total))
+    assert total is not None
+    return total
+
+
 def metric_of(layer_inputs: Mapping[int, Statistics], down: Tensor) -> Tensor:
     """down·L (R, d) with L Lᵀ = ΣC, slightly lifted so that no direction is free of cost."""
     first = next(iter(layer_inputs.values()))
-    total = torch.stack([s.second_moment for s in layer_inputs.values()]).sum(0)
-    lift = 1e-6 * total.diagonal().mean().clamp(min=torch.finfo(total.dtype).tiny)
+    total = total_moment(layer_inputs.values())
+    # of the largest eigenvalue, not the mean one: below that, sums in float32 may have a negative one
+    lift = 1e-6 * torch.linalg.matrix_norm(total).clamp(min=torch.finfo(total.dtype).tiny)
     return first.coordinates(down) @ torch.linalg.cholesky(total + torch.diag(lift.expand(len(total))))

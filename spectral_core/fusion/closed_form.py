@@ -28,6 +28,7 @@ from torch import Tensor
 from ..adapter import Term
 from ..lowrank import Factors
 from ..moments import Response, Statistics, mean_rows, response_of, row_basis
+from .activations import total_moment
 from .linear import Combined, plain_term
 from .options import FusionOptions
 from .sources import LayerSources, Source
@@ -76,9 +77,9 @@ def problem_of(layer: LayerSources, options: FusionOptions, in_rank_space: bool 
     concepts = {place: statistics for place, statistics in given.items() if place >= 0}
     responses = [_response(source, layer, given[source.adapter]) for source in layer.sources]
     pairs = list(zip(layer.sources, responses, strict=True))
-    total = torch.stack([s.second_moment for s in concepts.values()]).sum(0)
+    total = total_moment(concepts.values())
     if -1 in given:
-        total = total + options.base_weight * given[-1].second_moment
+        total = total + options.base_weight * given[-1].second_moment.to(total)
     first = next(iter(given.values()))
     return Problem(
         up=torch.cat([response.up for _, response in pairs], 1),

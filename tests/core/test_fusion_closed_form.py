@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from spectral_core import gate as gates
+from spectral_core.adapter import Adapter, AdapterLayer, Term
 from spectral_core.errors import SpectralAdapterError
 from spectral_core.fusion import FusionOptions, fuse, separated
 from spectral_core.gate import GateRuntime
+from spectral_core.layers import LayerShape
 from spectral_core.lowrank import delta
 from spectral_core.methods import FouRAConfig, LoRAConfig, OrthogonalConfig, SpectralAConfig
 from spectral_core.moments import Statistics
@@ -427,3 +429,18 @@ def test_statistics_of_different_rank_spaces_are_refused():
     bare = [{n: Statistics.of(v) for n, v in part.items()} for part in x[:2]]
     with pytest.raises(SpectralAdapterError, match=r"unet\.a: an adaptive gate has no fixed ΔW"):
         fuse(live, "closed-form", statistics=bare)
+
+
+def test_moments_that_float32_has_rounded_can_be_compressed_on():
+    """Few tokens far from the origin: their sums have eigenvalues below zero, beyond 1e-6 of the mean one."""
+    shape = LayerShape(8, 400)
+    tokens = 5 + draw(1, 50, 400).float()
+    moment = tokens.mT @ tokens / 50
+    assert float(torch.linalg.eigvalsh(moment.double())[0]) < -1e-6 * float(moment.diagonal().mean())
+    made = []
+    for seed in (2, 3):
+        params = {"down": draw(seed, 3, 400), "up": draw(seed + 10, 8, 3)}
+        made.append(Adapter({"unet.a": AdapterLayer(shape, (Term(LoRAConfig(3), params),))}))
+    statistics = [{"unet.a": Statistics(moment, 50)}] * 2
+    fused = fuse(made, "average", rank=2, statistics=statistics)
+    assert fused.adapter.layers["unet.a"].factors().rank == 2 and 0 < fused.report.error < 1

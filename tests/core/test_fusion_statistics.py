@@ -118,6 +118,40 @@ def test_neighbours_that_get_one_tensor_share_their_sum():
     assert found["unet.k"].second_moment is not found["unet.q"].second_moment
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_tensor_that_is_changed_in_place_is_another_input(inference):
+    """Hosts run in inference mode, where tensors count no versions."""
+    layers = nn.ModuleDict({n: nn.Linear(6, 4) for n in "qkv"}).double()
+    one = trained(LoRAConfig(2), {f"unet.{n}": layer.weight.detach() for n, layer in layers.items()})
+    with torch.inference_mode(inference), torch.no_grad():
+        x = torch.randn(2, 9, 6, dtype=torch.float64)
+        first = x.clone()
+        with collect(modules_of(layers, [one], "unet"), [one], dtype=torch.float64) as seen:
+            layers["q"](x)
+            layers["k"](x)
+            x.mul_(2.0)  # while the sum of q and k still waits for whoever shares it
+            layers["v"](x)
+            assert x.is_inference() == inference
+        found = seen.statistics()
+    rows = first.flatten(0, 1)
+    for name, factor in {"q": 1.0, "k": 1.0, "v": 4.0}.items():
+        moment = found[f"unet.{name}"].second_moment
+        assert torch.allclose(moment, factor * rows.mT @ rows / len(rows)), name
+        assert not moment.is_inference()
+    assert found["unet.q"].second_moment is found["unet.k"].second_moment
+
+
+@pytest.mark.parametrize("space", ["exact", "rank"])
+def test_sums_are_kept_where_they_are_wanted(space):
+    adapters = [concepts()[0], adapter(GATED, 5, "live")]
+    x, model = inputs(1), Rows()
+    modules, where = modules_of(model, adapters, "unet"), torch.device("meta")
+    with collect(modules, adapters, space, torch.float64, device=where) as seen:
+        model.a(x["unet.a"])
+    found = seen.statistics()["unet.a"]
+    assert found.second_moment.device == found.gated.cross.device == found.gated.mean_open.device == where
+
+
 @pytest.mark.parametrize("space", ["exact", "rank"])
 @pytest.mark.parametrize("config", GATED_CONFIGS)
 def test_a_whole_model_with_convolutions_fused_rows_and_gates(space, config):
