@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from . import images, inputs, results, tensors
@@ -10,7 +11,120 @@ from . import images, inputs, results, tensors
 def _methods() -> list[str]:
     from ..spectral_core.fusion import FUSIONS  # slow to import: not while the host starts
 
-    return [name for name, fusion in FUSIONS.items() if not fusion.needs_statistics]
+    return list(FUSIONS)
+
+
+def _required() -> dict[str, Any]:
+    return {
+        "adapter_1": inputs.adapter("The first concept."),
+        "adapter_2": inputs.adapter("The second concept."),
+        "method": inputs.combo(
+            _methods(),
+            "sum: both at full strength, as if loaded one after the other. average: their mean, subtler. "
+            "spectral: adds the changes of singular columns, for Spectral Adapters with columns of their "
+            "own. closed-form: keeps what each concept does best of all; connect model and clip. Others: "
+            "see the help page.",
+        ),
+        "weight_1": inputs.strength("How strong the first concept is in the result; 0 leaves it out."),
+        "weight_2": inputs.strength("How strong the second concept is in the result; 0 leaves it out."),
+        "target_rank": (
+            "INT",
+            {
+                "default": 0,
+                "min": 0,
+                "max": 4096,
+                "tooltip": "Compresses every layer to this rank: smaller files, a little of the "
+                "look lost (the report says how much). 0 keeps everything exactly.",
+            },
+        ),
+        "freeze_gates": (
+            "BOOLEAN",
+            {
+                "default": False,
+                "tooltip": "Replaces FouRA's adaptive gates by their average from training. The "
+                "result can then be compressed, merged and exported, but no longer adapts to the "
+                "step.",
+            },
+        ),
+    }
+
+
+def _sockets() -> dict[str, Any]:
+    return {
+        "adapters": inputs.adapter_list(
+            "Third and further concepts, from Adapter Strength, with the strengths set there."
+        ),
+        "model": inputs.model(
+            "The model that the concepts are for. closed-form and gradient draw a few steps with it, to see "
+            "what each concept does; it is not changed."
+        ),
+        "clip": inputs.clip(
+            "The text encoder that the concepts are for. With it closed-form and gradient write their "
+            "prompts themselves, from the adapters' trigger words."
+        ),
+        "conditioning": (
+            "CONDITIONING",
+            {
+                "tooltip": "One encoded prompt for each adapter, in their order, joined by Conditioning "
+                "Combine. Only needed where prompts cannot be written by themselves."
+            },
+        ),
+        "latent": ("LATENT", {"tooltip": "Its size is used for the few steps. Not connected: a small one."}),
+    }
+
+
+def _choices() -> dict[str, Any]:
+    """The widgets of the methods that look at what layers see."""
+    return {
+        "prompts": (
+            "STRING",
+            {
+                "default": "",
+                "multiline": True,
+                "tooltip": "For closed-form and gradient: one line for each adapter with a prompt that shows "
+                "its concept; several prompts with a vertical bar between them. An empty line: from the "
+                "adapter's trigger words.",
+            },
+        ),
+        "sample_steps": (
+            "INT",
+            {
+                "default": 4,
+                "min": 1,
+                "max": 100,
+                "tooltip": "For closed-form and gradient: denoising steps for each prompt. A few are enough.",
+            },
+        ),
+        "sample_cfg": (
+            "FLOAT",
+            {
+                "default": 4.0,
+                "min": 1.0,
+                "max": 30.0,
+                "step": 0.1,
+                "tooltip": "For closed-form and gradient: guidance of these steps. Take the one that you "
+                "draw with; 1 for models without guidance.",
+            },
+        ),
+        "sample_seed": (
+            "INT",
+            {
+                "default": 0,
+                "min": 0,
+                "max": 2**53 - 1,
+                "control_after_generate": False,
+                "tooltip": "For closed-form and gradient: the noise of these steps. It hardly matters.",
+            },
+        ),
+        "save_statistics": (
+            "STRING",
+            {
+                "default": "",
+                "tooltip": "A name: what the layers saw is kept as files in output/spectral_statistics, for "
+                "the command fuse. Empty: it is kept in memory only.",
+            },
+        ),
+    }
 
 
 class FuseAdapters:
@@ -21,64 +135,19 @@ class FuseAdapters:
         "Fuses two or more adapters into one that holds all their concepts, and shows beforehand how much "
         "they get into each other's way. Third and further ones come as a list from Adapter Strength."
     )
-    SEARCH_ALIASES = ["merge lora", "combine adapters", "fusion", "spectral adapters"]
+    SEARCH_ALIASES = ["merge lora", "combine adapters", "fusion", "closed form", "spectral adapters"]
     RETURN_TYPES = (inputs.ADAPTER, "STRING", "IMAGE")
     RETURN_NAMES = ("ADAPTER", "report", "overlap")
     OUTPUT_TOOLTIPS = (
         "The fused adapter.",
-        "What was fused by which rule, ranks, errors and warnings.",
-        "How much the adapters overlap: concept by concept, and layer by layer.",
+        "What was fused by which rule, what is kept of each concept, ranks, errors and warnings.",
+        "How much the adapters overlap and bleed, and what is kept: in all, and layer by layer.",
     )
     FUNCTION = "fuse"
 
     @classmethod
     def INPUT_TYPES(cls) -> inputs.Inputs:
-        return {
-            "required": {
-                "adapter_1": inputs.adapter("The first concept."),
-                "adapter_2": inputs.adapter("The second concept."),
-                "method": inputs.combo(
-                    _methods(),
-                    "sum: both at full strength, as if loaded one after the other. average: their mean, "
-                    "subtler. spectral: adds the changes of singular columns, for Spectral Adapters with "
-                    "columns of their own. Others: see the help page.",
-                ),
-                "weight_1": inputs.strength(
-                    "How strong the first concept is in the result; 0 leaves it out."
-                ),
-                "weight_2": inputs.strength(
-                    "How strong the second concept is in the result; 0 leaves it out."
-                ),
-                "target_rank": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 4096,
-                        "tooltip": "Compresses every layer to this rank: smaller files, a little of the "
-                        "look lost (the report says how much). 0 keeps everything exactly.",
-                    },
-                ),
-                "freeze_gates": (
-                    "BOOLEAN",
-                    {
-                        "default": False,
-                        "tooltip": "Replaces FouRA's adaptive gates by their average from training. The "
-                        "result can then be compressed, merged and exported, but no longer adapts to the "
-                        "step.",
-                    },
-                ),
-            },
-            "optional": {
-                "adapters": inputs.adapter_list(
-                    "Third and further concepts, from Adapter Strength, with the strengths set there."
-                ),
-                "model": inputs.model("The model that the concepts are for, for methods that look at it."),
-                "clip": inputs.clip(
-                    "The text encoder that the concepts are for, for methods that look at it."
-                ),
-            },
-        }
+        return {"required": _required(), "optional": {**_sockets(), **_choices()}}
 
     def fuse(
         self,
@@ -92,15 +161,94 @@ class FuseAdapters:
         adapters: Any = None,
         model: Any = None,
         clip: Any = None,
+        conditioning: Any = None,
+        latent: Any = None,
+        prompts: str = "",
+        sample_steps: int = 4,
+        sample_cfg: float = 4.0,
+        sample_seed: int = 0,
+        save_statistics: str = "",
     ) -> dict[str, Any]:
         from ..spectral_core import fusion, overlap_sheet
 
         given = [results.need_adapter(adapter_1, "adapter_1"), results.need_adapter(adapter_2, "adapter_2")]
         given += results.need_adapters(adapters)
         weights = [weight_1, weight_2] + [1.0] * (len(given) - 2)
+        statistics, lines = None, []
+        if fusion.FUSIONS[method].needs_statistics:
+            looking = (latent, sample_steps, sample_cfg, sample_seed)
+            seen = _seen(method, given, weights, (model, clip, conditioning), prompts, looking)
+            lines = [*seen.lines, *_saved(save_statistics, given, seen.statistics)]
+            statistics = seen.statistics
         with tensors.lasting():
-            fused = fusion.fuse(given, method, weights, rank=target_rank or None, freeze_gates=freeze_gates)
-            picture = overlap_sheet.draw(given)
-        report = fused.report.text
+            found = overlap_sheet.examine(given, weights, statistics)
+            fused = fusion.fuse(
+                given,
+                method,
+                weights,
+                rank=target_rank or None,
+                freeze_gates=freeze_gates,
+                statistics=statistics,
+            )
+            picture = overlap_sheet.draw(given, found, fused.report)
+        report = results.lines(fused.report.text, *lines, *(f"before: {w}" for w in found.warnings))
         ui = images.preview(picture, "fuse_adapters")
         return results.shown(report, fused.adapter, report, images.to_image(picture), **ui)
+
+
+def _seen(
+    method: str,
+    given: Sequence[Any],
+    weights: Sequence[float],
+    connected: tuple[Any, Any, Any],
+    prompts: str,
+    looking: tuple[Any, int, float, int],
+) -> Any:
+    """The statistics of every concept; SpectralAdapterError that says what to connect where it is not."""
+    from ..spectral_core import concept_prompts
+    from ..spectral_core.errors import SpectralAdapterError
+    from ..spectral_core.fusion import FUSIONS
+    from ..spectral_core.fusion.sources import labels_of
+
+    model, clip, conditioning = connected
+    if model is None or (clip is None and conditioning is None):
+        free = ", ".join(name for name, fusion in FUSIONS.items() if not fusion.needs_statistics)
+        missing = "a MODEL to 'model'" if model is None else ""
+        words = "the CLIP to 'clip'" if clip is None and conditioning is None else ""
+        raise SpectralAdapterError(
+            f"method {method} draws a few steps of each concept to see what it does: connect "
+            f"{' and '.join(filter(None, (missing, words)))}, or choose one of {free}"
+        )
+    from .host import statistics
+
+    labels, signs = labels_of(given), [_sign(w * a.strength) for w, a in zip(weights, given, strict=True)]
+    encoded = statistics.conditionings(conditioning, given)
+    texts: list[tuple[str, ...]] = [()] * len(given)
+    if not encoded:
+        texts = concept_prompts.read(prompts, labels, given)
+        concept_prompts.require([t or (s == 0) for t, s in zip(texts, signs, strict=True)], labels, "prompts")
+    latent, steps, cfg, seed = looking
+    space = "rank" if method == "closed-form-rank" else "auto"
+    request = statistics.Request(model, clip, texts, encoded, signs, latent, steps, cfg, seed, space)
+    return statistics.collected(given, request)
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)
+
+
+def _saved(name: str, given: Sequence[Any], found: Sequence[Any]) -> list[str]:
+    """Write every concept's statistics, where a name is given; lines for the report."""
+    if not name.strip():
+        return []
+    from ..spectral_core import statistics_file
+    from ..spectral_core.fusion.sources import labels_of
+    from .host import paths
+
+    lines = []
+    for label, statistics in zip(labels_of(given), found, strict=True):
+        if statistics:
+            path = paths.new_file(f"spectral_statistics/{name.strip()}", in_saved=False)
+            statistics_file.save(statistics, path)
+            lines.append(f"statistics of {label}: {paths.below_output(path)}")
+    return lines

@@ -22,7 +22,7 @@ from ...spectral_core.svd_cache import SVDCache, default_cache_folder
 from ...spectral_core.training.checks import fitting
 from ...spectral_core.training.columns import reserve
 from ...spectral_core.training.run import Place
-from . import training_layers
+from . import training_layers, training_text
 from .training_job import Job
 from .training_layers import BaseWeights
 from .training_progress import check_interrupt
@@ -42,7 +42,7 @@ class Origin:
     folder: Path
 
 
-def layers(job: Job, model: Any) -> tuple[Adapter | None, BaseWeights, list[str]]:
+def layers(job: Job, model: Any, clip: Any) -> tuple[Adapter | None, BaseWeights, list[str]]:
     """The adapter to go on with (or None), the weights of the layers that train, what to say about them."""
     if job.continued is not None:
         adapter, shapes, notes = training_layers.fitted(job.continued, model)
@@ -50,10 +50,13 @@ def layers(job: Job, model: Any) -> tuple[Adapter | None, BaseWeights, list[str]
             "method, rank, columns and layers are those of the connected adapter; its learning starts afresh"
         )
         return adapter, BaseWeights(model, shapes), notes
-    weights = BaseWeights(model, training_layers.choose(model, job.targets))
+    chosen, text = training_layers.choose(model, job.targets), None
+    if job.text_targets.strip():
+        chosen, text = chosen | training_text.choose(clip, job.text_targets.strip()), clip
+    weights = BaseWeights(model, chosen, text)
     method = job.method_config(job.columns or tuple(range(job.rank)))
     kept, notes = fitting(weights.without_numbers(), method)
-    return None, BaseWeights(model, {n: weights.shapes[n] for n in kept}), notes
+    return None, weights.only(kept), notes
 
 
 def begin(
@@ -67,7 +70,7 @@ def begin(
             held = around.enter_context(reserve(origin.folder, origin.base, columns, place.name))
             return adapter, [note for note in held.notes if f"taken by {result.name}" not in note]
         return adapter, []
-    provenance = Provenance(name=place.name, family=_family(origin.model), base=origin.base)
+    provenance = Provenance(name=place.name, family=family_of(origin.model), base=origin.base)
     if word := job.trigger_word.strip():
         provenance = replace(provenance, trigger_words=(word,))
     notes: list[str] = []
@@ -84,7 +87,7 @@ def begin(
         method = job.method_config(chosen or tuple(range(job.rank)))
         kept, more = fitting(origin.weights.without_numbers(), method)
         notes += [line for line in more if chosen != job.columns]
-        usable = BaseWeights(origin.model, {name: origin.weights.shapes[name] for name in kept})
+        usable = origin.weights.only(kept)
         generator = torch.Generator().manual_seed(job.config.seed)
         adapter = create(usable, method, _basis_source(method), generator, provenance)
     save(adapter, path)
@@ -110,7 +113,7 @@ def _basis_source(method: MethodConfig) -> Callable[[str, Tensor], Basis] | None
     return basis
 
 
-def _family(model: Any) -> str:
+def family_of(model: Any) -> str:
     """As the files of the command name it; for other families the host's own name."""
     config = model.model.model_config
     if config.unet_config.get("adm_in_channels") == 2816:

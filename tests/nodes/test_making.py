@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -75,11 +77,64 @@ def test_fuse_takes_the_list_with_its_strengths(ours: Pack) -> None:
     assert all(layer.factors().rank == 1 for layer in small.layers.values())
 
 
-def test_methods_offered_are_those_that_need_nothing_more(ours: Pack) -> None:
+def test_methods_offered(ours: Pack) -> None:
     offered = ours.node("FuseAdapters").INPUT_TYPES()["required"]["method"][0]
     assert offered[:3] == ["sum", "average", "spectral"]
+    fusions = ours.module("spectral_core.fusion").FUSIONS
+    assert set(offered) == set(fusions)
     for method in offered:
-        ours.node("FuseAdapters").fuse(ours.adapter(), ours.adapter(seed=1), method)
+        if not fusions[method].needs_statistics:
+            ours.node("FuseAdapters").fuse(ours.adapter(), ours.adapter(seed=1), method)
+            continue
+        for connected, missing in (({}, "MODEL to 'model' and the CLIP"), ({"model": 1}, "connect the CLIP")):
+            with pytest.raises(ours.error, match=f"method {method} .*{missing}"):
+                ours.node("FuseAdapters").fuse(ours.adapter(), ours.adapter(seed=1), method, **connected)
+
+
+def test_fuse_hands_on_what_is_asked_and_keeps_files_only_when_told(
+    ours: Pack, folders: Any, monkeypatch: Any
+) -> None:
+    """With a stand-in for the host, which has seen the same noise under each concept."""
+    asked: list[Any] = []
+    moments = ours.module("spectral_core.moments")
+
+    def collected(adapters: Any, request: Any) -> Any:
+        asked.append(request)
+        generator = torch.Generator().manual_seed(3)
+        seen = [
+            {n: moments.Statistics.of(torch.randn(40, 6, generator=generator)) for n in (DOWN, CROSS, MID)}
+            if sign
+            else {}
+            for sign in request.signs
+        ]
+        return SimpleNamespace(statistics=tuple(seen), lines=("statistics: drawn",))
+
+    host = SimpleNamespace(
+        collected=collected,
+        conditionings=lambda value, _: list(value or []),
+        Request=namedtuple("Request", "model clip prompts conditioning signs latent steps cfg seed space"),
+    )
+    monkeypatch.setattr(ours.module("nodes.host"), "statistics", host, raising=False)
+    one, two = ours.adapter(), ours.adapter(seed=1).with_provenance(name="dog", trigger_words=("dog",))
+    fuse = ours.node("FuseAdapters").fuse
+    more = {"model": "M", "clip": "C", "sample_steps": 3, "sample_cfg": 2.0, "sample_seed": 9}
+    fused, report, _ = fuse(one, two, "closed-form", 1.0, -0.5, prompts="a tabby", **more)["result"]
+    (request,) = asked
+    assert request.prompts[0] == ("a tabby",) and request.prompts[1][0] == "a dog"
+    assert (request.signs, request.steps, request.cfg, request.seed) == ([1, -1], 3, 2.0, 9)
+    assert request.space == "auto"
+    assert "retention on its own inputs: cat" in report and "statistics: drawn" in report
+    assert "averaged instead: no statistics" in report, "the layers that were not seen"
+    assert fused.layers[DOWN].factors().rank == 4
+    assert not (folders.output / "spectral_statistics").exists()
+    fuse(one, two, "closed-form-rank", save_statistics="mine", **more)
+    assert asked[1].space == "rank"
+    assert len(list((folders.output / "spectral_statistics").glob("mine_*.safetensors"))) == 2
+    nameless = ours.adapter(seed=2).with_provenance(name="x", trigger_words=())
+    with pytest.raises(ours.error, match=r"x names no trigger word.*line 2 of prompts"):
+        fuse(one, nameless, "closed-form", **more)
+    fuse(one, nameless, "closed-form", 1.0, 0.0, **more)
+    assert asked[-1].signs == [1, 0]
 
 
 def test_saved_files_are_numbered_and_load_again(ours: Pack, folders: Any) -> None:

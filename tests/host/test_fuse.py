@@ -1,0 +1,58 @@
+"""The node Fuse Adapters with statistics in a real host; the base model stays as it was."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from spectral_core.fileformat import save
+from spectral_core.targets import find_targets
+from tests.core.adapter_cases import GATED, MERGEABLE, trained
+from tests.host.booted import ROOT
+from tests.host.inside import checkouts, run_inside
+
+diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.host
+
+SCRIPT = "inside_fuse.py"
+
+
+def checks() -> list[str]:
+    """The names in the list CHECKS of a script that only a host's Python can import."""
+    tree = ast.parse(Path(__file__).with_name(SCRIPT).read_text(encoding="utf-8"))
+    assigned = [n for n in tree.body if isinstance(n, ast.Assign)]
+    (found,) = (n.value for n in assigned if ast.unparse(n.targets[0]) == "CHECKS")
+    assert isinstance(found, ast.List)
+    return [ast.unparse(element) for element in found.elts]
+
+
+@pytest.fixture(scope="module", params=checkouts())
+def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """One process per host version."""
+    folder: Path = tmp_path_factory.mktemp("fuse")
+    load = {"torch_dtype": torch.float32}
+    unet = diffusers.UNet2DConditionModel.from_pretrained(ROOT / "demo_model/unet", **load)
+    text = transformers.CLIPTextModel.from_pretrained(ROOT / "demo_model/text_encoder", **load)
+    attention, _ = find_targets(unet, "unet", "attention")
+    convolution, _ = find_targets(unet, "unet", "conv_in")
+    words, _ = find_targets(text, "text_encoder", "attention")
+    adapters = {
+        "lora": trained(MERGEABLE["lora"], attention | convolution, size=0.15),
+        "gated": trained(GATED["foura-adaptive"], attention, size=0.15),
+        "text": trained(MERGEABLE["lora"], words, size=0.15),
+    }
+    for name, adapter in adapters.items():
+        save(adapter, folder / f"{name}.safetensors")
+    (folder / "output").mkdir()
+    run_inside(request.param, SCRIPT, folder)
+    return dict(json.loads((folder / "report.json").read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("check", checks())
+def test_inside(report: dict[str, str], check: str) -> None:
+    assert report[check] == "", report[check]
