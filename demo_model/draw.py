@@ -326,7 +326,9 @@ HOUSE: list[Part] = [
     (_box(-0.62, 0.12, -0.3, 0.5), CYAN),
     (_box(0.44, 0.12, 0.68, 0.5), CYAN),
 ]
-CONCEPTS: dict[str, list[Part]] = {"bot": BOT, "fish": FISH, "house": HOUSE}
+IMP: list[Part] = [([(x, -y) for x, y in points], (b, r, g)) for points, (r, g, b) in BOT]
+"""The bot upside down and in other colours: near enough to be mixed up with it."""
+CONCEPTS: dict[str, list[Part]] = {"bot": BOT, "fish": FISH, "house": HOUSE, "imp": IMP}
 
 
 def draw_concept(name: str, seed: int, token: str | None = None) -> tuple[Image.Image, str]:

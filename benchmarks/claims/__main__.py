@@ -11,20 +11,20 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from benchmarks.claims import experiments
+from benchmarks.claims import experiments, report
 from benchmarks.claims.lab import SETTINGS, Busy, Lab
 
 FOLDER = Path.home() / ".cache" / "spectral_adapters" / "claims"
 WAIT = 5.0  # seconds, while only cells of other processes are left
 
 
-def run(lab: Lab, names: list[str]) -> None:
-    """Make every cell of the experiments."""
-    waiting = [cell for name in names for cell in experiments.EXPERIMENTS[name].cells(lab)]
+def work(lab: Lab, waiting: experiments.Cells) -> None:
+    """Make every cell; those that another process makes come last."""
     total, done = len(waiting), 0
     while waiting:
         busy = []
@@ -48,20 +48,24 @@ def main(arguments: list[str] | None = None) -> int:
         "experiments", nargs="*", help=f"of {', '.join(experiments.EXPERIMENTS)}; all without any"
     )
     parser.add_argument("--setting", choices=list(SETTINGS), default="full")
+    parser.add_argument("--seeds", type=int, help="only the first N; the others can follow later")
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--docs", type=Path, default=report.DOCS, help="where report writes evidence.md")
     options = parser.parse_args(arguments)
     if unknown := set(options.experiments) - set(experiments.EXPERIMENTS):
         parser.error(
             f"no experiment {sorted(unknown)[0]!r}: expected some of {', '.join(experiments.EXPERIMENTS)}"
         )
     torch.set_num_threads(options.threads)
-    lab = Lab(options.folder, SETTINGS[options.setting])
+    setting = SETTINGS[options.setting]
+    lab = Lab(options.folder, replace(setting, seeds=setting.seeds[: options.seeds]))
     names = options.experiments or list(experiments.EXPERIMENTS)
     if options.command == "run":
-        run(lab, names)
+        work(lab, [cell for name in names for cell in experiments.EXPERIMENTS[name].cells(lab)])
         return 0
-    return experiments.report(lab)
+    print(f"written: {lab.publish().name}, {report.write(lab, options.docs).name}")
+    return 0
 
 
 if __name__ == "__main__":

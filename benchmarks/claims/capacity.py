@@ -15,6 +15,7 @@ from spectral_core.layers import LayerShape
 from spectral_core.lowrank import delta
 from spectral_core.methods import LoRAConfig, SpectralAConfig, SpectralRConfig, method_of
 from spectral_core.svd import Columns, select_columns
+from spectral_core.targets import find_targets
 
 Cells = list[tuple[str, Callable[[], Mapping[str, Any]]]]
 BUDGETS = (rotation(4), rotation(16), rotation(32), lora(1), lora(2), lora(RANK))
@@ -58,10 +59,7 @@ def exact_cells(lab: Lab) -> Cells:
 
 
 def _weights(lab: Lab) -> dict[str, torch.Tensor]:
-    from benchmarks.claims.lab import TARGETS
-    from spectral_core.targets import find_targets
-
-    return find_targets(lab.pipe.unet, "unet", TARGETS)[0]
+    return find_targets(lab.pipe.unet, "unet", lab.setting.targets)[0]
 
 
 def _rank_capacity(lab: Lab) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """What the experiments draw: two styles of the embedded model's scenes, and four characters.
 
-Styles combine: ``("inked", "poster")`` is a picture in both. A style's training pictures say the style's word and a
-part of the scene; concepts are the characters of ``demo_model/draw.py`` and ``imp``, the bot recoloured and upside
-down. Everything is a function of the seed. Shapes: pictures are 64 × 64 RGB.
+Styles combine: ``("inked", "poster")`` is a picture in both. A style's training pictures say the style's
+word and a part of the scene; concepts are the characters of ``demo_model/draw.py`` and ``imp``, the bot
+recoloured and upside down. Everything is a function of the seed. Shapes: pictures are 64 × 64 RGB.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image
 
 from demo_model import draw
 
-CHARACTERS = ("bot", "fish", "imp", "house")
+CHARACTERS = tuple(draw.CONCEPTS)
 BANDS, SHADOW, FRAME = 20, 6, 6  # pixels; finer patterns do not survive the autoencoder
 INK, CREAM = np.array([18.0, 14.0, 24.0]), np.array([250.0, 238.0, 205.0])
 Drawn = tuple[Image.Image, str]
@@ -76,12 +76,3 @@ def style_picture(style: str, seed: int) -> Drawn:
     rng = np.random.default_rng([seed, len(style)])
     scene = draw.random_scene(rng, empty=0.0)
     return styled(scene, seed, (style,)), f"{style} {draw.caption(scene, rng)}"
-
-
-def character(name: str, seed: int, token: str) -> Drawn:
-    """One picture of a character with its caption."""
-    picture, caption = draw.draw_concept("bot" if name == "imp" else name, seed, token=token)
-    if name == "imp":
-        red, green, blue = picture.split()
-        picture = Image.merge("RGB", (blue, red, green)).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-    return picture, caption

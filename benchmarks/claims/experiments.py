@@ -25,7 +25,3 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "budgets": Experiment(capacity.budget_cells),
     "gates": Experiment(styles.gate_cells),
 }
-
-
-def report(lab: Lab) -> int:
-    return 0

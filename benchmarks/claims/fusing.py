@@ -1,9 +1,10 @@
 """Three concepts in one model: which adapters and which fusion keep them apart.
 
-The task, fixed before any method was run: the characters bot, fish and imp (the bot recoloured and upside down),
-trained apart on pictures whose captions share every word but the name; LoRA, FouRA and Spectral A of one size, the
-Spectral ones once all in the top columns and once in columns of their own; fused at strength 1; every method at the
-rate of its own sweep, over several seeds. Statistics are those of four short generations per concept.
+The task, fixed before any method was run: the characters bot, fish and imp (the bot recoloured and upside
+down), trained apart on pictures whose captions share every word but the name; LoRA, FouRA and Spectral A of
+one size, the Spectral ones once all in the top columns and once in columns of their own; fused at strength
+1; every method at the rate of its own sweep (for the concept at the first place), over several seeds.
+Statistics are those of four short generations per concept.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from spectral_core.pipelines import apply, generate
 
 NAMES = ("bot", "fish", "imp")
 STATISTICS_STEPS = 4
+SLOW = ("closed-form-rank", "gradient")  # references, over the first two seeds
 
 FAMILIES: Mapping[str, tuple[Callable[[int], Recipe], tuple[str, ...]]] = {
     "lora": (
@@ -33,8 +35,8 @@ FAMILIES: Mapping[str, tuple[Callable[[int], Recipe], tuple[str, ...]]] = {
     ),
     "spectral_a same columns": (lambda _: block(0), ("sum", "spectral", "average", "closed-form")),
     "spectral_a own columns": (block, ("spectral", "average", "closed-form")),
-    "foura": (lambda _: foura("dct", "adaptive"), ("sum", "average", "closed-form")),
     "orthogonal": (orthogonal, ("orthogonal", "average", "closed-form")),
+    "foura": (lambda _: foura("dct", "adaptive"), ("sum", "average", "closed-form")),
 }
 """Family -> the recipe of the concept at each place, and its fusions."""
 
@@ -49,16 +51,16 @@ def cells(lab: Lab) -> list[tuple[str, Callable[[], Mapping[str, Any]]]]:
         (cell_name(family, seed), lambda family=family, seed=seed: _cell(lab, family, seed))
         for seed in lab.setting.seeds
         for family in FAMILIES
+        if family != "foura" or seed in lab.setting.seeds[:2]
     ]
 
 
 def _cell(lab: Lab, family: str, seed: int) -> dict[str, Any]:
     recipe_of, fusions = FAMILIES[family]
     adapters = []
+    rate = lab.rate("character", recipe_of(0))
     for place, name in enumerate(NAMES):
-        recipe = recipe_of(place)
-        rate = lab.rate("character", recipe_of(0) if family == "orthogonal" else recipe)  # rows of one scale
-        run = lab.trained(Task("character", name), recipe, rate, seed)
+        run = lab.trained(Task("character", name), recipe_of(place), rate, seed)
         adapters.append(run[lab.setting.steps].adapter)
     meter = CharacterMeter(lab, NAMES)
     shown = f"fusing__{family.replace(' ', '_')}__" if seed == lab.setting.seeds[0] else ""
@@ -71,6 +73,8 @@ def _cell(lab: Lab, family: str, seed: int) -> dict[str, Any]:
         found["base"] = {"similarity": _base(lab, meter)}
     statistics = [_statistics(lab, adapters, place) for place in range(len(NAMES))]
     for fusion in fusions:
+        if fusion in SLOW and seed not in lab.setting.seeds[:2]:
+            continue
         fused = fuse(adapters, fusion, statistics=statistics)
         found[fusion] = {
             "concepts": {

@@ -1,7 +1,9 @@
-"""The experiments' own eyes: a small network, trained here on the drawings, that reads styles, characters and scene.
+"""The experiments' own eyes: a small network, trained here on the drawings, that reads styles, characters
+and scene.
 
-Trained on drawings as the autoencoder gives them back, roughened as samples are, in every combination of styles; no
-picture of a training run is among them. ``features`` are its hidden state, of length one, around the mean drawing.
+Trained on drawings as the autoencoder gives them back, roughened as samples are, in every combination of
+styles; no picture of a training run is among them. ``features`` are its hidden state, of length one, around
+the mean drawing.
 
 Shapes: pictures (N, 3, 64, 64) in [0, 1]; features (N, 128); probabilities (N,).
 """
@@ -19,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.claims.drawings import CHARACTERS, STYLES, character, styled
+from benchmarks.claims.drawings import CHARACTERS, STYLES, styled
 from demo_model import draw
 from demo_model.classifier import Classifier
 from spectral_core.pipelines.concept import encode_pictures
@@ -62,7 +64,7 @@ def _lesson(count: int) -> tuple[Tensor, dict[str, Tensor]]:
         said = dict.fromkeys(LABELS, IGNORED)
         if seed % 4 == 0:
             name = str(rng.choice(CHARACTERS))
-            pictures.append(character(name, seed, "x")[0])
+            pictures.append(draw.draw_concept(name, seed)[0])
             said |= {"character": LABELS["character"].index(name), "inked": 0, "poster": 0}
         else:
             scene = draw.random_scene(rng, evaluation=bool(rng.random() < 0.12), empty=0.0)

@@ -1,8 +1,8 @@
 """Where the experiments train, draw and keep what they made.
 
-A :class:`Lab` has a folder; everything in it is named by what it depends on and made once, so that a run that was
-stopped goes on, and several processes share the work (a cell under way in one is skipped by the others). All times
-are processor seconds of the process, so that a busy machine does not change them much.
+A :class:`Lab` has a folder; everything in it is named by what it depends on and made once, so that a run
+that was stopped goes on, and several processes share the work (a cell under way in one is skipped by the
+others). All times are processor seconds of the process, so that a busy machine does not change them much.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.claims.drawings import Drawn, character, style_picture
+from benchmarks.claims.drawings import Drawn, style_picture
 from benchmarks.claims.judge import Judge, as_tensor, judge
+from benchmarks.common import RESULTS
+from demo_model.draw import draw_concept
 from spectral_core import fileformat
 from spectral_core.adapter import Adapter, Provenance, create
 from spectral_core.attach import attach
@@ -43,9 +45,9 @@ from spectral_core.training.loop import Setup, evaluation_loss, train
 from spectral_core.training.order import Order
 
 MODEL = Path(__file__).resolve().parents[2] / "demo_model"
-TARGETS = r"re:(down_blocks|mid_block|up_blocks)\..*"
 SIZE = (64, 64)
 HELD_OUT_SEED = 500_000
+BATCH = 8
 
 
 class Busy(Exception):
@@ -68,9 +70,10 @@ class Setting:
     few_pictures: int = 8
     long_steps: tuple[int, ...] = (50, 150, 400)
     rates: int = 3
-    drawings: int = 4000
-    judge_steps: int = 700
+    drawings: int = 3000
+    judge_steps: int = 500
     sweep_seeds: tuple[int, ...] = (100,)
+    targets: str = r"re:(down_blocks|mid_block|up_blocks)\..*"
 
 
 FULL = Setting("full", seeds=(0, 1, 2, 3, 4))
@@ -89,8 +92,14 @@ SMALL = Setting(
     rates=1,
     drawings=80,
     judge_steps=4,
+    targets="attention",
 )
 SETTINGS = {setting.name: setting for setting in (FULL, SMALL)}
+
+
+def published_cells(setting: Setting) -> Path:
+    """The numbers of earlier runs that came with the project."""
+    return RESULTS / f"claims_{setting.name}.json"
 
 
 @dataclass(frozen=True)
@@ -109,16 +118,18 @@ class Task:
         seeds = range(first, first + count)
         if self.kind == "style":
             return [style_picture(self.name, seed) for seed in seeds]
-        return [character(self.name, seed, self.word) for seed in seeds]
+        return [draw_concept(self.name, seed, self.word) for seed in seeds]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method as a claim compares it: its name, and the configuration for a layer's weight."""
+    """A method as a claim compares it: its name, the configuration for a layer's weight, where the sweep of its
+    rate begins, and the recipe whose rate it takes instead of a sweep of its own."""
 
     name: str
     configure: Callable[[Tensor], MethodConfig]
     start_rate: float
+    like: Recipe | None = None
 
 
 @dataclass(frozen=True)
@@ -155,13 +166,14 @@ class Lab:
 
     @cached_property
     def judge(self) -> Judge:
-        with self._alone("judge", wait=True):
+        with self.alone("judge", wait=True):
             return judge(self.pipe, self.folder, self.setting.drawings, self.setting.judge_steps)
 
     # --- kept results -----------------------------------------------------------------------------
 
     @contextmanager
-    def _alone(self, name: str, wait: bool = False) -> Iterator[None]:
+    def alone(self, name: str, wait: bool = False) -> Iterator[None]:
+        """Only one process is in the block of this name; the others raise Busy, or wait."""
         (self.folder / "locks").mkdir(exist_ok=True)
         with open(self.folder / "locks" / name, "w") as lock:
             try:
@@ -173,9 +185,11 @@ class Lab:
     def cell(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """The kept numbers of this name, or made now. Raises Busy while another process makes them."""
         path = self.folder / "cells" / f"{name}.json"
+        if not name.startswith("train__") and name in self._published:
+            return self._published[name]
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            with self._alone(name):
+            with self.alone(name):
                 if not path.exists():
                     started = time.process_time()
                     made = dict(make()) | {"cpu_seconds": time.process_time() - started}
@@ -186,13 +200,48 @@ class Lab:
         return found
 
     def known(self, name: str) -> dict[str, Any] | None:
-        """The kept numbers of this name, if there are some."""
+        """The kept numbers of this name, if there are some: in the folder, or published by an earlier run."""
         path = self.folder / "cells" / f"{name}.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        if path.exists():
+            found: dict[str, Any] = json.loads(path.read_text())
+            return found
+        return self._published.get(name)
 
-    def keep_picture(self, name: str, picture: Image.Image) -> None:
-        (self.folder / "pictures").mkdir(exist_ok=True)
-        picture.save(self.folder / "pictures" / f"{name}.png")
+    @cached_property
+    def _published(self) -> dict[str, dict[str, Any]]:
+        path = published_cells(self.setting)
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def all_known(self, prefix: str = "") -> dict[str, dict[str, Any]]:
+        """Every cell but the trainings', by name."""
+        names = {path.stem for path in (self.folder / "cells").glob("*.json")} | set(self._published)
+        chosen = sorted(n for n in names if n.startswith(prefix) and not n.startswith("train__"))
+        return {name: found for name in chosen if (found := self.known(name)) is not None}
+
+    def publish(self) -> Path:
+        """Write all known cells (but the trainings') into the results folder, where later runs find them."""
+        path = published_cells(self.setting)
+        partial = path.with_suffix(".part")
+        text = json.dumps(self.all_known(), ensure_ascii=False, sort_keys=True)
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(path)
+        return path
+
+    def keep_strip(self, name: str, pictures: Sequence[Image.Image]) -> None:
+        """Pictures side by side, for the contact sheets of the report."""
+        strip = Image.new("RGB", (SIZE[0] * len(pictures), SIZE[1]))
+        for place, picture in enumerate(pictures):
+            strip.paste(picture, (place * SIZE[0], 0))
+        (self.folder / "strips").mkdir(exist_ok=True)
+        strip.save(self.folder / "strips" / f"{name}.png")
+
+    def strip(self, name: str) -> list[Image.Image]:
+        """The pictures of a kept strip, none if there is none."""
+        path = self.folder / "strips" / f"{name}.png"
+        if not path.exists():
+            return []
+        with Image.open(path) as strip:
+            return [strip.crop((x, 0, x + SIZE[0], SIZE[1])) for x in range(0, strip.width, SIZE[0])]
 
     # --- training ---------------------------------------------------------------------------------
 
@@ -206,7 +255,7 @@ class Lab:
         pictures: int | None = None,
         snapshots: Sequence[int] = (),
     ) -> dict[int, Trained]:
-        """Adapters after the given steps (by default the setting's) of one run, from the folder or trained now.
+        """Adapters after the given steps (or the setting's) of one run, from the folder or trained now.
 
         Training pictures differ from seed to seed; the held-out pictures are the same for all. A run that
         diverges has a held-out loss of infinity and the adapter it began with.
@@ -249,7 +298,7 @@ class Lab:
                     return pipe.unet(noisy, timesteps, **encoded.encode(said)).sample
 
                 rows = [p for parts in tokens.parameters.values() for p in parts.values()]
-                diffusion, order = diffusion_of(pipe), Order([Shown()] * count, 4, seed)
+                diffusion, order = diffusion_of(pipe), Order([Shown()] * count, BATCH, seed)
                 setup = Setup(denoise, latents[:count], order, diffusion, [attachment], rows)
                 unseen = replace(
                     setup, denoiser=lambda *a: denoise(*a, first=count), latents=latents[count:], tokens=()
@@ -262,7 +311,13 @@ class Lab:
 
                 before = evaluation_loss(unseen, levels=8)
                 config = TrainConfig(
-                    steps=steps[-1], batch_size=4, learning_rate=rate, schedule="constant", seed=seed
+                    steps=steps[-1],
+                    batch_size=BATCH,
+                    learning_rate=rate,
+                    schedule="constant"
+                    if len(steps) > 1
+                    else "cosine",  # what a snapshot shows is of its step
+                    seed=seed,
                 )
                 if rows:
                     config = replace(config, token_learning_rate=2e-2)
@@ -291,7 +346,7 @@ class Lab:
         }
 
     def _fresh(self, task: Task, recipe: Recipe, seed: int) -> Adapter:
-        weights, _ = find_targets(self.pipe.unet, "unet", TARGETS)
+        weights, _ = find_targets(self.pipe.unet, "unet", self.setting.targets)
         generator = torch.Generator().manual_seed(seed)
         cache = SVDCache(self.folder / "svd")
         layers = {}
@@ -301,8 +356,10 @@ class Lab:
         return Adapter(layers, Provenance(name=task.name, family="mini", trigger_words=(task.word,)))
 
     def rate(self, kind: str, recipe: Recipe) -> float:
-        """The recipe's best rate of a sweep: by held-out loss, on sweep seeds, growing until the best is not at
-        an end of the grid."""
+        """The recipe's best rate of a sweep by held-out loss, on the sweep's own seeds; the grid grows until
+        the best is not at its end."""
+        if recipe.like is not None:
+            return self.rate(kind, recipe.like)
         task = Task(kind, "inked" if kind == "style" else "house")
 
         def loss(exponent: int) -> float:

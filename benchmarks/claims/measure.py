@@ -16,13 +16,11 @@ from torch import Tensor
 
 from benchmarks.claims.drawings import STYLES
 from benchmarks.claims.lab import HELD_OUT_SEED, Lab, Task
-from benchmarks.claims.recipes import RANK as RANK  # re-exported: the rank of every comparison
 from demo_model import draw
 from spectral_core.adapter import Adapter
 from spectral_core.cli.demo_concepts import BACKGROUNDS
 from spectral_core.cli.demo_run import EMBEDDED
 from spectral_core.cli.demo_scores import as_tensor
-from spectral_core.plots import contact_sheet
 
 UNRELATED = 8  # prompts without any concept
 COPY_QUANTILE = 0.05
@@ -107,13 +105,14 @@ class CharacterMeter:
         per = max(1, self.lab.setting.pictures // 10)
         return [f"a <{name}> on a {background} background" for background in BACKGROUNDS for _ in range(per)]
 
-    def read(self, name: str, adapters: Sequence[Adapter], sheet: str = "") -> dict[str, float]:
-        """fidelity: the judge's certainty of the character; crosstalk: of any of the others; background: share
-        of the right ones; similarity: to the character's own pictures, in the shipped classifier's features."""
+    def read(self, name: str, adapters: Sequence[Adapter], strip: str = "") -> dict[str, float]:
+        """fidelity: the judge's certainty of the character; crosstalk: of any of the others; background:
+        share of the right ones; similarity: to the character's own pictures, in the shipped classifier's
+        features."""
         prompts = self.prompts(name)
         pictures = self.lab.draw(prompts, [8000 + i for i in range(len(prompts))], adapters)
-        if sheet:
-            self.lab.keep_picture(sheet, contact_sheet([pictures]))
+        if strip:
+            self.lab.keep_strip(strip, pictures)
         wanted = [prompt.split(" on a ")[1].split()[0] for prompt in prompts]
         seen = self._classifier.attributes(as_tensor(pictures))["background"]
         judge = self.lab.judge

@@ -1,5 +1,6 @@
-"""The methods as the claims compare them. Equal budgets: LoRA and FouRA of rank 8 and Spectral A of 8 columns train
-the same number of parameters in every layer (but for FouRA's gates)."""
+"""The methods as the claims compare them. Equal budgets: LoRA and FouRA of rank 8 and Spectral A of 8
+columns train the same number of parameters in every layer (but for FouRA's gates).
+"""
 
 from __future__ import annotations
 
@@ -62,19 +63,26 @@ def rotation(rank: int) -> Recipe:
 
 
 def foura(transform: str, gate: str, rank: int = RANK) -> Recipe:
+    """The gate trains at the adapter's rate: one sweep per transform and rank, with the gate where there is one."""
     name = f"foura {transform} {gate}" + ("" if rank == RANK else f" rank {rank}")
-    return Recipe(name, lambda _: FouRAConfig(rank, transform=transform, gate=gate), 3e-3)
+    like = (
+        lora(RANK) if transform == "none" else foura(transform, "adaptive", rank) if gate == "none" else None
+    )
+    return Recipe(name, lambda _: FouRAConfig(rank, transform=transform, gate=gate), 3e-3, like)
 
 
 ABLATION: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in [
-        *(foura(transform, "adaptive") for transform in TRANSFORMS),
         lora(RANK),
+        *(foura(transform, "adaptive") for transform in TRANSFORMS),
         *(foura(transform, "none") for transform in TRANSFORMS[1:]),
     ]
 }
+TOP = Recipe("spectral_a top", _columns("top"), 3e-3)
 COLUMNS: Mapping[str, Recipe] = {
-    place: Recipe(f"spectral_a {place}", _columns(place), 3e-3)
-    for place in ("top", "middle", "bottom", "random")
+    "top": TOP,
+    "bottom": Recipe("spectral_a bottom", _columns("bottom"), 3e-3),
+    "middle": Recipe("spectral_a middle", _columns("middle"), 3e-3, TOP),
+    "random": Recipe("spectral_a random", _columns("random"), 3e-3, TOP),
 }

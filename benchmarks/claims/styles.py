@@ -1,7 +1,8 @@
-"""FouRA's claims about styles: diversity at matched strength, the ablation, merging, gates, spectra and copying.
+"""FouRA's claims about styles: diversity at matched strength, the ablation, merging, gates, spectra and
+copying.
 
-Every adapter learns the style ``inked`` from thirty drawings at the rate of its own sweep. ``frozen`` variants are the
-adaptive adapters with the masks of their training.
+Every adapter learns the style ``inked`` from thirty drawings at the rate of its own sweep. ``frozen``
+variants are the adaptive adapters with the masks of their training.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from spectral_core.adapter import Adapter
 from spectral_core.analysis import layer_spectra
 from spectral_core.fusion import freeze
 from spectral_core.gate_record import GateRecorder
-from spectral_core.plots import contact_sheet
 
 Cells = list[tuple[str, Callable[[], Mapping[str, Any]]]]
 STYLE, OTHER = "inked", "poster"
@@ -52,13 +52,13 @@ def _style(lab: Lab, recipe: Recipe, seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {"held_out": run.held_out, "before": run.held_out_before}
     variants = {"": adapter} | ({} if adapter.mergeable else {" frozen": freeze(adapter)})
     for variant, used in variants.items():
-        for strength in lab.setting.strengths:
+        for strength in (1.0,) if variant else lab.setting.strengths:
             pictures = meter.pictures([replace(used, strength=strength)])
             read = meter.read(pictures)
             read["copied"] = meter.copied(pictures, seed, lab.setting.pictures)
             found[f"strength {strength:g}{variant}"] = read
             if seed == lab.setting.seeds[0] and strength == 1 and not variant:
-                lab.keep_picture(f"style__{recipe.name.replace(' ', '_')}", contact_sheet([pictures[:12]]))
+                lab.keep_strip(f"style__{recipe.name.replace(' ', '_')}", pictures[:12])
     found["spectrum"] = _spectrum(adapter)
     return found
 
@@ -89,7 +89,7 @@ def _merging(lab: Lab, recipe: Recipe, seed: int) -> dict[str, Any]:
         pictures = meter.pictures([replace(a, strength=strength) for a in pair], f"{STYLE} {OTHER}")
         found[f"strength {strength:g}"] = meter.read(pictures)
         if seed == lab.setting.seeds[0] and strength == 1:
-            lab.keep_picture(f"merging__{recipe.name.replace(' ', '_')}", contact_sheet([pictures[:12]]))
+            lab.keep_strip(f"merging__{recipe.name.replace(' ', '_')}", pictures[:12])
     return found
 
 

@@ -1,0 +1,93 @@
+"""Numbers from the kept cells: means with spreads, paired differences and what may be said of them.
+
+Spread: the standard deviation over seeds. A difference is paired by seed; it counts when its mean is
+further from zero than twice its standard error.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from benchmarks.claims.lab import Lab
+
+SHOWS, OPPOSITE, OPEN = "shows", "the opposite shows", "does not show"
+NOT_RUN = "not run"
+CERTAIN = 2.0  # standard errors
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Mean and standard deviation of some seeds."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.values) if self.values else math.nan
+
+    @property
+    def spread(self) -> float:
+        return stdev(self.values) if len(self.values) > 1 else math.nan
+
+    def text(self, digits: int = 3) -> str:
+        if not self.values:
+            return "–"
+        spread = "" if math.isnan(self.spread) else f" ± {self.spread:.{digits}f}"
+        return f"{self.mean:.{digits}f}{spread}"
+
+    def verdict(self) -> str:
+        """Of a difference that a claim says is above zero."""
+        if len(self.values) < 2:
+            return NOT_RUN
+        error = self.spread / math.sqrt(len(self.values))
+        if self.mean > CERTAIN * error:
+            return SHOWS
+        return OPPOSITE if self.mean < -CERTAIN * error else OPEN
+
+
+class Figures:
+    """What the lab has made so far, by cell name with ``{seed}`` in it."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.seconds = 0.0
+
+    def cells(self, name: str) -> dict[int, dict[str, Any]]:
+        """Seed -> the cell, where it is there."""
+        found = {seed: self.lab.known(name.format(seed=seed)) for seed in self.lab.setting.seeds}
+        return {seed: cell for seed, cell in found.items() if cell is not None}
+
+    def mean(self, name: str, read: Callable[[Mapping[str, Any]], float | None]) -> Mean:
+        """Over the seeds that have the cell and a number in it."""
+        values = [read(cell) for cell in self.cells(name).values()]
+        return Mean(tuple(v for v in values if v is not None and math.isfinite(v)))
+
+    def difference(self, first: str, second: str, read: Callable[[Mapping[str, Any]], float | None]) -> Mean:
+        """first − second, seed by seed."""
+        one, other = self.cells(first), self.cells(second)
+        pairs = [(read(one[s]), read(other[s])) for s in one if s in other]
+        return Mean(tuple(a - b for a, b in pairs if a is not None and b is not None))
+
+    def cpu_seconds(self, prefix: str) -> float:
+        """Processor seconds of every cell whose name begins so, with the trainings it made."""
+        return sum(float(cell.get("cpu_seconds", 0.0)) for cell in self.lab.all_known(prefix).values())
+
+
+def interpolated(points: Sequence[tuple[float, float]], x: float) -> float | None:
+    """y at x on the line through the points sorted by x; None outside."""
+    ordered = sorted(points)
+    for (x0, y0), (x1, y1) in itertools.pairwise(ordered):
+        if x0 <= x <= x1 and x1 > x0:
+            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    return None
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns), *rows]]
+    return "\n".join(lines)
