@@ -59,9 +59,9 @@ def ours(model: Any, rank: int, name: str, turn: int) -> None:
 
 def reloaded(model: Any) -> Any:
     """What the host's trainer gets when it loads the model once more for itself."""
-    return comfy.model_patcher.ModelPatcher(
-        copy.deepcopy(model.model), model.load_device, model.offload_device
-    )
+    config = model.model.model_config  # which cannot be copied
+    own = copy.deepcopy(model.model, {id(config): config})
+    return comfy.model_patcher.ModelPatcher(own, model.load_device, model.offload_device)
 
 
 def hosts(model: Any, rank: int, name: str) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from ...spectral_core.errors import SpectralAdapterError
 from ...spectral_core.training import buckets, checks
 from ...spectral_core.training.data import (
+    PLACEHOLDER,
     Example,
     find_examples,
     load_mask,
@@ -30,6 +31,7 @@ from ...spectral_core.training.data import (
 from . import names
 
 NO_FOLDER = "none"
+SAMPLE = -1  # the index of what samples show, where that is no example's
 _NOT_IN_EVERY_FILE = ("text_projection", "text_projection.weight", "logit_scale")
 _DEEPEST = 4  # levels of folders below the input folder that are offered
 
@@ -46,6 +48,7 @@ class Data:
     """Latents, their [tensor, options] conditionings (None: the empty caption), masks, repeats; what is odd.
 
     digest: changes with everything that the training sees. groups: a batch holds examples of one group.
+    captions: in place of conditionings where the text encoders train.
     """
 
     latents: list[Tensor]
@@ -54,6 +57,7 @@ class Data:
     masks: list[Tensor | None] | None = None
     repeats: list[Repeats] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    captions: dict[int | None, str] = field(default_factory=dict)
 
     @property
     def groups(self) -> list[tuple[int, ...]]:
@@ -61,7 +65,7 @@ class Data:
 
     @property
     def can_drop(self) -> bool:
-        return None in self.entries
+        return None in self.entries or None in self.captions
 
 
 def from_nodes(model: Any, latents: Sequence[Any], conditionings: Sequence[Any], clip: Any | None) -> Data:
@@ -232,10 +236,10 @@ def look_at(name: str, trigger_word: str, resolution: int, keep_proportions: boo
 
 
 def from_pictures(model: Any, pictures: Pictures, vae: Any, clip: Any, interrupted: Any) -> Data:
-    """Encoded by the host's VAE and CLIP; ``interrupted`` is called before each and may raise."""
+    """Encoded by the host's VAE and CLIP; ``interrupted`` is called before each and may raise. Without a CLIP
+    the captions stay words."""
     latents, masks = [], []
-    captions: dict[str, Any] = {}
-    entries: dict[int | None, Any] = {None: encode_caption(clip, "")}
+    captions: dict[int | None, str] = {None: ""}
     for i, (example, (width, height)) in enumerate(zip(pictures.examples, pictures.sizes, strict=True)):
         interrupted()
         pixels = (load_picture(example.path, width, height).permute(1, 2, 0)[None] + 1) / 2
@@ -247,13 +251,32 @@ def from_pictures(model: Any, pictures: Pictures, vae: Any, clip: Any, interrupt
             mask = load_mask(example.mask, width, height)[None]
             mask = F.interpolate(mask, latents[-1].shape[-2:], mode="area")[0]
         masks.append(mask)
-        if example.caption not in captions:
-            captions[example.caption] = encode_caption(clip, example.caption)
-        entries[i] = captions[example.caption]
+        captions[i] = example.caption
     repeats = [Repeats(e.repeats) for e in pictures.examples]
     has_masks = any(mask is not None for mask in masks)
-    notes = list(pictures.notes)
-    return Data(latents, entries, pictures.digest, masks if has_masks else None, repeats, notes)
+    data = Data(latents, {}, pictures.digest, masks if has_masks else None, repeats, list(pictures.notes))
+    if clip is None:
+        data.captions = captions
+    else:
+        known = {text: encode_caption(clip, text) for text in dict.fromkeys(captions.values())}
+        data.entries = {i: known[text] for i, text in captions.items()}
+    return data
+
+
+def add_sample(data: Data, prompt: str, trigger_word: str, clip: Any) -> int:
+    """The words that samples show, among the data's conditionings or captions; their index there. Without a
+    prompt, or a CLIP to encode it, those of the first example."""
+    text = prompt.strip().replace(PLACEHOLDER, trigger_word.strip())
+    if not text:
+        return 0
+    if data.captions:
+        data.captions[SAMPLE] = text
+    elif clip is not None:
+        data.entries[SAMPLE] = encode_caption(clip, text)
+    else:
+        data.notes.append("sample_prompt is not shown: that needs the CLIP, connected to clip")
+        return 0
+    return SAMPLE
 
 
 def encode_caption(clip: Any, text: str) -> Any:

@@ -34,8 +34,12 @@ def parse_columns(text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Job:
-    """run_name, method and layers; where the pictures come from; how often to save. ``continued`` is an
-    adapter whose method, rank, columns and layers are taken over."""
+    """run_name, method and layers; where the pictures come from; how often to save and to draw a sample.
+
+    init_words: known words from which the trigger word starts as a new word of its own; empty: it stays as
+    the CLIP reads it. text_targets: layers of the text encoders, empty for none. ``continued`` is an adapter
+    whose method, rank, columns and layers are taken over; its words and text layers stay as they are.
+    """
 
     run_name: str
     config: TrainConfig
@@ -48,10 +52,14 @@ class Job:
     targets: str = "attention"
     images: str = ""
     trigger_word: str = ""
+    init_words: str = ""
+    text_targets: str = ""
     resolution: int = 512
     keep_proportions: bool = False
     precision: str = "auto"
     checkpoint_every: int = 100
+    sample_every: int = 0
+    sample_prompt: str = ""
     continued: Adapter | None = None
 
     def __post_init__(self) -> None:
@@ -64,7 +72,36 @@ class Job:
             raise SpectralAdapterError(f"method {self.method!r}: expected one of {', '.join(METHODS)}")
         elif self.rank < 1:
             raise SpectralAdapterError(f"rank {self.rank}: expected a whole number of at least 1")
+        for name in ("checkpoint_every", "sample_every"):
+            if getattr(self, name) < 0:
+                raise SpectralAdapterError(f"{name} {getattr(self, name)}: expected at least 0")
+        self._check_text()
         self.method_config(self.columns or tuple(range(self.rank)))
+
+    def _check_text(self) -> None:
+        word = self.trigger_word.strip()
+        if not self.trains_text:
+            return
+        if not self.images:
+            raise SpectralAdapterError(
+                "text_targets or init_words: captions of a folder are needed, connected conditioning is "
+                "encoded already; choose a folder as images, or leave both empty"
+            )
+        if self.continued is not None:
+            raise SpectralAdapterError(
+                "text_targets or init_words: a connected adapter goes on with the layers of the model only; "
+                "leave both empty, or disconnect the adapter"
+            )
+        if self.init_words.strip() and (not word or any(c.isspace() for c in word)):
+            raise SpectralAdapterError(
+                f"trigger_word {self.trigger_word!r}: init_words make it a new word, so one without spaces "
+                "is expected, such as <mydog>"
+            )
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether the CLIP learns: its layers, or a new word."""
+        return bool(self.text_targets.strip() or self.init_words.strip())
 
     @property
     def needs_columns(self) -> bool:
@@ -82,8 +119,13 @@ class Job:
 
     def settings(self) -> dict[str, Any]:
         """What the result depends on, JSON-able; the pictures and the models count by content, elsewhere."""
-        apart = ("run_name", "config", "checkpoint_every", "images", "continued")
+        apart: tuple[str, ...] = ("run_name", "config", "checkpoint_every", "images", "continued")
+        apart += ("sample_every", "sample_prompt")
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
+        for name in ("init_words", "text_targets"):
+            values[name] = values[name].strip()
+            if not values[name]:  # which runs of earlier versions did not have
+                del values[name]
         if not self.images:
             for name in ("trigger_word", "resolution", "keep_proportions"):
                 del values[name]

@@ -8,7 +8,7 @@ Shapes: W (out, in, *kernel), float32 on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -28,9 +28,14 @@ UNET = "unet"
 class BaseWeights(Mapping[str, Tensor]):
     """Layer name -> the base model's own weight, read when it is asked for: one at a time in memory."""
 
-    def __init__(self, patcher: Any, shapes: Mapping[str, LayerShape]) -> None:
+    def __init__(self, patcher: Any, shapes: Mapping[str, LayerShape], clip: Any = None) -> None:
         self.shapes = dict(shapes)
-        self._weight = base_weights.source(self.shapes, patcher, None)
+        self._patcher, self._clip = patcher, clip
+        self._weight = base_weights.source(self.shapes, patcher, clip)
+
+    def only(self, names: Iterable[str]) -> BaseWeights:
+        """The same weights, fewer of them."""
+        return BaseWeights(self._patcher, {name: self.shapes[name] for name in names}, self._clip)
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.shapes:

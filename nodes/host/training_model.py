@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import comfy.model_management
 import comfy.model_sampling
@@ -127,7 +127,7 @@ def ready(model: Any, precision: str, shape: Sequence[int]) -> Iterator[Ready]:
         own = compat.with_own_weights(model)
         undo.callback(unload, own)
         undo.callback(unload, model)
-        _make_normal(own.model)
+        make_normal(own.model)
         patcher = own.clone()
         undo.callback(unload, patcher)
         if precision != "auto":
@@ -142,7 +142,7 @@ def ready(model: Any, precision: str, shape: Sequence[int]) -> Iterator[Ready]:
         comfy.model_management.load_models_gpu([patcher], memory_required=needed, force_full_load=True)
         patcher.pre_run()
         undo.callback(patcher.cleanup)
-        undo.enter_context(_frozen(patcher.model))
+        undo.enter_context(frozen(patcher.model))
         sampling = patcher.model.model_sampling
         yield Ready(patcher, options["transformer_options"], HostNoise(sampling), precision)
 
@@ -155,7 +155,7 @@ def unload(patcher: Any) -> None:
             loaded.pop(index).model_unload()
 
 
-def _make_normal(root: nn.Module) -> None:
+def make_normal(root: nn.Module) -> None:
     """Every inference tensor of a tree replaced by one with the same numbers that autograd accepts."""
     copies: dict[int, Any] = {}
 
@@ -174,7 +174,7 @@ def _make_normal(root: nn.Module) -> None:
 
 
 @contextmanager
-def _frozen(root: nn.Module) -> Iterator[None]:
+def frozen(root: nn.Module) -> Iterator[None]:
     flags = [(parameter, parameter.requires_grad) for parameter in root.parameters()]
     try:
         for parameter, _ in flags:
@@ -185,10 +185,18 @@ def _frozen(root: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
+class HasRows(Protocol):
+    """Gives the model's keyword arguments for a batch of examples: :class:`Conditions` and
+    :class:`.training_text.Conditions`."""
+
+    def rows(self, indices: Sequence[int | None], shape: tuple[int, ...]) -> dict[str, Any]: ...
+
+
 class Conditions:
     """The model's keyword arguments for each example, worked out once by the host's own code.
 
-    entries: [tensor, options] of a CONDITIONING by example, None for the dropped caption.
+    entries: [tensor, options] of a CONDITIONING by example, None for the dropped caption, below 0 for words
+    of no example.
     """
 
     def __init__(self, patcher: Any, entries: Mapping[int | None, Any], latents: Sequence[Tensor]) -> None:
@@ -197,23 +205,30 @@ class Conditions:
         shapes = [tuple(latent.shape) for latent in latents]
         with torch.no_grad():
             for index, entry in entries.items():
-                for shape in set(shapes) if index is None else {shapes[index]}:
-                    self._known[index, shape] = _encoded(patcher, entry, shape)
+                for shape in {shapes[index]} if index is not None and index >= 0 else set(shapes):
+                    self._known[index, shape] = encoded(patcher, entry, shape)
 
     def rows(self, indices: Sequence[int | None], shape: tuple[int, ...]) -> dict[str, Any]:
         """Keyword arguments for a batch; SpectralAdapterError where its conditionings cannot be joined."""
-        rows = [self._known[index, shape] for index in indices]
-        first = rows[0]
-        for other in rows[1:]:
-            if other.keys() != first.keys() or not all(first[k].can_concat(other[k]) for k in first):
-                raise SpectralAdapterError(
-                    f"the conditionings of examples {indices} are of different kinds and cannot share a "
-                    "batch; set batch_size to 1 and use accumulation instead"
-                )
-        return _moved(comfy.samplers.cond_cat(rows), self._device)  # type: ignore[no-any-return]
+        return joined([self._known[index, shape] for index in indices], indices, self._device)
 
 
-def _encoded(patcher: Any, entry: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+def joined(
+    rows: Sequence[dict[str, Any]], indices: Sequence[int | None], device: torch.device
+) -> dict[str, Any]:
+    """Several :func:`encoded` as one batch of keyword arguments."""
+    first = rows[0]
+    for other in rows[1:]:
+        if other.keys() != first.keys() or not all(first[k].can_concat(other[k]) for k in first):
+            raise SpectralAdapterError(
+                f"the conditionings of examples {list(indices)} are of different kinds and cannot share a "
+                "batch; set batch_size to 1 and use accumulation instead"
+            )
+    return _moved(comfy.samplers.cond_cat(list(rows)), device)  # type: ignore[no-any-return]
+
+
+def encoded(patcher: Any, entry: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+    """The host's conditions of a [tensor, options] entry, for latents of one shape (C, H, W)."""
     device = patcher.load_device
     latent = torch.zeros(1, *shape, device=device)
     (found,) = comfy.samplers.encode_model_conds(
@@ -233,7 +248,7 @@ def _encoded(patcher: Any, entry: Any, shape: tuple[int, ...]) -> dict[str, Any]
 def _moved(value: Any, device: torch.device | None = None) -> Any:
     """The same on a device; without one a copy, of tensors that autograd accepts."""
     if isinstance(value, Tensor):
-        return value.detach().clone() if device is None else value.to(device)
+        return value.clone() if device is None else value.to(device)
     if isinstance(value, dict):
         return {key: _moved(item, device) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -246,15 +261,20 @@ class Denoiser:
     """The host's model as the trainer's callable: its own call, its own conditions."""
 
     ready: Ready
-    conditions: Conditions
+    conditions: HasRows
 
     def __call__(self, noisy: Tensor, timesteps: Tensor, indices: Sequence[int | None]) -> Tensor:
         conditions = self.conditions.rows(indices, tuple(noisy.shape[1:]))
         sigma = self.ready.noise.sigma(timesteps).to(noisy.device)
+        denoised = self.denoised(noisy, sigma, conditions)
+        return self.ready.noise.prediction(denoised, noisy, timesteps)
+
+    def denoised(self, noisy: Tensor, sigma: Tensor, conditions: Mapping[str, Any]) -> Tensor:
+        """The host's estimate of the clean latents at noise levels σ (B,)."""
         options = {**self.ready.options, "sigmas": sigma}
         model = self.ready.patcher.model
         try:
-            denoised = model.apply_model(noisy, sigma, transformer_options=options, **conditions)
+            found: Tensor = model.apply_model(noisy, sigma, transformer_options=options, **conditions)
         except comfy.model_management.InterruptProcessingException as stop:  # some models look for it
             raise KeyboardInterrupt from stop  # the trainer's word for it: no error
-        return self.ready.noise.prediction(denoised.float(), noisy, timesteps)
+        return found.float()

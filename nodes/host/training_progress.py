@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import comfy.model_management
@@ -34,6 +35,17 @@ class Progress:
         self._losses: dict[int, float] = {}
         self._drawn_at = 0.0
         self._stop: BaseException | None = None
+        self._sample: Image.Image | None = None
+
+    def shown(self, sampler: Callable[[int], list[Image.Image]]) -> Callable[[int], list[Image.Image]]:
+        """The sampler, its first picture beside the curve from then on."""
+
+        def draw(step: int) -> list[Image.Image]:
+            pictures = sampler(step)
+            self._sample, self._drawn_at = pictures[0], 0.0
+            return pictures
+
+        return draw
 
     def __call__(self, event: Event) -> None:
         kind, step = event["event"], int(event["step"])
@@ -53,7 +65,10 @@ class Progress:
             left = event.get("seconds_left")
             title = f"{self._name}: step {step} of {self._steps}, loss {event['smoothed_loss']:.4f}"
             title += "" if left is None else f", {left:.0f} s left"
-            picture = ("JPEG", curve(list(self._losses.values()), title, min(self._losses)), _PREVIEW)
+            drawn = curve(list(self._losses.values()), title, min(self._losses))
+            if self._sample is not None:
+                drawn = beside(drawn, self._sample)
+            picture = ("JPEG", drawn, _PREVIEW if self._sample is None else 2 * _PREVIEW)
         try:
             self._bar.update_absolute(step, self._steps, picture)
         except comfy.model_management.InterruptProcessingException as stop:
@@ -72,6 +87,15 @@ class Progress:
 def check_interrupt() -> None:
     """Raises the host's interrupt where the user has asked for one."""
     comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def beside(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Two pictures in a row, the right one as high as the left."""
+    width = max(1, round(right.width * left.height / right.height))
+    row = Image.new("RGB", (left.width + width, left.height))
+    row.paste(left, (0, 0))
+    row.paste(right.resize((width, left.height)), (left.width, 0))
+    return row
 
 
 def curve(losses: list[float], title: str, first: int = 1) -> Image.Image:

@@ -204,19 +204,19 @@ def run(namespace: argparse.Namespace) -> int:
     if missing := [name for name in NEEDED if name not in values]:
         print(f"error: --{' --'.join(missing)} missing; see train --help", file=sys.stderr)
         return 2
-    job, config = _only(Job, values), _only(TrainConfig, values)
+    job, config = only(Job, values), only(TrainConfig, values)
     name = values.get("run_name") or "".join(c for c in job.token if c.isalnum() or c in "-_") or "concept"
     with distributed.joined() as device:
         world = distributed.world(config.processes)
         pipe = open_model(values["model"], values.get("dtype", "fp32"), device or values.get("device"))
-        listener = _listener(namespace.json) if world.is_main else None
+        told = listener(namespace.json) if world.is_main else None
         output = Output(
             Path(values.get("output", "adapters")),
             name,
             values.get("checkpoint_every", 100),
             values.get("sample_every", 0),
             values.get("extend", False),
-            listener,
+            told,
         )
         done = train_adapter(pipe, job, config, output)
         if world.is_main:
@@ -224,12 +224,13 @@ def run(namespace: argparse.Namespace) -> int:
     return 130 if done.result.stopped else 0
 
 
-def _only(cls: type[Any], values: dict[str, Any]) -> Any:
+def only(cls: type[Any], values: dict[str, Any]) -> Any:
     """The dataclass from those values that are its fields."""
     return cls(**{name: value for name, value in values.items() if name in cls.__dataclass_fields__})
 
 
-def _listener(as_json: bool) -> Callable[[dict[str, Any]], None]:
+def listener(as_json: bool) -> Callable[[dict[str, Any]], None]:
+    """Shows a run's events: a bar, or every event as one JSON line."""
     if as_json:
         return lambda event: print(json.dumps(event), flush=True)
     from tqdm import tqdm

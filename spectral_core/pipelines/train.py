@@ -29,6 +29,7 @@ from torch import Tensor
 from .. import safewrite
 from ..adapter import Adapter, Provenance, create
 from ..attach import Attachment, attach
+from ..errors import SpectralAdapterError
 from ..fileformat import load, save
 from ..fingerprint import fingerprint
 from ..fusion import freeze
@@ -41,6 +42,7 @@ from ..training.config import TrainConfig
 from ..training.data import Order
 from ..training.events import Listener
 from ..training.loop import Setup, TrainResult, train
+from ..training.memory_errors import explained, is_out_of_memory
 from ..training.run import Place, Run, take_place
 from .applying import generate
 from .concept import basis_source, diffusion_of
@@ -95,7 +97,7 @@ def train_adapter(pipe: Any, job: Job, config: TrainConfig, output: Output) -> T
     """Train the job on the pipeline, or go on with it, or return what it has made.
 
     Raises SpectralAdapterError before the first step for everything that can be known then, and as
-    :func:`..training.loop.train` later.
+    :func:`..training.loop.train` later; out of memory is one, too.
     """
     data = find_dataset(pipe, job)
     weights, notes = target_weights(pipe, job)
@@ -235,7 +237,12 @@ def _train(
         if output.listener is not None:
             for note in notes:
                 output.listener({"event": "warning", "step": 0, "text": note})
-        result = train(setup, config, job.method, run=run)
+        try:
+            result = train(setup, config, job.method, run=run)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise SpectralAdapterError(f"run {place.name}: {explained(place.folder)}") from error
         layers = {n: v for a in attachments for n, v in _learned(a).items()}
         trained = replace(adapter, layers={**adapter.layers, **layers}, tokens=words.values())
     record = {

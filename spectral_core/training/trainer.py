@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -25,6 +26,7 @@ from .config import TrainConfig
 from .events import Clock, EventLog, Listener, Smoothed
 from .interrupts import after_the_block
 from .losses import Setup
+from .memory_errors import ADVICE, is_out_of_memory
 from .run import Run, differences, locked
 from .stepper import Moment, Stepper
 
@@ -236,9 +238,10 @@ class Trainer:
         """Keep what the last whole step left, whatever went wrong in the next."""
         text = f"{type(error).__name__}: {error}"
         if is_out_of_memory(error):
+            traceback.clear_frames(error.__traceback__)  # which hold the step's activations
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            text += ". Out of memory: lower batch_size (and raise accumulation), or set checkpointing"
+            text += f". Out of memory: {ADVICE}"
         if self.stepper.whole and self._saved_at != self.step:
             self._checkpoint("error")
         self.log.say("error", self.step, {"text": text})
@@ -255,15 +258,14 @@ class Trainer:
             return
         kept = [a.gates.state() for a in self.setup.attachments]
         with ExitStack() as around:
+            around.callback(self.stepper.open_gates.step)
+            for attachment, before in zip(self.setup.attachments, kept, strict=True):
+                around.callback(attachment.gates.restore, before)
+                around.enter_context(attachment.gates.inference())
             around.enter_context(rng.undisturbed())
             around.enter_context(self.stepper.averaging.applied())
-            for attachment in self.setup.attachments:
-                around.enter_context(attachment.gates.inference())
             around.enter_context(torch.no_grad())
             pictures = self.run.sampler(self.step)
-        for attachment, before in zip(self.setup.attachments, kept, strict=True):
-            attachment.gates.restore(before)
-        self.stepper.open_gates.step()
         self.log.say("sample", self.step, {"files": self._save_pictures(pictures)})
         self.clock.skip()
 
@@ -330,9 +332,3 @@ class Trainer:
         self.smoothed = Smoothed(self.smoothed.beta, *found.values["smoothed"])
         self.watch.restore(found.values["watch"])
         torch._foreach_copy_(self._good, [p.detach() for p in self.stepper.parameters])
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory, of the GPU or the host, ran out."""
-    kinds: tuple[type[BaseException], ...] = (MemoryError, torch.cuda.OutOfMemoryError)
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)

@@ -22,13 +22,33 @@ from tests.core.training_worker import CONFIG, METHODS
 ROOT = Path(__file__).resolve().parents[2]
 
 
+WORKER = str(ROOT / "tests" / "core" / "training_worker.py")
+TORCH = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ACCELERATE = ["-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2"]
+SHARED = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+
+
+def launched(launcher: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """The worker under a launcher; HF_HOME keeps the user's own settings of accelerate away."""
+    if "accelerate" in launcher[1]:
+        pytest.importorskip("accelerate")
+        launcher = [*launcher, *SHARED]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "hf")}
+    command = [sys.executable, *launcher, WORKER, str(folder)]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+
+
+needs_distributed = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="this torch has no torch.distributed"
+)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
-def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(ROOT / "tests" / "core" / "training_worker.py"), str(tmp_path)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+@needs_distributed
+@pytest.mark.parametrize("launcher", [TORCH, [*ACCELERATE, "--multi_gpu"]], ids=["torch", "accelerate"])
+def test_two_processes_equal_one_with_twice_the_batch(launcher: list[str], tmp_path: Path) -> None:
+    """accelerate's several processes are those of --multi_gpu, also where there is no GPU."""
+    done = launched(launcher, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     for method, config in METHODS.items():
         toy = Toy(config, batch=4)
@@ -43,6 +63,14 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
         steps = [e["step"] for e in read_events(tmp_path / method / "events.jsonl") if e["event"] == "step"]
         assert steps == list(range(1, CONFIG.steps + 1)), "one process writes, and only one"
         assert [step for step, _ in listed(tmp_path / method)] == [30, 20]
+
+
+@pytest.mark.slow
+@needs_distributed
+def test_a_launcher_that_starts_one_process_instead_of_two_is_noticed(tmp_path: Path) -> None:
+    done = launched([*ACCELERATE, "--cpu"], tmp_path)
+    assert done.returncode != 0
+    assert "1 process(es) take part in the training, expected 2" in done.stderr
 
 
 def test_rows_of_a_batch_are_shared_out_whole() -> None:

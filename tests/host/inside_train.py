@@ -13,6 +13,7 @@ import torch
 from inside_apply_lib import FOLDER, condition, pack, run_checks, sample
 from inside_train_lib import SAVED, Untouched, at_step, call, refused, train
 from inside_train_models import MODEL_CHECKS
+from inside_train_text import TEXT_CHECKS
 
 demo = pack("nodes.host.demo_model")
 applying = pack("nodes.host.applying")
@@ -183,13 +184,15 @@ def errors_leave_the_model_and_a_checkpoint():
         undo = at_step(3, throw)
         try:
             train(MODEL, run_name=name, method="lora", steps=6, **FOLDER_RUN)
-        except type(error):
-            pass
+        except type(error) as told:
+            said = str(told)
         else:
             raise AssertionError("the error was lost")
         finally:
             undo()
         assert (SAVED / ".runs" / name / "checkpoint-00000002.safetensors").is_file()
+        if name == "memory":
+            assert "the checkpoint of step 2 is kept" in said and "gradient_checkpointing" in said, said
         BASE.check()
 
 
@@ -225,6 +228,14 @@ def what_cannot_work_is_said_before_the_first_step():
         **{**FOLDER_RUN, "images": "one"},
     )[2]
     assert "columns 0–3 are taken by" in report
+    report = train(
+        MODEL, run_name="odd", method="lora", learning_rate=10.0, steps=1, rank=100,
+        targets="attention",
+        **{**FOLDER_RUN, "images": "uncaptioned"},
+    )[2]  # fmt: skip
+    assert "rank 100 is above the size of" in report
+    assert "learning_rate 10 is 100000 times the default of lora" in report
+    assert "1 of 1 pictures have no caption file" in report
     BASE.check()
 
 
@@ -239,7 +250,8 @@ CHECKS = [
 ]
 if __name__ == "__main__":
     only = sys.argv[3:]
-    outcome = run_checks([c for c in [*CHECKS, *MODEL_CHECKS] if not only or c.__name__ in only])
+    checks = [*CHECKS, *MODEL_CHECKS, *TEXT_CHECKS]
+    outcome = run_checks([c for c in checks if not only or c.__name__ in only])
     (FOLDER / "report.json").write_text(json.dumps(outcome), encoding="utf-8")
     for name, text_ in outcome.items():
         print(name, text_ or "ok")

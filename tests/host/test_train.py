@@ -15,7 +15,11 @@ from tests.host.inside import checkouts, run_inside
 pytestmark = pytest.mark.host
 
 SCRIPT = "inside_train.py"
-LISTS = {SCRIPT: "CHECKS", "inside_train_models.py": "MODEL_CHECKS"}
+LISTS = {
+    SCRIPT: "CHECKS",
+    "inside_train_models.py": "MODEL_CHECKS",
+    "inside_train_text.py": "TEXT_CHECKS",
+}
 
 
 def checks() -> list[str]:

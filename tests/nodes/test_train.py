@@ -69,6 +69,9 @@ def test_columns(ours: Pack, text: str, columns: tuple[int, ...]) -> None:
         {"columns": "3-1"}, {"columns": "a"}, {"columns": "0-99999999"}, {"steps": 0}, {"run_name": "a/b"},
         {"run_name": ".x"}, {"run_name": ""}, {"rank": 0}, {"optimiser": "sgd"},
         {"optimiser": "schedulefree", "schedule": "cosine"}, {"method": "spectral_a", "columns": "1,1"},
+        {"text_targets": "attention"}, {"init_words": "dog", "trigger_word": "<x>"},
+        {"images": "cats", "init_words": "dog", "trigger_word": "two words"},
+        {"images": "cats", "init_words": "dog"}, {"sample_every": -1},
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(ours: Pack, wrong: dict[str, Any]) -> None:
@@ -80,8 +83,17 @@ def test_settings_tell_runs_apart(ours: Pack) -> None:
     plain = job(ours).settings()
     for same in ({"run_name": "other"}, {"checkpoint_every": 7}, {"trigger_word": "without images"}):
         assert job(ours, **same).settings() == plain
+    for same in ({"sample_every": 5}, {"sample_prompt": "a cat"}, {"text_targets": " "}):
+        assert job(ours, **same).settings() == plain
+    assert not {"init_words", "text_targets"} & set(plain), "runs of earlier versions are found again"
+    folder = {"images": "cats", "trigger_word": "<x>"}
+    for other in ({"text_targets": "attention"}, {"init_words": "dog"}):
+        assert job(ours, **folder, **other).settings() != job(ours, **folder).settings()
+        assert job(ours, **folder, **other).trains_text and not job(ours, **folder).trains_text
     for other in ({"rank": 3}, {"method": "lora"}, {"targets": "all"}, {"precision": "bf16"}):
         assert job(ours, **other).settings() != plain
+    with pytest.raises(ours.error, match="a connected adapter"):
+        job(ours, ours.adapter(seed=1), **folder, text_targets="attention")
     first, second = ours.adapter(seed=1), ours.adapter(seed=2)
     assert job(ours, first).settings() == job(ours, first, rank=99).settings()
     assert job(ours, first).settings() != job(ours, second).settings()

@@ -101,7 +101,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert main([*common, "--output", str(tmp_path / "whole")]) == 0
     from spectral_core.cli import train as command
 
-    listener = command._listener
+    listener = command.listener
 
     def interrupting(as_json: bool) -> Any:
         tell = listener(as_json)
@@ -113,13 +113,13 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 
         return listen
 
-    monkeypatch.setattr(command, "_listener", interrupting)
+    monkeypatch.setattr(command, "listener", interrupting)
     again = [*common, "--output", str(tmp_path / "halves")]
     assert main(again) == 130
     said = capsys.readouterr()
     assert "stopped at step 2 of 4; the same command goes on" in said.err
     stopped = load(tmp_path / "halves" / ".runs" / "x" / "stopped.safetensors")
-    monkeypatch.setattr(command, "_listener", listener)
+    monkeypatch.setattr(command, "listener", listener)
     assert main(again) == 0
     files = [tmp_path / part / "x.safetensors" for part in ("whole", "halves")]
     whole, resumed = (load(file) for file in files)
@@ -217,6 +217,44 @@ def test_bad_input_is_one_clear_line_before_the_first_step(
         found = int(stopped.code or 0)
     said = capsys.readouterr().err
     assert found == code and message in said and "Traceback" not in said
+
+
+def test_what_is_odd_is_said_before_the_first_step(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rate of 10, columns that are taken, captions that are missing, layers that are too small."""
+    Image.new("RGB", (16, 16), "red").save(pictures / "uncaptioned.png")
+    common = ["train", "--model", str(model), "--images", str(pictures), "--output", str(tmp_path), *FAST]
+    common += ["--method", "spectral_a", "--columns", "0-1", "--explosion", "0", "--steps", "1"]
+    assert main([*common, "--token", "<a>"]) == 0
+    capsys.readouterr()
+    assert main([*common, "--token", "<b>", "--json", "--learning-rate", "10"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    first = next(i for i, e in enumerate(events) if e["event"] == "step")
+    said = "\n".join(e["text"] for e in events[:first] if e["event"] == "warning")
+    assert "columns 0–1 are taken by a" in said
+    assert "learning_rate 10 is 10000 times the default of spectral_a" in said
+    assert "pictures have no caption file" in said
+    assert main([*common, "--token", "<c>", "--json", "--method", "lora", "--rank", "40"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert any("rank 40 is above the size of" in e.get("text", "") for e in events[:3])
+
+
+def test_out_of_memory_is_one_line_with_what_to_do(
+    pipe: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spectral_core.errors import SpectralAdapterError
+    from spectral_core.pipelines import train as pipelines
+
+    def denoiser_of(*_: Any) -> Any:
+        def lacking(*_: Any) -> Any:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+        return lacking
+
+    monkeypatch.setattr(pipelines, "denoiser_of", denoiser_of)
+    with pytest.raises(SpectralAdapterError, match=r"run x: out of memory .*: lower batch_size"):
+        train_adapter(pipe, Job(str(pictures), "<x>", size=(16, 16)), TrainConfig(), Output(tmp_path, "x"))
 
 
 def test_options_of_the_command_line_and_of_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
