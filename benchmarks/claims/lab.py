@@ -48,6 +48,7 @@ MODEL = Path(__file__).resolve().parents[2] / "demo_model"
 SIZE = (64, 64)
 HELD_OUT_SEED = 500_000
 BATCH = 8
+GUIDANCE = 4.0
 
 
 class Busy(Exception):
@@ -123,8 +124,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method as a claim compares it: its name, the configuration for a layer's weight, where the sweep of its
-    rate begins, and the recipe whose rate it takes instead of a sweep of its own."""
+    """A method as a claim compares it: its name, the configuration for a layer's weight, where the sweep of
+    its rate begins, and the recipe whose rate it takes instead of a sweep of its own."""
 
     name: str
     configure: Callable[[Tensor], MethodConfig]
@@ -393,7 +394,7 @@ class Lab:
                 prompts,
                 seeds,
                 steps=self.setting.sampler_steps,
-                guidance=4.0,
+                guidance=GUIDANCE,
                 size=SIZE,
                 batch_size=32,
             )

@@ -63,7 +63,7 @@ def rotation(rank: int) -> Recipe:
 
 
 def foura(transform: str, gate: str, rank: int = RANK) -> Recipe:
-    """The gate trains at the adapter's rate: one sweep per transform and rank, with the gate where there is one."""
+    """The gate trains at the adapter's rate: one sweep for each transform and rank, with the gate."""
     name = f"foura {transform} {gate}" + ("" if rank == RANK else f" rank {rank}")
     like = (
         lora(RANK) if transform == "none" else foura(transform, "adaptive", rank) if gate == "none" else None

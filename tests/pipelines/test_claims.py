@@ -1,4 +1,4 @@
-"""The evidence's machinery at its smallest: cells are made once and shared, and the page says what they say."""
+"""The evidence at its smallest: cells are made once and shared, and the page says what they say."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("claims")
     lab = Lab(folder, SMALL)
     groups = (
-        styles.style_cells(lab)[:2],
+        styles.style_cells(lab)[:3],
         styles.merging_cells(lab)[:1],
         styles.copying_cells(lab)[1:2],
         styles.gate_cells(lab)[:1],
