@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import SpectralAdapterError
-from . import files, pictures, train
+from . import files, pictures, slider, train
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = build.add_subparsers(dest="command", required=True, metavar="command")
     train.add_parser(commands)
+    slider.add_parser(commands)
     files.add_parsers(commands)
     pictures.add_parser(commands)
     return build

@@ -1,0 +1,185 @@
+"""Train a concept slider on a diffusers pipeline: two prompts in, an adapter out; see
+:mod:`..training.slider`.
+
+    job = SliderJob("a large {}", "a small {}", "a {}", preserve=("red star", "blue ring"))
+    slider = train_slider(pipe, job, TrainConfig(steps=200, caption_dropout=0)).adapter
+    with apply(pipe, slider.scaled(-1.5)):
+        ...
+
+Shapes: sizes are (width, height) in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..adapter import Adapter, Provenance, create
+from ..attach import attach
+from ..errors import SpectralAdapterError
+from ..fingerprint import fingerprint
+from ..fusion import freeze
+from ..methods import MethodConfig, config_from_dict
+from ..schedule import Schedule
+from ..svd_cache import SVDCache, default_cache_folder
+from ..targets import find_targets
+from ..training.checks import fitting
+from ..training.config import TrainConfig
+from ..training.loop import Setup, TrainResult, train
+from ..training.order import Order
+from ..training.run import Run
+from ..training.slider import SliderDenoiser, SliderExample, SliderNoise, examples
+from .concept import basis_source, diffusion_of
+from .conditioning import CaptionCache
+from .job import METHODS
+from .loading import family_of, parts_of
+
+
+@dataclass(frozen=True)
+class SliderJob:
+    """positive, negative: the poles. neutral: what is moved; ``{}`` in a prompt is where an attribute goes.
+
+    preserve: attributes that shall not move with the slider, a subject each or whatever else; the more, the
+    less the slider learns of what usually comes with its pole. eta: how far strength 1 moves, as a share of
+    the difference of the poles. start: progress from which the adapter acts, 0.2 is FouRA's t = 800. samples:
+    pictures of the neutral prompt that are drawn first, with ``sample_steps`` and ``guidance``, to be noised.
+    method, rank, transform, gate, columns, targets: as in :class:`.job.Job`.
+    """
+
+    positive: str
+    negative: str
+    neutral: str = "{}"
+    preserve: tuple[str, ...] = ()
+    eta: float = 1.0
+    start: float = 0.2
+    method: str = "foura"
+    rank: int = 8
+    transform: str = "dct"
+    gate: str = "adaptive"
+    columns: tuple[int, ...] = ()
+    targets: str = "attention"
+    size: tuple[int, int] | None = None
+    samples: int = 16
+    sample_steps: int = 20
+    guidance: float = 4.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "preserve", tuple(self.preserve))
+        object.__setattr__(self, "columns", tuple(self.columns))
+        if not self.positive.strip() or not self.negative.strip() or self.positive == self.negative:
+            raise SpectralAdapterError(
+                f"poles {self.positive!r} and {self.negative!r}: expected two different prompts"
+            )
+        if self.method not in METHODS:
+            raise SpectralAdapterError(f"method {self.method!r}: expected one of {', '.join(METHODS)}")
+        if not 0 <= self.start < 1:
+            raise SpectralAdapterError(f"start {self.start}: expected a progress, 0 ≤ start < 1")
+        if not (math.isfinite(self.eta) and self.eta > 0):
+            raise SpectralAdapterError(f"eta {self.eta}: expected a number above 0")
+        for name in ("samples", "sample_steps", "rank"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise SpectralAdapterError(f"{name} {getattr(self, name)!r}: expected a whole number above 0")
+        self.method_config()
+
+    def method_config(self) -> MethodConfig:
+        if self.method.startswith("spectral"):
+            return config_from_dict(
+                {"method": self.method, "columns": self.columns or tuple(range(self.rank))}
+            )
+        more = {"transform": self.transform, "gate": self.gate} if self.method == "foura" else {}
+        return config_from_dict({"method": self.method, "rank": self.rank, **more})
+
+    def settings(self) -> dict[str, Any]:
+        """What the result depends on, JSON-able."""
+        values = asdict(self)
+        return values | {
+            key: None if values[key] is None else list(values[key]) for key in ("preserve", "columns", "size")
+        }
+
+
+@dataclass(frozen=True)
+class TrainedSlider:
+    """The adapter, the run, and what the user should know."""
+
+    adapter: Adapter
+    result: TrainResult
+    notes: tuple[str, ...]
+
+
+def train_slider(
+    pipe: Any, job: SliderJob, config: TrainConfig, name: str = "slider", run: Run | None = None
+) -> TrainedSlider:
+    """Train the slider, or go on with the run. The pipeline is afterwards as it was.
+
+    Raises SpectralAdapterError before the first step for what can be known then, and as
+    :func:`..training.loop.train` later.
+    """
+    config = replace(config, caption_dropout=0.0)
+    method = job.method_config()
+    found, _ = find_targets(parts_of(pipe)["unet"], "unet", job.targets)
+    weights, notes = fitting(found, method)
+    adapter = create(
+        weights,
+        method,
+        basis_source(method, SVDCache(default_cache_folder())),
+        torch.Generator().manual_seed(config.seed),
+        Provenance(name=name, family=family_of(pipe), base=fingerprint(weights)),
+    )
+    shown = examples(job.neutral, job.positive, job.negative, job.preserve, job.samples)
+    latents = _samples(pipe, job, shown[::2], config.seed)
+    noise = SliderNoise(diffusion_of(pipe), job.start)
+    captions = CaptionCache(pipe, job.size or _size(pipe), keep=True)
+
+    def predict(noisy: Tensor, timesteps: Tensor, prompts: Sequence[str]) -> Tensor:
+        conditioning = captions.encode(prompts)
+        prediction: Tensor = pipe.unet(noisy.to(pipe.unet.dtype), timesteps, **conditioning).sample
+        return prediction
+
+    with attach(pipe.unet, adapter, part="unet", trainable=True) as attachment:
+        setup = Setup(
+            denoiser=SliderDenoiser(predict, [attachment], noise, shown, job.eta),
+            latents=latents.repeat_interleave(2, 0),
+            order=Order(shown, config.batch_size, config.seed),
+            diffusion=noise,
+            attachments=[attachment],
+            roots=[pipe.unet],
+        )
+        result = train(setup, config, job.method, run=run)
+        trained = attachment.to_adapter()
+    record = {"slider": job.settings(), **config.as_dict(), "steps_done": len(result.losses)}
+    schedule = Schedule.window(job.start, 1.0) if job.start > 0 else None
+    trained = replace(trained, schedule=schedule).with_provenance(training=record)
+    if config.freeze_gates and not result.stopped:
+        trained = freeze(trained)
+    return TrainedSlider(trained, result, (*notes, *result.notes))
+
+
+def _size(pipe: Any) -> tuple[int, int]:
+    side = int(pipe.unet.config.sample_size) * int(pipe.vae_scale_factor)
+    return side, side
+
+
+@torch.no_grad()
+def _samples(pipe: Any, job: SliderJob, shown: Sequence[SliderExample], seed: int) -> Tensor:
+    """Latents (N, C, h, w) of the frozen model's own pictures of the neutral prompts."""
+    width, height = job.size or _size(pipe)
+    parts = []
+    for start in range(0, len(shown), 8):
+        chunk = shown[start : start + 8]
+        generators = [torch.Generator("cpu").manual_seed(seed + start + k) for k in range(len(chunk))]
+        drawn = pipe(
+            [example.neutral for example in chunk],
+            num_inference_steps=job.sample_steps,
+            guidance_scale=job.guidance,
+            generator=generators,
+            output_type="latent",
+            width=width,
+            height=height,
+        )
+        parts.append(drawn.images.float())
+    return torch.cat(parts)
