@@ -1,11 +1,13 @@
 """On a real ComfyUI: seconds per step, time from an adapter's file to its first step, memory held.
 
-    python -m benchmarks.host [--rounds 8] [--threads 2] [--hosts 0.28.0]
+    python -m benchmarks.host [--rounds 8] [--threads 2] [--hosts 0.28.0] [--parts live] [--raw FILE]
 
 The host's own model of Stable Diffusion 1.5 with random float32 weights, on the CPU, batch 1, no guidance,
 128×128 and 256×256 pixels; adapters on its 128 attention layers, rank 8. A step is one call of the host's
 ``apply_model`` on a patcher that was prepared as the host's sampler does it; all candidates take turns in one
-process (``benchmarks/inside/host.py``, run in the host's Python). Peers: the host's Load LoRA and, where it
+process (``benchmarks/inside/host.py``, run in the host's Python), in an order drawn anew for every round.
+``--raw``: a file to which measurements are added; the table is of all that it has, so that a long one can be
+taken in several short ones on a machine that is not always free. Peers: the host's Load LoRA and, where it
 has one, its bypass LoRA, with the same adapters exported in float32. ``held`` counts every tensor that a
 loader leaves behind, the parsed file included, once for each piece of memory.
 """
@@ -36,6 +38,7 @@ from tests.host.inside import BOOTSTRAP
 
 SCRIPT = Path(__file__).resolve().parent / "inside" / "host.py"
 SECONDS = 900
+PARTS = ("live", "merged", "loading")
 LIMITS = {  # (candidate, pixels): times base
     ("merged", 128): 1.02,
     ("merged", 256): 1.02,
@@ -120,6 +123,14 @@ def run_in(
         return dict(json.loads((folder / "measured.json").read_text(encoding="utf-8")))
 
 
+def added(before: Any, now: Any) -> Any:
+    """Both measurements: lists one behind the other, single figures the new ones."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        both = {key: added(before[key], now[key]) for key in before.keys() & now.keys()}
+        return before | now | both
+    return before + now if isinstance(before, list) else now
+
+
 # --- the report -------------------------------------------------------------------------------------
 
 
@@ -131,6 +142,8 @@ def step_rows(version: str, measured: dict[str, Any]) -> tuple[list[dict[str, An
     rows, targets = [], []
     for pixels in (128, 256):
         for group in ("live", "merged"):
+            if group not in measured:
+                continue
             seconds = {name: tuple(by_size[str(pixels)]) for name, by_size in measured[group].items()}
             times = Times(seconds)
             for name in seconds:
@@ -146,6 +159,8 @@ def step_rows(version: str, measured: dict[str, Any]) -> tuple[list[dict[str, An
 
 def loading_rows(version: str, measured: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Target]]:
     rows, targets = [], []
+    if "first" not in measured:
+        return rows, targets
     times = Times({name: tuple(values) for name, values in measured["first"].items()})
     for name in ("spectral a", "foura adaptive"):
         peer = f"{name}, Load LoRA"
@@ -168,7 +183,9 @@ def loading_rows(version: str, measured: dict[str, Any]) -> tuple[list[dict[str,
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=8, help="at 256×256; twice as many at 128×128")
+    parser.add_argument("--rounds", type=int, default=8, help="at 256×256; three times as many at 128×128")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="only these")
+    parser.add_argument("--raw", type=Path, help="add the measurements to this file, and report all of it")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--hosts", nargs="+", metavar="VERSION", help="only these (default: all found)")
     options = parser.parse_args(arguments)
@@ -178,14 +195,19 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     torch.set_num_threads(options.threads)
     settings: dict[str, Any] = {"rank": 8, "rounds": options.rounds, "threads": options.threads}
+    asked = settings | {"parts": options.parts}
+    raw = json.loads(options.raw.read_text()) if options.raw and options.raw.exists() else {}
+    for checkout in hosts:
+        raw[checkout.version] = added(raw.get(checkout.version), run_in(checkout, asked))
+        if options.raw:
+            options.raw.write_text(json.dumps(raw))
     rows: list[dict[str, Any]] = []
     targets: list[Target] = []
     torches = {}
-    for checkout in hosts:
-        measured = run_in(checkout, settings)
-        torches[checkout.version] = measured["torch"]
+    for version, measured in sorted(raw.items(), reverse=True):
+        torches[version] = measured["torch"]
         for part in (step_rows, loading_rows):
-            found = part(checkout.version, measured)
+            found = part(version, measured)
             rows, targets = rows + found[0], targets + found[1]
     return finish("host", rows, targets, settings | {"hosts, torch": torches})
 
