@@ -134,7 +134,7 @@ def three_concepts_fused() -> dict[str, Node]:
         )
     nodes["third"] = node(
         PREFIX + "AdapterStrength",
-        (860, 690, 380, 400),
+        (860, 850, 380, 400),
         "Adapter Strength: the third one, as a list",
         adapter=("house", 2),
         strength_model=1.0,
@@ -147,15 +147,22 @@ def three_concepts_fused() -> dict[str, Node]:
     )
     nodes["fuse"] = node(
         PREFIX + "FuseAdapters",
-        (860, 0, 380, 640),
+        (860, 0, 380, 800),
+        model=("demo", 0),
+        clip=("demo", 1),
         adapter_1=("bot", 2),
         adapter_2=("fish", 2),
         adapters=("third", 1),
-        method="spectral",
+        method="closed-form",
         weight_1=1.0,
         weight_2=1.0,
         target_rank=0,
         freeze_gates=False,
+        prompts="",
+        sample_steps=4,
+        sample_cfg=4.0,
+        sample_seed=0,
+        save_statistics="",
     )
     nodes["apply"] = node(
         PREFIX + "ApplyAdapter",
@@ -175,10 +182,12 @@ def three_concepts_fused() -> dict[str, Node]:
         0,
         680,
         380,
-        320,
-        "**Three concepts in one adapter.** Each was trained alone, in singular columns of its own, so that "
-        "fusing adds them without overlap. The third comes in as a list from Adapter Strength; chain more of "
-        "them for more concepts.\n\nTry: method sum; weight_2 0.5; Save Adapter behind Fuse Adapters.",
+        360,
+        "**Three concepts in one adapter, each kept.** closed-form draws a few steps of every concept alone, "
+        "looks at what its adapter does there, and fuses so that the same is done again. Model and clip are "
+        "connected to Fuse Adapters for that; the prompts come from the adapters' own words. The third one "
+        "comes in as a list from Adapter Strength; chain more of them for more concepts.\n\nTry: method "
+        "spectral, average or sum, and compare. Changing a weight draws nothing again.",
     )
     return nodes
 
@@ -254,6 +263,11 @@ def loras_fused_and_exported() -> dict[str, Node]:
         weight_2=1.0,
         target_rank=0,
         freeze_gates=False,
+        prompts="",
+        sample_steps=4,
+        sample_cfg=4.0,
+        sample_seed=0,
+        save_statistics="",
     )
     nodes["apply"] = node(
         PREFIX + "ApplyAdapter",

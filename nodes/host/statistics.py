@@ -36,7 +36,7 @@ SAMPLER, SCHEDULER = "euler", "simple"
 _CELLS = {"mini": 16, "sdxl": 64}  # side of the latent; half of what the families are made for, but the demo
 _OTHER_CELLS = 48
 _KEPT = 2  # collections per model
-KEPT = "not drawn again, for nothing that matters has changed: "
+KEPT = "nothing that matters has changed, so nothing was drawn again; "
 _CPU = torch.device("cpu")
 
 

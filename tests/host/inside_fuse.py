@@ -69,8 +69,10 @@ def statistics_are_those_of_the_core():
         assert found[0][name].count == expected.count
         ours, theirs = found[0][name].second_moment.double(), expected.second_moment
         assert (ours - theirs).norm() < 1e-5 * theirs.norm(), name
-        assert (found[1][name].second_moment - found[0][name].second_moment).norm() > 1e-4 * theirs.norm()
         assert ours.device.type == "cpu" and not found[0][name].second_moment.is_inference()
+    deep = next(name for name in found[0] if "up_blocks" in name)
+    one, two = (statistics_.second_moment for statistics_ in (found[0][deep], found[1][deep]))
+    assert (one - two).norm() > 1e-3 * one.norm()  # the other concept has seen something else
 
 
 def the_fused_concepts_keep_more_than_their_average():
@@ -94,7 +96,7 @@ def other_weights_sample_nothing():
     try:
         before = fuse(LORA, GATED, sample_seed=7)[0]
         again, report, _ = fuse(LORA, GATED, sample_seed=7, weight_1=0.5, target_rank=2)
-        assert len(calls) == 1 and "not drawn again" in report, (calls, report)
+        assert len(calls) == 1 and "nothing was drawn again" in report, (calls, report)
         assert again.content_hash != before.content_hash
         fuse(LORA, GATED, sample_seed=7, weight_1=-1.0)  # its concept drawn the other way round
         fuse(LORA, GATED, sample_seed=8)
@@ -177,7 +179,7 @@ def an_interrupt_and_an_exception():
             hook.remove()
         assert_base_untouched()
     _, report, _ = fuse(LORA, GATED, sample_seed=99)
-    assert "not drawn again" not in report
+    assert "nothing was drawn again" not in report
 
 
 def the_stop_button_works_between_two_runs():
