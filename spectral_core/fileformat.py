@@ -7,6 +7,8 @@ Tensors are ``<layer>.<tensor>`` (``unet.down_blocks.0….attn1.to_q.a``), with 
 was rounded; Spectral R may leave it out (``compact``) and carries projections of it instead
 (:mod:`.realign`).
 
+With ``config_tensor`` the configuration is in the file a second time, as bytes (n,) uint8, and must agree.
+
 Every tensor is stored in its own dtype, so a round trip is equal to the bit. With a ``dtype`` the matrices
 are rounded to it; what is small and decides much stays in float32: gates, singular values, rotations,
 projections.
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,8 +32,9 @@ from .adapter import Adapter, AdapterLayer, Term
 from .errors import SpectralAdapterError
 from .file_config import FileConfig, LayerPlan, TermPlan
 from .layers import LayerShape
+from .lazy_tensors import FileTensors, LazyParams
 from .methods import SpectralRConfig, method_of
-from .safefile import SafeFile, open_safely
+from .safefile import Entry, SafeFile, open_safely
 
 VERSION = "1"
 VERSION_KEY = "spectral_adapters.version"
@@ -78,13 +81,16 @@ def save(
     overwrite: bool = False,
     compact: bool = False,
     dtype: torch.dtype | None = None,
+    config_tensor: bool = False,
 ) -> Path:
     """Write an adapter to a ``.safetensors`` file, atomically.
 
     compact: leave out the bases of Spectral R layers; loading then needs the base model's weights. dtype:
-    round the matrices to float16 or bfloat16 (default: every tensor as it is). Raises SpectralAdapterError
-    for a file that exists (unless ``overwrite``), a folder that cannot be written, and an adapter that could
-    not be loaded again.
+    round the matrices to float16 or bfloat16 (default: every tensor as it is). config_tensor: write the
+    configuration a second time, as the bytes of a tensor, for programs that are given tensors only
+    (:func:`from_tensors`); a compact file cannot be used so. Raises SpectralAdapterError for a file that
+    exists (unless ``overwrite``), a folder that cannot be written, and an adapter that could not be loaded
+    again.
     """
     path = Path(path)
     if not adapter.layers and not adapter.tokens:
@@ -109,40 +115,81 @@ def save(
         file_checks.check_values(f"{path}: tensor {key}", key, value)
     text = file_config.to_json(config)
     file_config.from_json(text)  # what could not be read again is not written
+    if config_tensor and not compact:
+        _add(tensors, {CONFIG_KEY: torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)})
     shown = file_metadata.describe(adapter, path.stem, "spectral_adapters", "spectral-adapter")
     return safewrite.write(tensors, shown | {VERSION_KEY: VERSION, CONFIG_KEY: text}, path, overwrite)
 
 
-def load(path: str | os.PathLike[str], weights: Weights | None = None) -> Adapter:
+def load(path: str | os.PathLike[str], weights: Weights | None = None, lazy: bool = False) -> Adapter:
     """The adapter of a file. ``weights`` is needed for compact files only; see :func:`read` for its notes."""
-    return read(path, weights).adapter
+    return read(path, weights, lazy).adapter
 
 
-def read(path: str | os.PathLike[str], weights: Weights | None = None) -> Loaded:
-    """The adapter of a file, and what the user should know about it.
+def read(path: str | os.PathLike[str], weights: Weights | None = None, lazy: bool = False) -> Loaded:
+    """The adapter of a file, and what the user should know about it. lazy: its tensors are read, and checked,
+    whenever they are asked for, for work that goes from layer to layer.
 
     Raises SpectralAdapterError that names the file and the layer, what was found and what was expected, for
     any file that is not a sound adapter of this format.
     """
     file, config = _open(path)
+    expected = _checked_entries(file, config)
+    if not lazy:
+        return _adapter(file.path, config, file.read(expected), weights)
+
+    def check(key: str, value: Tensor) -> None:
+        file_checks.check_values(f"{file.path}: tensor {key}", key, value)
+
+    return _adapter(file.path, config, FileTensors(file, expected, check), weights)
+
+
+def from_tensors(tensors: Mapping[str, Tensor], name: str) -> Loaded:
+    """The adapter of a file that was saved with ``config_tensor``, from its tensors alone.
+
+    name: what the file is called in errors. Raises SpectralAdapterError as :func:`read` does.
+    """
+    path = Path(name)
+    stored = tensors.get(CONFIG_KEY)
+    if stored is None or stored.dtype != torch.uint8 or stored.dim() != 1:
+        raise SpectralAdapterError(
+            f"{path}: no tensor {CONFIG_KEY} of bytes: expected a file saved with its configuration in one"
+        )
+    config = _config(path, bytes(stored.cpu().numpy()))
+    values = {key: value for key, value in tensors.items() if key != CONFIG_KEY}
+    entries = {key: Entry(value.dtype, tuple(value.shape), 0, 0) for key, value in values.items()}
+    _checked_entries(SafeFile(path, entries, {}, 0), config)
+    return _adapter(path, config, values, None)
+
+
+def _checked_entries(file: SafeFile, config: FileConfig) -> list[str]:
+    """The names of the tensors that the configuration promises, each of its shape and dtype."""
     expected = file_checks.expected_tensors(file.path, config)
     file_checks.check_names(file, expected)
     for key, shapes in expected.items():
         file_checks.check_entry(file, key, shapes)
-    tensors = file.read(list(expected))
-    for key, value in tensors.items():
-        file_checks.check_values(f"{file.path}: tensor {key}", key, value)
+    return list(expected)
+
+
+def _adapter(
+    path: Path, config: FileConfig, tensors: Mapping[str, Tensor], weights: Weights | None
+) -> Loaded:
+    """The adapter that a configuration and its tensors are."""
+    lazy = isinstance(tensors, FileTensors)  # checks each when it is read
+    for key, value in () if lazy else tensors.items():
+        file_checks.check_values(f"{path}: tensor {key}", key, value)
     layers: dict[str, AdapterLayer] = {}
     notes: list[str] = []
     for name, plan in config.layers.items():
         terms = []
         for k, term in enumerate(plan.terms):
             prefix = file_checks.prefix(name, k, len(plan.terms))
-            params = {key: tensors[prefix + key] for key in file_checks.term_shapes(config, plan.shape, term)}
+            names = list(file_checks.term_shapes(config, plan.shape, term))
+            params: Mapping[str, Tensor] = LazyParams(tensors, prefix, names)
+            if not lazy:
+                params = {key: tensors[prefix + key] for key in names}
             if file_checks.is_compact(config, term):
-                params, note = _unpacked(
-                    file.path, name, plan.shape, term, params, weights, config.compact_seed
-                )
+                params, note = _unpacked(path, name, plan.shape, term, params, weights, config.compact_seed)
                 notes += [note] if note else []
             terms.append(Term(term.config, params, term.weight))
         layers[name] = AdapterLayer(plan.shape, tuple(terms))
@@ -212,10 +259,30 @@ def _open(path: str | os.PathLike[str]) -> tuple[SafeFile, FileConfig]:
         )
     if CONFIG_KEY not in file.metadata:
         raise SpectralAdapterError(f"{file.path}: the metadata has no {CONFIG_KEY}: the file is damaged")
+    text = file.metadata[CONFIG_KEY].encode()
+    config = _config(file.path, text)
+    if CONFIG_KEY in file.entries:
+        file = _without_config_tensor(file, text)
+    return file, config
+
+
+def _config(path: Path, text: bytes) -> FileConfig:
     try:
-        return file, file_config.from_json(file.metadata[CONFIG_KEY])
-    except SpectralAdapterError as error:
-        raise SpectralAdapterError(f"{file.path}: damaged configuration: {error}") from error
+        return file_config.from_json(text.decode())
+    except (SpectralAdapterError, UnicodeDecodeError) as error:
+        raise SpectralAdapterError(f"{path}: damaged configuration: {error}") from error
+
+
+def _without_config_tensor(file: SafeFile, text: bytes) -> SafeFile:
+    """The file's other tensors; the configuration must be the same in both places."""
+    entry = file.entries[CONFIG_KEY]
+    fits = entry.dtype == torch.uint8 and entry.shape == (len(text),)
+    if not fits or bytes(file.read([CONFIG_KEY])[CONFIG_KEY].numpy()) != text:
+        raise SpectralAdapterError(
+            f"{file.path}: the tensor {CONFIG_KEY} says something else than the metadata: the file is "
+            "damaged or edited"
+        )
+    return replace(file, entries={key: e for key, e in file.entries.items() if key != CONFIG_KEY})
 
 
 def _add(tensors: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:

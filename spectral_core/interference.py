@@ -24,7 +24,7 @@ from torch import Tensor
 from .adapter import Adapter, Term
 from .errors import SpectralAdapterError
 from .lowrank import Factors, compact_svd, concatenate
-from .moments import Inputs, Placed, Response, Statistics, joined, response_of
+from .moments import Inputs, Placed, Response, Statistics, joined, response_of, same_tensors
 
 __all__ = [
     "Crosstalk",
@@ -208,7 +208,7 @@ def place_of(term: Term, adapters: Sequence[Adapter], name: str) -> tuple[int, i
     if not term.mergeable:
         for place, adapter in enumerate(adapters):
             for index, other in enumerate(adapter.layers[name].terms if name in adapter.layers else ()):
-                if "a" in other.params and other.params["a"] is term.params["a"]:
+                if same_tensors(other, term):
                     return place, index
     return -1, -1
 

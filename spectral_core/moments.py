@@ -188,6 +188,15 @@ def mean_rows(placed: Placed, shape: LayerShape, statistics: Statistics) -> Tens
     return down if rows is None else down * statistics.gated.mean_open.to(down)[rows, None]
 
 
+def same_tensors(a: Term, b: Term) -> bool:
+    """Whether two terms hold the same tensors, not equal ones: then one was kept from the other."""
+    if a.params is b.params:  # also of those that read their tensors anew each time
+        return True
+    if any(getattr(term.params, "is_immutable", False) for term in (a, b)):
+        return False
+    return a.params.keys() == b.params.keys() and all(a.params[k] is b.params[k] for k in a.params)
+
+
 def row_basis(downs: Sequence[Tensor]) -> Tensor:
     """Orthonormal rows P (d, fan_in), float64, that span these rows (R, fan_in); d ≤ fan_in."""
     stacked = torch.cat([wide(down.flatten(1)) for down in downs])

@@ -43,12 +43,12 @@ def quiet_libraries() -> None:
         library.disable_progress_bar()
 
 
-def open_adapter(path: str | Path, pipe: Any = None) -> Adapter:
+def open_adapter(path: str | Path, pipe: Any = None, lazy: bool = False) -> Adapter:
     """An adapter of this project, or a LoRA file as one. pipe: where a compact file finds its base
-    weights."""
+    weights. lazy: see :func:`..fileformat.read`."""
     path = Path(path)
     if is_adapter_file(path):
-        return load(path, None if pipe is None else lambda name: _weight(pipe, name))
+        return load(path, None if pipe is None else lambda name: _weight(pipe, name), lazy)
     return import_lora(path)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..adapter import Term
 from ..errors import SpectralAdapterError
-from ..moments import Placed, Statistics, joined, response_of, wide
+from ..moments import Placed, Statistics, joined, response_of, same_tensors, wide
 from .sources import Concept, LayerSources
 
 
@@ -83,7 +83,7 @@ def _of_fused(term: Term, layer: LayerSources) -> Placed:
     """A fused term; a live gate's place is that of the source it was taken from, told by its tensors."""
     if not term.mergeable:
         for source in layer.sources:
-            if "a" in source.term.params and source.term.params["a"] is term.params["a"]:
+            if same_tensors(source.term, term):
                 return Placed(term, 1.0, source.adapter, source.index)
     return Placed(term, 1.0, -1, -1)
 
