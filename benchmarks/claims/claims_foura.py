@@ -159,7 +159,7 @@ def merging(figures: Figures) -> dict[str, Any]:
     return {
         "claim": "Two merged FouRA styles keep both better than merged LoRAs",
         "paper": "HPS up to +3 %",
-        "ours": f"share in both styles, each at its best strength: FouRA {gain.text(2)} above LoRA",
+        "ours": f"the weaker style, each at its best strength: FouRA {gain.text(2)} above LoRA",
         "verdict": gain.verdict(),
         "experiment": "merging",
         "table": table(["adapters", "strength", "both", STYLE, "poster", "right", "diversity"], rows),

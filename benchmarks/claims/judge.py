@@ -45,6 +45,12 @@ def as_tensor(pictures: Sequence[Image.Image]) -> Tensor:
     return torch.from_numpy(arrays / 255).permute(0, 3, 1, 2)
 
 
+def as_pictures(images: Tensor) -> list[Image.Image]:
+    """(N, 3, H, W) in [0, 1] as pictures."""
+    arrays = (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+    return [Image.fromarray(array) for array in arrays]
+
+
 @torch.no_grad()
 def seen_through(pipe: Any, images: Tensor) -> Tensor:
     """The pictures as the autoencoder gives them back, (N, 3, 64, 64) in [0, 1]."""
@@ -94,6 +100,14 @@ class Judge:
     def probability(self, name: str, value: str, pictures: Sequence[Image.Image]) -> Tensor:
         """How sure the judge is that each picture's attribute has this value."""
         return self.model(as_tensor(pictures))[name].softmax(1)[:, LABELS[name].index(value)]
+
+    @torch.no_grad()
+    def log_odds(self, name: str, value: str, pictures: Sequence[Image.Image]) -> Tensor:
+        """The same without saturating: log p/(1 − p)."""
+        logits = self.model(as_tensor(pictures))[name]
+        place = LABELS[name].index(value)
+        rest = torch.cat([logits[:, :place], logits[:, place + 1 :]], 1)
+        return logits[:, place] - rest.logsumexp(1)
 
     def read(self, name: str, pictures: Sequence[Image.Image]) -> list[str]:
         """The most likely value for each picture."""

@@ -39,7 +39,7 @@ def test_every_experiment_gives_numbers(folder: Path) -> None:
     cells = {p.stem: json.loads(p.read_text()) for p in (folder / "small" / "cells").glob("*.json")}
     assert {"style__base", "merging__lora__0", "gates__8__0", "exact"} <= set(cells)
     style = next(cell for name, cell in cells.items() if name.startswith("style__foura"))
-    assert 0 <= style["strength 1"]["inked"] <= 1 and "strength 1 frozen" in style
+    assert style["strength 1"]["both"] <= style["strength 1"]["inked"] and "strength 1 frozen" in style
     fused = cells["fusing__spectral_a_own_columns__0"]
     assert set(fused["closed-form"]["concepts"]) == set(fusing.NAMES)
     assert all(0 <= v["fidelity"] <= 1 for v in fused["alone"]["concepts"].values())
