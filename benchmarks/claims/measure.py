@@ -80,7 +80,7 @@ class StyleMeter:
         return (self.lab.judge.log_odds(style, "yes", pictures) - plain) / (full - plain)
 
     def read(self, pictures: Sequence[Image.Image]) -> dict[str, float]:
-        """Style strengths, the weaker of the two (``both``), share with the right shape and colour, diversity."""
+        """Style strengths, the weaker of them (``both``), share with the right shape and colour, diversity."""
         judge, per = self.lab.judge, self.lab.setting.per_prompt
         wanted = [scene for scene in self.scenes for _ in range(per)]
         shapes, colours = judge.read("shape", pictures), judge.read("colour", pictures)
