@@ -43,6 +43,7 @@ class Piece:
         self.gated = not self.terms[0].mergeable
         alone = self.terms[0].config if len(self.terms) == 1 else None
         self.frozen_columns: int = getattr(alone, "frozen_columns", 0)  # of up, the last ones: never trained
+        self._tied: str = getattr(alone, "tied_rows", "")
         self.linear = all(getattr(t.config, "strength_law", "delta") == "delta" for t in self.terms)
 
     def ready(self, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
@@ -57,6 +58,11 @@ class Piece:
         key = (device, dtype, strength, versions)
         found = self._cache.get(key)
         return self._keep(key, device, dtype, strength) if found is None else found
+
+    def tie(self, device: torch.device, dtype: torch.dtype) -> Tensor | None:
+        """(R/2,): what the second half of ``down`` is to the first in all that is trained; None for no such
+        thing."""
+        return self.terms[0].params[self._tied].to(device, dtype) if self._tied else None
 
     @torch.compiler.disable
     def _keep(self, key: object, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:

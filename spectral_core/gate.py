@@ -47,7 +47,8 @@ __all__ = [
 
 KINDS = ("mlp", "entropy")
 _INITIAL_LOGIT = 2.0
-_FLOOR = 1e-12
+FLOOR = 1e-12  # of the mean energy, before its logarithm
+NORM_EPS = 1e-5  # of the LayerNorm
 
 Params = Mapping[str, Tensor]
 
@@ -84,20 +85,37 @@ def init(rank: int, kind: str, generator: Generator | None) -> dict[str, Tensor]
     return params
 
 
+def tokens_of(z: Tensor, is_convolution: bool) -> tuple[int, ...]:
+    """The axes of z that a gate averages over: tokens or space; none of a 2-D z."""
+    return tuple(range(2, z.dim())) if is_convolution else tuple(range(1, z.dim() - 1))
+
+
 def features(z: Tensor, rows_per_gate: int, is_convolution: bool) -> Tensor:
     """φ (B, rank) = log(mean over tokens or space of |z|² + 1e-12), in float32 from before the squaring.
 
     A 2-D z is (B, R): every row is its own batch row. rows_per_gate 2 pairs row i with row i + rank: Re² +
     Im².
     """
-    over = tuple(range(2, z.dim())) if is_convolution else tuple(range(1, z.dim() - 1))
+    over = tokens_of(z, is_convolution)
     energy = as_fp32(z).square()
     if over:
         energy = energy.mean(over)
     if rows_per_gate == 2:
         real, imaginary = energy.chunk(2, 1)
         energy = real + imaginary
-    return torch.log(energy + _FLOOR)
+    return torch.log(energy + FLOOR)
+
+
+def network(
+    phi: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, bias: Tensor, mu: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(input, W₁·input + b₁, its SiLU, bias + W₂·SiLU); φ (B, rank), or (n, B, rank) as for ``logits``."""
+    level = phi.mean(-1, keepdim=True) - mu
+    seen = torch.cat([F.layer_norm(phi, phi.shape[-1:], eps=NORM_EPS), level], -1)
+    product = torch.addmm if phi.dim() == 2 else torch.baddbmm
+    hidden = product(b1, seen, w1.mT)
+    active = F.silu(hidden)
+    return seen, hidden, active, product(bias, active, w2.mT)
 
 
 def logits(params: Params, phi: Tensor, kind: str) -> Tensor:
@@ -106,11 +124,8 @@ def logits(params: Params, phi: Tensor, kind: str) -> Tensor:
     Also for n gates of one rank at once: φ (n, B, rank) and tensors stacked to (n, 1, …), matrices (n, …).
     """
     w1, b1, w2, bias, *entropy = (params[name].to(phi.dtype) for name in trainable(kind))
-    level = phi.mean(-1, keepdim=True) - params["gate.mu"].to(phi.dtype)
-    seen = torch.cat([F.layer_norm(phi, phi.shape[-1:]), level], -1)
-    product = torch.addmm if phi.dim() == 2 else torch.baddbmm
     with full_precision(phi):  # a product in half precision would move the threshold
-        out = product(bias, F.silu(product(b1, seen, w1.mT)), w2.mT)
+        out = network(phi, w1, b1, w2, bias, params["gate.mu"].to(phi.dtype))[-1]
     if kind == "entropy":
         scale, shift = entropy
         p = torch.sigmoid(out)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from . import gate as gates
-from . import products
+from . import gate_node, products
 from .adapter import AdapterLayer, LayerName, Term
 from .errors import SpectralAdapterError
 from .folded import Piece, Ready, pieces_of, term_name
@@ -151,7 +151,7 @@ class LayerUpdate:
         for piece in self.pieces:
             ready = piece.ready(x.device, x.dtype, self._split(strength, piece)[2])
             if ready[0].shape[0] and ready[0].dim() == 2:
-                x, z = products.project(x, ready[0])
+                x, z = products.project(x, ready[0], piece.tie(x.device, x.dtype))
                 begun.append((z, ready))
             else:
                 begun.append((None, ready))
@@ -191,8 +191,9 @@ class LayerUpdate:
                 continue
             if z is None:
                 z = project(x, down, self.geometry)
-            factor = self._row_factors(z, piece, gate, rows)
-            if begun is not None and self.name.rows is None and z.dtype == y.dtype and y.is_contiguous():
+            trained = begun is not None and self.name.rows is None and z.dtype == y.dtype
+            z, factor = self._row_factors(z, piece, gate, rows, trained and not _on_up(z, up))
+            if trained and y.is_contiguous():
                 y = self._add_trained(y, z, factor, up, scale, piece, in_place)
             else:
                 y = self._add_product(y, z, factor, up, scale, in_place)
@@ -203,25 +204,33 @@ class LayerUpdate:
     ) -> Tensor:
         """y + scale · up·(factor·z) in training. With a bias y is a view, and is left as it is."""
         in_place = fresh and not self.gives_view
-        if factor is not None and z.dim() == 3 and z.shape[1] > up.shape[0]:
+        if factor is not None and _on_up(z, up):
             return products.add_gated(y, z, up, factor, scale, in_place)
         if factor is not None:
             z = z * channel_view(factor, z, False)
         return products.add(y, z, up, scale, piece.frozen_columns, in_place)
 
     def _row_factors(
-        self, z: Tensor, piece: Piece, gate: Mapping[str, Tensor], rows: Tensor | None
-    ) -> Tensor | None:
-        """What multiplies z, (B, R) or (B, 1): the gate's values and the schedule's; None for nothing."""
+        self, z: Tensor, piece: Piece, gate: Mapping[str, Tensor], rows: Tensor | None, multiply: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """(z, what multiplies it, (B, R) or (B, 1)): the gate's values and the schedule's; None for nothing.
+
+        multiply: the gate's values may be in z already.
+        """
         found = None
         if piece.gated:
             config: Any = piece.terms[0].config
             kind, pairs, runtime = config.gate_kind, config.rows_per_gate, self.control.gates
-            found = gates.values(z, gate, kind, pairs, self.is_convolution, runtime, piece.gate_name)
+            place = self.is_convolution, runtime, piece.gate_name
+            if self.trained and gate_node.fits(z, kind, runtime.mode):
+                z, values = gate_node.open_rows(z, gate, pairs, *place, multiply)
+                found = None if multiply else values
+            else:
+                found = gates.values(z, gate, kind, pairs, *place)
         if rows is None:
-            return found
+            return z, found
         per_row = self._per_row(rows, z)[:, None]
-        return per_row if found is None else found * per_row
+        return z, per_row if found is None else found * per_row
 
     def _split(self, strength: float | Tensor, piece: Piece) -> tuple[float, Tensor | None, float]:
         """strength as (a number for the product, multipliers per row, a number for the fold)."""
@@ -253,7 +262,7 @@ class LayerUpdate:
         """
         fused = z.dim() == 3 and z.dtype == y.dtype and not self.is_convolution
         right = up.mT.expand(z.shape[0], -1, -1) if z.dim() == 3 else up.mT
-        per_row = factor is not None and fused and z.shape[1] > up.shape[0]
+        per_row = factor is not None and fused and _on_up(z, up)
         if factor is not None and per_row:
             right = right * factor[:, :, None]
         elif factor is not None:
@@ -275,6 +284,11 @@ class LayerUpdate:
         else:
             part.addmm_(z, right, alpha=scale)
         return y
+
+
+def _on_up(z: Tensor, up: Tensor) -> bool:
+    """Whether factors of z's rows go on ``up``: a batch row's copy of it is smaller than its z."""
+    return z.dim() == 3 and z.shape[1] > up.shape[0]
 
 
 class Dispatcher:

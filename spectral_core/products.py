@@ -22,27 +22,39 @@ from torch import Tensor
 
 
 class _Project(torch.autograd.Function):
-    """(x, down·x). The gradient of the first output has to be a tensor that nobody else holds."""
+    """(x, down·x). The gradient of the first output has to be a tensor that nobody else holds.
+
+    tie (R/2,): what is trained in the second half of down is tie · what is trained in the first. Then the
+    whole gradient is given to the first half, in one product instead of two.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, down: Tensor, tie: Tensor | None) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, down)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, down, tie)
         return x, F.linear(x, down)
 
     @staticmethod
-    def backward(ctx: Any, dx: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        x, down = ctx.saved_tensors
+    def backward(ctx: Any, dx: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, down, tie = ctx.saved_tensors
         if dz is None:
-            return dx, None
+            return dx, None, None
         rows = dz.flatten(0, -2)
-        d_down = None if x is None else rows.mT @ x.flatten(0, -2)
+        d_down = None if x is None else _down_gradient(rows, x.flatten(0, -2), tie)
         if dx is None:
-            return dz @ down, d_down
+            return dz @ down, d_down, None
         if torch.is_grad_enabled() or not dx.is_contiguous():  # a graph of the backward pass is asked for
-            return torch.addmm(dx.flatten(0, -2), rows, down).view_as(dx), d_down
+            return torch.addmm(dx.flatten(0, -2), rows, down).view_as(dx), d_down, None
         dx.flatten(0, -2).addmm_(rows, down)
-        return dx, d_down
+        return dx, d_down, None
+
+
+def _down_gradient(d_rows: Tensor, x: Tensor, tie: Tensor | None) -> Tensor:
+    """d_rowsᵀ·x (R, in) from d_rows (T, R), or, tied, all of it in the first half."""
+    if tie is None:
+        return d_rows.mT @ x
+    first, second = d_rows.chunk(2, 1)
+    return F.pad(torch.addcmul(first, second, tie).mT @ x, (0, 0, 0, len(tie)))
 
 
 class _Add(torch.autograd.Function):
@@ -103,9 +115,12 @@ class _AddGated(torch.autograd.Function):
         return dy, dz, (outer * each).sum(0), d_factor, None, None
 
 
-def project(x: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-    """(x for the layer, z = down·x). x has to need a gradient, and the layer's gradient of it to be fresh."""
-    return _Project.apply(x, down)  # type: ignore[no-any-return, no-untyped-call]
+def project(x: Tensor, down: Tensor, tie: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(x for the layer, z = down·x). x has to need a gradient, and the layer's gradient of it to be fresh.
+
+    tie (R/2,): down's second half is trained as tie times its first half, and only so.
+    """
+    return _Project.apply(x, down, tie)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def add(y: Tensor, z: Tensor, up: Tensor, scale: float, frozen: int, in_place: bool) -> Tensor:

@@ -21,7 +21,8 @@ from torch import Tensor
 from . import svd_solvers as solvers
 from .errors import SpectralAdapterError
 
-OVERSAMPLE = 8
+OVERSAMPLE = 12
+LEAST_OVERSAMPLE = 8
 TOLERANCE = 1e-4
 SMALLEST_RATIO = 1e-6  # σ/σ₁ below which a column is rounding noise
 FULL_SHARE = 0.5  # of min(m, n): columns below this depth are left to the full SVD
@@ -161,10 +162,10 @@ def select_columns(
         SpectralAdapterError: a weight that as_matrix refuses, NaN or Inf, columns out of range, or columns
             whose singular value is numerically zero (a zero matrix has only such ones).
     """
-    if oversample < OVERSAMPLE or tolerance <= 0:
+    if oversample < LEAST_OVERSAMPLE or tolerance <= 0:
         raise SpectralAdapterError(
-            f"found oversample = {oversample}, tolerance = {tolerance}; expected at least {OVERSAMPLE} and a "
-            "positive tolerance"
+            f"found oversample = {oversample}, tolerance = {tolerance}; expected at least {LEAST_OVERSAMPLE} "
+            "and a positive tolerance"
         )
     # A tensor made under inference_mode could never take part in training, so none is made here.
     with torch.inference_mode(False), torch.no_grad():
@@ -203,8 +204,9 @@ def top_columns(
 
 
 def _work_copies(matrix: Tensor, device: torch.device | str | None) -> tuple[Tensor | None, Tensor]:
-    """The weight in float32 for the first steps (CPU only; None where its squares would leave the range) and
-    in float64, on the computing device. MPS has no float64: the CPU computes for it.
+    """(fast, work) on the computing device: the weight in float32 for the first steps (None on a GPU, and
+    where its squares would leave the range), and as exact as it is, in float32 or float64: whatever decides
+    is computed in float64 from it. MPS has no float64: the CPU computes for it.
 
     Raises:
         SpectralAdapterError: NaN or Inf.
@@ -223,7 +225,8 @@ def _work_copies(matrix: Tensor, device: torch.device | str | None) -> tuple[Ten
                 "is damaged or was cast to too narrow a type; load it again in another one"
             )
     fast = narrow if where.type == "cpu" and 1e-12 < size < 1e12 else None
-    return fast, matrix.to(torch.float64)
+    exact = narrow if where.type == "cpu" and matrix.dtype != torch.float64 else matrix.to(torch.float64)
+    return fast, exact
 
 
 def _solve(
@@ -231,7 +234,7 @@ def _solve(
 ) -> tuple[solvers.Triplets, float, str]:
     """(triplets from the top, η, solver) by the cheapest solver whose result can be believed."""
     k = min(work.shape)
-    if max(indices) + 1 > FULL_SHARE * k and k > 2 * OVERSAMPLE:
+    if max(indices) + 1 > FULL_SHARE * k and k > 2 * LEAST_OVERSAMPLE:
         return *solvers.full(work, indices), "full"
     accepted = solvers.randomised(work, indices, oversample, tolerance, fast)
     if accepted is not None:

@@ -37,7 +37,7 @@ from torch import Tensor
 from .errors import SpectralAdapterError
 from .svd import OVERSAMPLE, TOLERANCE, Columns, SVDColumns, as_matrix, select_columns
 
-ALGORITHM = "2"  # raise it when the solvers change what they return
+ALGORITHM = "3"  # raise it when the solvers change what they return
 SUFFIX = ".svd.safetensors"
 PIECE = 1 << 20  # bytes hashed at a time
 DEFAULT_MAX_BYTES = 1 << 30

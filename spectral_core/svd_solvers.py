@@ -13,6 +13,8 @@ measures and, if need be, finishes. Where float32 cannot resolve the gap, and on
 run in float64: TF32 and autocast touch float32 only and so cannot reach a GPU's result, and no process-wide
 switch has to be thrown and restored.
 
+The whole weight is never copied to float64 for a few products: :func:`times` widens it block by block.
+
 Bases are held as ROWS, (count, dim): with so few of them a product with W is then two to three times faster
 than with columns.
 
@@ -31,9 +33,11 @@ from torch import Tensor
 KRYLOV_SHARE = 0.4  # of k: beyond this many basis rows the Gram matrix is cheaper
 HOPELESS_SHARE = 0.2  # of k: a residual that is still above HOPELESS here will not make it in time
 HOPELESS = 10.0
-SAFETY = 0.4  # the Krylov steps aim at this share of the tolerance
+SAFETY = 0.5  # the Krylov steps aim at this share of the tolerance
 POLISH_STEPS = 4
 FIRST_CHECK = 4  # steps before the first look at the residual, which costs as much as a step; three seldom do
+WIDENED = 128  # rows of the weight in float64 at a time: they stay in the cache
+GUARD = 2  # rows beyond the wanted ones that the final Rayleigh–Ritz step takes: the gap needs the first
 
 
 class Triplets(NamedTuple):
@@ -47,6 +51,18 @@ class Triplets(NamedTuple):
 def orthonormal_rows(rows: Tensor) -> Tensor:
     """An orthonormal basis of the row space, (count, dim)."""
     return torch.linalg.qr(rows.mT)[0].mT
+
+
+def times(rows: Tensor, weight: Tensor) -> Tensor:
+    """rows @ weight in the precision of ``rows`` (count, ·); a narrower weight is widened block by block."""
+    if weight.dtype == rows.dtype:
+        return rows @ weight
+    if weight.stride(0) < weight.stride(1):  # the blocks are contiguous pieces of memory
+        return torch.cat([rows @ part.to(rows.dtype) for part in weight.split(WIDENED, 1)], 1)
+    total = rows.new_zeros(rows.shape[0], weight.shape[1])
+    for some, part in zip(rows.split(WIDENED, 1), weight.split(WIDENED), strict=True):
+        total.addmm_(some, part.to(rows.dtype))
+    return total
 
 
 def gap_around(s: Tensor, columns: tuple[int, ...], k: int) -> float:
@@ -89,17 +105,19 @@ def residual(found: Triplets, image: Tensor, power: Tensor, columns: tuple[int, 
 def rayleigh_ritz(weight: Tensor, basis: Tensor, columns: tuple[int, ...]) -> tuple[Triplets, float, Tensor]:
     """The best triplets with right vectors inside ``basis`` (count, n), and their η.
 
+    All of it in the precision of ``basis``, float64, whatever the weight's.
+
     U = W V / S, taken from the SVD of the slim product W V so that U is orthonormal to rounding also where S
     spans many orders of magnitude.
 
     Returns:
         (triplets, η, UᵀW (count, n), which is the next power step).
     """
-    image = basis @ weight.mT
+    image = times(basis, weight.mT)
     q, triangle = torch.linalg.qr(image.mT)
     left, s, right = torch.linalg.svd(triangle, full_matrices=False)
     found = Triplets((q @ left).mT, s, right @ basis)
-    power = found.u @ weight
+    power = times(found.u, weight)
     return found, residual(found, right @ image, power, columns), power
 
 
@@ -175,8 +193,8 @@ def _ritz_check(
 ) -> RitzCheck:
     """Read η off image = V WᵀW, without another product with W.
 
-    It is that of the Ritz vectors times WᵀW, which are at hand as ritz·image: a power step shrinks what lies
-    outside of the block by (σ_block / σ)² at least.
+    It is that of the Ritz vectors times WᵀW, which are at hand as ritz·image. Their error lies in the next
+    Krylov block, so that the power step shrinks it by about the last block's mean energy over σ².
     """
     projected = (v @ image.mT).double()
     values, vectors = torch.linalg.eigh((projected + projected.mT) / 2)
@@ -188,7 +206,7 @@ def _ritz_check(
         return RitzCheck(ritz, math.inf, math.inf, True)
     error = ritz[index] @ image - values[index, None].to(v) * (ritz[index] @ v)
     eta = torch.linalg.vector_norm(error.double() / s[index, None]).item() / gap
-    eta *= min(1.0, (s[-1].item() / smallest) ** 2)
+    eta *= min(1.0, projected.diagonal()[-block:].mean().item() / smallest**2)
     noise = 2 * torch.finfo(v.dtype).eps * values[0].item() / smallest
     # Early gaps are chance, so the outlook goes by the mean spacing. Where the spectrum falls off within the
     # block, power steps in float64 clean up whatever is left.
@@ -212,7 +230,7 @@ def randomised(
     """Triplets whose η, measured in float64, is at most ``tolerance``, or None.
 
     Args:
-        weight: (m, n) float64.
+        weight: (m, n) float32 or float64.
         fast: the same in float32 for the first steps, or None.
     """
     tall, block = _tall(weight), max(columns) + 1 + oversample
@@ -220,10 +238,15 @@ def randomised(
     if fast is not None:
         basis, too_narrow = krylov_basis(_tall(fast), columns, block, tolerance)
     if basis is None and too_narrow:
-        basis, _ = krylov_basis(tall, columns, block, tolerance)
+        basis, _ = krylov_basis(tall.double(), columns, block, tolerance)
     if basis is None:
         return None
-    basis, last = orthonormal_rows(basis.double()), math.inf
+    basis = basis.double()
+    few = orthonormal_rows(basis[: max(columns) + 1 + GUARD])  # mostly enough, and float64 products are dear
+    found, eta, _ = rayleigh_ritz(tall, few, columns)
+    if eta <= tolerance:
+        return _oriented(found, weight), eta
+    basis, last = orthonormal_rows(basis), math.inf
     for _ in range(POLISH_STEPS):
         found, eta, power = rayleigh_ritz(tall, basis, columns)
         if eta <= tolerance:
@@ -235,8 +258,8 @@ def randomised(
 
 
 def gram(weight: Tensor, columns: tuple[int, ...], oversample: int) -> tuple[Triplets, float]:
-    """Triplets from ``eigh`` of the smaller Gram matrix, and their η. ``weight``: (m, n) float64."""
-    tall = _tall(weight)
+    """Triplets from ``eigh`` of the smaller Gram matrix in float64, and their η. ``weight``: (m, n)."""
+    tall = _tall(weight.double())
     wanted = min(max(columns) + 1 + oversample, tall.shape[1])
     vectors = torch.linalg.eigh(tall.mT @ tall)[1]
     found, eta, _ = rayleigh_ritz(tall, vectors[:, -wanted:].mT.flip(0).contiguous(), columns)
@@ -244,7 +267,8 @@ def gram(weight: Tensor, columns: tuple[int, ...], oversample: int) -> tuple[Tri
 
 
 def full(weight: Tensor, columns: tuple[int, ...]) -> tuple[Triplets, float]:
-    """All triplets by the full SVD, and the η of the chosen ones. ``weight``: (m, n) float64."""
+    """All triplets by the full SVD in float64, and the η of the chosen ones. ``weight``: (m, n)."""
+    weight = weight.double()
     u, s, v = torch.linalg.svd(weight, full_matrices=False)
     found = Triplets(u.mT, s, v)
     return found, residual(found, v @ weight.mT, found.u @ weight, columns)

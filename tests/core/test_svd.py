@@ -35,7 +35,7 @@ SPECTRA = {
     "power 0.5": lambda k: index(k) ** -0.5,
     "power 0.3": lambda k: index(k) ** -0.3,
     "power 2": lambda k: index(k) ** -2,
-    "steep": lambda k: 0.2**index(k) + 1e-14,
+    "steep": lambda k: 0.2 ** index(k) + 1e-14,
     "flat random": flat,
     "close pair": lambda k: torch.cat([torch.tensor([2.0, 2.0 - 1e-7]).double(), 1 / index(k)]),
     "tiny": lambda k: 1e-20 / index(k),
@@ -212,3 +212,13 @@ def test_columns_refused() -> None:
 def test_as_matrix_is_a_view() -> None:
     weight = torch.randn(4, 3, 2, 2)
     assert as_matrix(weight).shape == (4, 12) and as_matrix(weight).data_ptr() == weight.data_ptr()
+
+
+@pytest.mark.parametrize("shape", [(300, 170), (128, 90), (40, 260)], ids=str)
+def test_a_narrow_weight_is_widened_block_by_block(shape: tuple[int, int]) -> None:
+    weight = planted(*shape, 1 / index(min(shape))).float()
+    rows = torch.randn(5, shape[0], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for given, narrow in ((rows, weight), (rows, weight.mT.contiguous().mT)):
+        found = svd_solvers.times(given, narrow)
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, given @ weight.double(), rtol=1e-12, atol=1e-12)

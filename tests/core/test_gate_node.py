@@ -1,0 +1,117 @@
+"""The gate of training as one node of the graph, against the same gate left to autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spectral_core import gate, gate_node
+from spectral_core.attach import attach
+from spectral_core.gate import GateRuntime
+from spectral_core.methods import FouRAConfig
+from spectral_core.targets import find_targets
+from tests.core.adapter_cases import trained
+
+RANK = 6
+SHAPES = [((2, 20, RANK), False), ((3, RANK), False), ((2, 3, 4, RANK), False), ((2, RANK, 4, 5), True)]
+
+
+def params() -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    return {
+        k: v + 0.5 * torch.randn(v.shape, generator=draw) for k, v in gate.init(RANK, "mlp", draw).items()
+    }
+
+
+def activations(shape: tuple[int, ...], is_convolution: bool, pairs: int) -> Tensor:
+    axis = 1 if is_convolution else -1
+    wide = list(shape)
+    wide[axis] *= pairs
+    return torch.randn(wide, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("multiply", [False, True])
+@pytest.mark.parametrize("mode", ["soft", "straight_through"])
+@pytest.mark.parametrize("pairs", [1, 2])
+@pytest.mark.parametrize(("shape", "is_convolution"), SHAPES, ids=str)
+def test_the_node_is_the_gate(
+    shape: tuple[int, ...], is_convolution: bool, pairs: int, mode: str, multiply: bool
+) -> None:
+    """Rows, gradients of all it depends on (the rank target's among them), and what the runtime has seen."""
+    start, weight = activations(shape, is_convolution, pairs), torch.linspace(-1, 2, 6)
+
+    def run(as_node: bool) -> list[Tensor]:
+        z = start.clone().requires_grad_()
+        p = {k: v.clone().requires_grad_(k in gate.trainable("mlp")) for k, v in params().items()}
+        runtime = GateRuntime(mode, 0.7, target_open=0.2, penalty_weight=3.0)
+        runtime.start_calibration()
+        place = pairs, is_convolution, runtime, "layer"
+        if as_node:
+            rows, values = gate_node.open_rows(1 * z, p, *place, multiply)
+            rows = rows if multiply else rows * gate.channel_view(values, rows, is_convolution)
+        else:
+            rows = gate.apply(1 * z, p, "mlp", *place)
+        penalty = runtime.penalty()
+        assert isinstance(penalty, Tensor) and penalty > 0
+        loss = (rows.flatten()[:6] * weight).sum() + rows.square().mean() + penalty
+        runtime.end_step()
+        seen = runtime.buffers()["layer"]
+        leaves = [z, *(p[k] for k in gate.trainable("mlp"))]
+        return [rows, seen["gate.mu"], seen["gate.mean_open"], *torch.autograd.grad(loss, leaves)]
+
+    for found, expected in zip(run(True), run(False), strict=True):
+        assert found.shape == expected.shape
+        assert (found - expected).norm() <= 3e-6 * expected.norm() + 1e-8
+    assert torch.equal(start, activations(shape, is_convolution, pairs))
+
+
+def test_half_precision_is_gated_in_float32() -> None:
+    z = activations((2, 20, RANK), False, 1).bfloat16().requires_grad_()
+    rows, values = gate_node.open_rows(1 * z, params(), 1, False, GateRuntime("soft", 1.0), "layer", True)
+    exact = gate.probabilities(params(), gate.features(z.detach().float(), 1, False), "mlp", 1.0)
+    assert rows.dtype == values.dtype == torch.bfloat16
+    assert torch.equal(values, exact.bfloat16())
+    (
+        rows.sum() + gate_node.open_rows(z, params(), 1, False, GateRuntime("soft", 1.0), "", False)[0].sum()
+    ).backward()
+    assert z.grad is not None and z.grad.dtype == torch.bfloat16 and z.grad.isfinite().all()
+
+
+def test_what_stays_with_autograd() -> None:
+    z = torch.ones(1, 2, RANK)
+    assert gate_node.fits(z, "mlp", "soft") and gate_node.fits(z, "mlp", "straight_through")
+    assert not gate_node.fits(z, "entropy", "soft")
+    assert not gate_node.fits(z, "mlp", "hard")
+    assert not gate_node.fits(z.double(), "mlp", "soft")
+    with torch.no_grad():
+        assert not gate_node.fits(z, "mlp", "soft")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not gate_node.fits(z, "mlp", "soft")
+
+
+@pytest.mark.parametrize("tokens", [5, 40])
+@pytest.mark.parametrize("transform", ["dct", "dft"])
+def test_training_with_the_node_is_training_without_it(
+    transform: str, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a network, with the gate on z (few tokens) and on ``up`` (more tokens than its columns)."""
+    net = nn.Sequential(nn.Linear(16, 15, bias=False), nn.Linear(15, 12))
+    weights, _ = find_targets(net, "unet", "all-linear")
+    adapter = trained(FouRAConfig(4, transform=transform), weights, 3)
+    x = torch.randn(2, tokens, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    used = []
+    plain = gate_node.open_rows
+    monkeypatch.setattr(gate_node, "open_rows", lambda *a: used.append(1) or plain(*a))
+
+    def run() -> list[Tensor]:
+        with attach(net, adapter, trainable=True) as attachment:
+            y = net(x).square().mean()
+            return [y, *torch.autograd.grad(y, [x, *attachment.parameters()])]
+
+    ours = run()
+    assert len(used) == 2
+    monkeypatch.setattr(gate_node, "fits", lambda *_: False)
+    for found, expected in zip(ours, run(), strict=True):
+        assert (found - expected).norm() <= 1e-5 * expected.norm() + 1e-7
+    assert len(used) == 2
