@@ -11,6 +11,7 @@ sys.path.append(str(Path(__file__).parent))
 import comfy.model_management as management
 import torch
 from inside_apply_lib import FOLDER, condition, pack, run_checks, sample
+from inside_train_families import FAMILY_CHECKS
 from inside_train_lib import SAVED, Untouched, at_step, call, refused, train
 from inside_train_models import MODEL_CHECKS
 from inside_train_text import TEXT_CHECKS
@@ -250,7 +251,7 @@ CHECKS = [
 ]
 if __name__ == "__main__":
     only = sys.argv[3:]
-    checks = [*CHECKS, *MODEL_CHECKS, *TEXT_CHECKS]
+    checks = [*CHECKS, *MODEL_CHECKS, *TEXT_CHECKS, *FAMILY_CHECKS]
     outcome = run_checks([c for c in checks if not only or c.__name__ in only])
     (FOLDER / "report.json").write_text(json.dumps(outcome), encoding="utf-8")
     for name, text_ in outcome.items():

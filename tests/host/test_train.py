@@ -19,6 +19,7 @@ LISTS = {
     SCRIPT: "CHECKS",
     "inside_train_models.py": "MODEL_CHECKS",
     "inside_train_text.py": "TEXT_CHECKS",
+    "inside_train_families.py": "FAMILY_CHECKS",
 }
 
 

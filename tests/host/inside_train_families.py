@@ -1,0 +1,87 @@
+"""Inside a host: training on small random models of SD 1's and SDXL's kind, of the host's own classes."""
+
+import comfy.model_patcher
+import comfy.sample
+import comfy.supported_models
+import torch
+from inside_apply_lib import pack
+from inside_train_lib import SAVED, train
+
+applying = pack("nodes.host.applying")
+events = pack("spectral_core.training.events")
+
+UNET = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "legacy": False,
+    "use_spatial_transformer": True, "adm_in_channels": None, "context_dim": 64,
+}  # fmt: skip
+SD1 = UNET | {
+    "num_res_blocks": [1], "channel_mult": [1], "transformer_depth": [1], "transformer_depth_middle": 1,
+    "transformer_depth_output": [1, 1], "num_heads": 4, "use_linear_in_transformer": False,
+}  # fmt: skip
+SDXL = UNET | {
+    "num_res_blocks": [1, 1], "channel_mult": [1, 2], "transformer_depth": [0, 2],
+    "transformer_depth_middle": 2, "transformer_depth_output": [0, 0, 2, 2], "num_head_channels": 16,
+    "use_linear_in_transformer": True, "num_classes": "sequential", "adm_in_channels": 2816,
+}  # fmt: skip
+
+
+def made(kind, config):
+    settings = kind({**config, "dtype": torch.float32})
+    settings.set_inference_dtype(torch.float32, None)
+    model = settings.get_model({}, device=torch.device("cpu"))
+    generator = torch.Generator().manual_seed(2)
+    for value in model.diffusion_model.parameters():
+        size = value[0].numel() ** -0.5 if value.dim() > 1 else 0.1
+        value.data = torch.randn(value.shape, generator=generator) * size
+    cpu = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def words():
+    generator = torch.Generator().manual_seed(3)
+    states = torch.randn(1, 7, 64, generator=generator)
+    return [[states, {"pooled_output": torch.randn(1, 1280, generator=generator)}]]
+
+
+def sampled(patcher):
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))
+    return comfy.sample.sample(
+        patcher, noise, 3, 3.0, "euler", "simple", words(), words(), torch.zeros(1, 4, 8, 8),
+        disable_pbar=True, seed=1,
+    )  # fmt: skip
+
+
+def losses(name):
+    found = events.read_events(SAVED / ".runs" / name / "events.jsonl")
+    return [event["loss"] for event in found if event["event"] == "step"]
+
+
+def check(name, model):
+    """With the same noise, a run that learns has a lower loss than one that hardly does; its adapter acts at
+    once; the base is what it was to the bit."""
+    base = sampled(model)
+    weights = {k: v.clone() for k, v in model.model.state_dict().items()}
+    latents = {"samples": torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))}
+    given = {"latents": latents, "conditioning": [words()], "targets": "attention"}
+    given |= {"steps": 16, "method": "foura"}
+    adapter = train(model, run_name=f"{name} learns", **given)[0]
+    train(model, run_name=f"{name} does not", **{**given, "learning_rate": 1e-9})
+    learned, still = (sum(losses(f"{name} {what}")[-8:]) for what in ("learns", "does not"))
+    print(f"  {name}: {still:.3f} to {learned:.3f}")
+    assert learned < 0.999 * still
+    assert all(layer.startswith("unet.") for layer in adapter.layers), list(adapter.layers)[:3]
+    assert not torch.equal(sampled(applying.apply(adapter, model, None, 1.0, 1.0).model), base)
+    assert torch.equal(sampled(model), base)
+    after = model.model.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in weights.items())
+
+
+def a_model_of_the_kind_of_sd1():
+    check("sd1", made(comfy.supported_models.SD15, SD1))
+
+
+def a_model_of_the_kind_of_sdxl():
+    check("sdxl", made(comfy.supported_models.SDXL, SDXL))
+
+
+FAMILY_CHECKS = [a_model_of_the_kind_of_sd1, a_model_of_the_kind_of_sdxl]
