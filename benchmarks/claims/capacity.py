@@ -1,4 +1,4 @@
-"""The Spectral Adapter paper's claims about what columns and rotations can learn, on the style ``inked``."""
+"""The Spectral Adapter paper's claims about what columns and rotations can learn, on the style ``poster``."""
 
 from __future__ import annotations
 

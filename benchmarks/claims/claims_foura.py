@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.claims.figures import Figures, Mean, interpolated, table
 from benchmarks.claims.recipes import ABLATION, RANK
-from benchmarks.claims.styles import SPARE_RANK, STEP_BINS, STYLE
+from benchmarks.claims.styles import OTHER, SPARE_RANK, STEP_BINS, STYLE
 from spectral_core.plots import heatmap, line_plot
 
 LORA, FOURA = "lora", "foura_dct_adaptive"
@@ -148,7 +148,7 @@ def merging(figures: Figures) -> dict[str, Any]:
             at = f"strength {strength:g}"
             read = [
                 figures.mean(name, lambda c, k=k, a=at: c[a][k])
-                for k in ("both", STYLE, "poster", "right", "diversity")
+                for k in ("both", STYLE, OTHER, "right", "diversity")
             ]
             rows.append([NAMES[recipe], f"{strength:g}", *(m.text(2) for m in read)])
 
@@ -162,7 +162,7 @@ def merging(figures: Figures) -> dict[str, Any]:
         "ours": f"the weaker style, each at its best strength: FouRA {gain.text(2)} above LoRA",
         "verdict": gain.verdict(),
         "experiment": "merging",
-        "table": table(["adapters", "strength", "both", STYLE, "poster", "right", "diversity"], rows),
+        "table": table(["adapters", "strength", "both", STYLE, OTHER, "right", "diversity"], rows),
         "picture": None,
     }
 

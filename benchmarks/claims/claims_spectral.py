@@ -13,6 +13,7 @@ from benchmarks.claims.capacity import BUDGETS
 from benchmarks.claims.figures import NOT_RUN, OPPOSITE, SHOWS, Figures, Mean, table
 from benchmarks.claims.fusing import FAMILIES, NAMES
 from benchmarks.claims.recipes import COLUMNS, RANK, lora
+from benchmarks.claims.styles import STYLE
 from benchmarks.common import RESULTS
 from spectral_core.plots import contact_sheet, line_plot
 
@@ -34,7 +35,7 @@ def columns(figures: Figures) -> dict[str, Any]:
     rows = []
     for label, name in [*((f"Spectral A, {p}", n) for p, n in places.items()), ("LoRA", _learned(LORA))]:
         read = [figures.mean(name, gain).text()] + [
-            figures.mean(name, lambda c, k=k: c[k]).text(2) for k in ("inked", "right", "diversity")
+            figures.mean(name, lambda c, k=k: c[k]).text(2) for k in (STYLE, "right", "diversity")
         ]
         rates = {cell["rate"] for cell in figures.cells(name).values()}
         rows.append([label, *read, ", ".join(f"{r:g}" for r in sorted(rates))])
@@ -68,7 +69,7 @@ def budgets(figures: Figures) -> dict[str, Any]:
             continue
         parameters, mean = cells[0]["parameters"], figures.mean(name, gain)
         points["LoRA" if recipe.name.startswith(LORA) else "Spectral R"].append((parameters, mean.mean))
-        style = figures.mean(name, lambda c: c["inked"])
+        style = figures.mean(name, lambda c: c[STYLE])
         rows.append([recipe.name, f"{parameters:,}", mean.text(), style.text(2), f"{cells[0]['rate']:g}"])
     smallest = figures.mean(_learned(lora(1).name), gain)
     rotated = figures.mean(_learned(BUDGETS[1].name), gain)

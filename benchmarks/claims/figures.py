@@ -18,6 +18,7 @@ from benchmarks.claims.lab import Lab
 SHOWS, OPPOSITE, OPEN = "shows", "the opposite shows", "does not show"
 NOT_RUN = "not run"
 CERTAIN = 2.0  # standard errors
+FEWEST = 3  # seeds of a verdict
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,10 @@ class Mean:
 
     def verdict(self) -> str:
         """Of a difference that a claim says is above zero."""
-        if len(self.values) < 2:
+        if not self.values:
             return NOT_RUN
+        if len(self.values) < FEWEST:
+            return f"too few seeds ({len(self.values)})"
         error = self.spread / math.sqrt(len(self.values))
         if self.mean > CERTAIN * error:
             return SHOWS

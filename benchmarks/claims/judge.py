@@ -45,12 +45,6 @@ def as_tensor(pictures: Sequence[Image.Image]) -> Tensor:
     return torch.from_numpy(arrays / 255).permute(0, 3, 1, 2)
 
 
-def as_pictures(images: Tensor) -> list[Image.Image]:
-    """(N, 3, H, W) in [0, 1] as pictures."""
-    arrays = (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
-    return [Image.fromarray(array) for array in arrays]
-
-
 @torch.no_grad()
 def seen_through(pipe: Any, images: Tensor) -> Tensor:
     """The pictures as the autoencoder gives them back, (N, 3, 64, 64) in [0, 1]."""
@@ -61,21 +55,24 @@ def seen_through(pipe: Any, images: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _lesson(count: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Drawings and their labels: three scenes in any styles to one character."""
-    pictures: list[Image.Image] = []
+def _lesson(count: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Drawings without and with their styles, and their labels: two scenes in any styles to one character."""
+    plain: list[Image.Image] = []
+    full: list[Image.Image] = []
     truth: dict[str, list[int]] = {name: [] for name in LABELS}
     for seed in range(FIRST_SEED, FIRST_SEED + count):
         rng = np.random.default_rng(seed)
         said = dict.fromkeys(LABELS, IGNORED)
-        if seed % 4 == 0:
+        if seed % 3 == 0:
             name = str(rng.choice(CHARACTERS))
-            pictures.append(draw.draw_concept(name, seed)[0])
+            plain.append(draw.draw_concept(name, seed)[0])
+            full.append(plain[-1])
             said |= {"character": LABELS["character"].index(name), "inked": 0, "poster": 0}
         else:
             scene = draw.random_scene(rng, evaluation=bool(rng.random() < 0.12), empty=0.0)
             styles = [style for style in STYLES if rng.random() < 0.5]
-            pictures.append(styled(scene, seed, styles))
+            plain.append(styled(scene, seed, ()))
+            full.append(styled(scene, seed, styles))
             said |= {"character": 0, **{style: int(style in styles) for style in STYLES}}
             said |= {
                 "shape": LABELS["shape"].index(scene.shape),
@@ -83,7 +80,17 @@ def _lesson(count: int) -> tuple[Tensor, dict[str, Tensor]]:
             }
         for label, value in said.items():
             truth[label].append(value)
-    return as_tensor(pictures), {name: torch.tensor(values) for name, values in truth.items()}
+    labels = {name: torch.tensor(values) for name, values in truth.items()}
+    return as_tensor(plain), as_tensor(full), labels
+
+
+def _weathered(images: Tensor) -> Tensor:
+    """Roughened, and as coarse as samples of few steps are: half of them seen at 16 to 48 pixels."""
+    images = roughen(images)
+    size = int(torch.randint(16, 49, ()))
+    coarse = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    coarse = F.interpolate(coarse, size=images.shape[-2:], mode="bilinear", align_corners=False)
+    return torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, coarse, images)
 
 
 class Judge:
@@ -98,16 +105,8 @@ class Judge:
 
     @torch.no_grad()
     def probability(self, name: str, value: str, pictures: Sequence[Image.Image]) -> Tensor:
-        """How sure the judge is that each picture's attribute has this value."""
+        """How sure the judge is of this value for each picture; for a style, how strong it is, 0 … 1."""
         return self.model(as_tensor(pictures))[name].softmax(1)[:, LABELS[name].index(value)]
-
-    @torch.no_grad()
-    def log_odds(self, name: str, value: str, pictures: Sequence[Image.Image]) -> Tensor:
-        """The same without saturating: log p/(1 − p)."""
-        logits = self.model(as_tensor(pictures))[name]
-        place = LABELS[name].index(value)
-        rest = torch.cat([logits[:, :place], logits[:, place + 1 :]], 1)
-        return logits[:, place] - rest.logsumexp(1)
 
     def read(self, name: str, pictures: Sequence[Image.Image]) -> list[str]:
         """The most likely value for each picture."""
@@ -124,11 +123,11 @@ def judge(pipe: Any, folder: Path, count: int, steps: int) -> Judge:
         accuracy = {name: float(tensors.pop(f"accuracy.{name}")) for name in LABELS}
         model.load_state_dict(tensors)
         return Judge(model.eval().requires_grad_(False), accuracy)
-    images, truth = _lesson(count)
-    images = seen_through(pipe, images)
+    plain, full, truth = _lesson(count)
+    plain, full = seen_through(pipe, plain), seen_through(pipe, full)
     learned = count * 9 // 10
-    _train(model, images[:learned], {k: v[:learned] for k, v in truth.items()}, steps)
-    accuracy = _accuracy(model, images[learned:], {k: v[learned:] for k, v in truth.items()})
+    _train(model, plain[:learned], full[:learned], {k: v[:learned] for k, v in truth.items()}, steps)
+    accuracy = _accuracy(model, full[learned:], {k: v[learned:] for k, v in truth.items()})
     folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
     state = {k: v.contiguous() for k, v in model.state_dict().items()}
@@ -137,21 +136,29 @@ def judge(pipe: Any, folder: Path, count: int, steps: int) -> Judge:
     return Judge(model.requires_grad_(False), accuracy)
 
 
-def _train(model: Classifier, images: Tensor, truth: dict[str, Tensor], steps: int) -> None:
+def _train(model: Classifier, plain: Tensor, full: Tensor, truth: dict[str, Tensor], steps: int) -> None:
+    """Styles are shown at every strength from none to full, and their answer is that strength."""
     torch.manual_seed(0)
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
     for _ in range(steps):
-        index = torch.randint(len(images), (48,))
-        logits = model.train()(roughen(images[index]))
-        loss = torch.stack(
-            [F.cross_entropy(v, truth[n][index], ignore_index=IGNORED) for n, v in logits.items()]
-        )
+        index = torch.randint(len(full), (48,))
+        share = torch.rand(len(index))
+        shown = torch.lerp(plain[index], full[index], share[:, None, None, None])
+        logits = model.train()(_weathered(shown))
+        losses = []
+        for name, value in logits.items():
+            wanted = truth[name][index]
+            if name in STYLES:
+                odds = value[:, 1] - value[:, 0]
+                losses.append(F.binary_cross_entropy_with_logits(odds, wanted.float() * share))
+            else:
+                losses.append(F.cross_entropy(value, wanted, ignore_index=IGNORED))
         optimiser.zero_grad(set_to_none=True)
-        loss.sum().backward()
+        torch.stack(losses).sum().backward()
         optimiser.step()
         schedule.step()
-    centre(model.eval(), images[:1000])
+    centre(model.eval(), full[:1000])
 
 
 @torch.no_grad()

@@ -71,8 +71,8 @@ class Setting:
     few_pictures: int = 8
     long_steps: tuple[int, ...] = (50, 150, 400)
     rates: int = 3
-    drawings: int = 3000
-    judge_steps: int = 500
+    drawings: int = 2400
+    judge_steps: int = 600
     sweep_seeds: tuple[int, ...] = (100,)
     targets: str = r"re:(down_blocks|mid_block|up_blocks)\..*"
 

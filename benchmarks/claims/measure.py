@@ -15,8 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.claims.drawings import STYLES, styled
-from benchmarks.claims.judge import as_pictures, seen_through
+from benchmarks.claims.drawings import STYLES
 from benchmarks.claims.lab import HELD_OUT_SEED, Lab, Task
 from demo_model import draw
 from spectral_core.adapter import Adapter
@@ -24,7 +23,6 @@ from spectral_core.cli.demo_concepts import BACKGROUNDS
 from spectral_core.cli.demo_run import EMBEDDED
 from spectral_core.cli.demo_scores import as_tensor
 
-REFERENCES = 64  # drawings that set a style's scale
 UNRELATED = 8  # prompts without any concept
 COPY_QUANTILE = 0.05
 
@@ -58,34 +56,13 @@ class StyleMeter:
         prompts = self.prompts(self.style if words is None else words)
         return self.lab.draw(prompts, [7000 + i for i in range(len(prompts))], adapters)
 
-    @cached_property
-    def _scales(self) -> dict[str, tuple[float, float]]:
-        """Log-odds of each style in drawings without it and in drawings in it, as the autoencoder gives them
-        back."""
-        found = {}
-        for style in STYLES:
-            ends = []
-            for styles in ((), (style,)):
-                rng = np.random.default_rng(3)
-                scenes = [draw.random_scene(rng, empty=0.0) for _ in range(REFERENCES)]
-                drawn = as_tensor([styled(scene, i, styles) for i, scene in enumerate(scenes)])
-                seen = as_pictures(seen_through(self.lab.pipe, drawn))
-                ends.append(float(self.lab.judge.log_odds(style, "yes", seen).mean()))
-            found[style] = (ends[0], ends[1])
-        return found
-
-    def _strength(self, style: str, pictures: Sequence[Image.Image]) -> Tensor:
-        """The judge's log-odds, 0 as in plain drawings, 1 as in the style's own: (N,)."""
-        plain, full = self._scales[style]
-        return (self.lab.judge.log_odds(style, "yes", pictures) - plain) / (full - plain)
-
     def read(self, pictures: Sequence[Image.Image]) -> dict[str, float]:
-        """Style strengths, the weaker of them (``both``), share with the right shape and colour, diversity."""
+        """Style strengths, the weaker of them (``both``), share of the right shape and colour, diversity."""
         judge, per = self.lab.judge, self.lab.setting.per_prompt
         wanted = [scene for scene in self.scenes for _ in range(per)]
         shapes, colours = judge.read("shape", pictures), judge.read("colour", pictures)
         right = [(c, s) == want for c, s, want in zip(colours, shapes, wanted, strict=True)]
-        strengths = {style: self._strength(style, pictures) for style in STYLES}
+        strengths = {style: judge.probability(style, "yes", pictures) for style in STYLES}
         return {
             **{style: float(value.mean()) for style, value in strengths.items()},
             "both": float(torch.stack(list(strengths.values())).amin(0).mean()),

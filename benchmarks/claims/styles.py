@@ -1,7 +1,7 @@
 """FouRA's claims about styles: diversity at matched strength, the ablation, merging, gates, spectra and
 copying.
 
-Every adapter learns the style ``inked`` from thirty drawings at the rate of its own sweep. ``frozen``
+Every adapter learns the style ``poster`` from thirty drawings at the rate of its own sweep. ``frozen``
 variants are the adaptive adapters with the masks of their training.
 """
 
@@ -21,7 +21,7 @@ from spectral_core.fusion import freeze
 from spectral_core.gate_record import GateRecorder
 
 Cells = list[tuple[str, Callable[[], Mapping[str, Any]]]]
-STYLE, OTHER = "inked", "poster"
+STYLE, OTHER = "poster", "inked"
 MERGED = (lora(RANK), foura("dct", "adaptive"))
 SPARE_RANK = 32
 STEP_BINS = 5
