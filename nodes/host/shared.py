@@ -1,8 +1,9 @@
-"""Adaptive gates evaluated together: of layers that see the same input, such as q, k and v.
+"""Adaptive gates in few operations, and together for layers that see the same input, such as q, k and v.
 
-A gate is a dozen operations on a handful of numbers, and a model has hundreds of gates, so their number is
-what costs. Layers are grouped by their names; whether a call really brings the same input is looked up (it is
-the same tensor), and a layer that has another one evaluates its own gate.
+A gate is arithmetic on a handful of numbers, and a model has hundreds of gates, so the number of operations
+is what costs (:mod:`spectral_core.gate_folded`). Layers are grouped by their names; whether a call really
+brings the same input is looked up (it is the same tensor), and a layer that has another one evaluates its own
+gate.
 
 Shapes: x (B, T, in), z (B, T, n·R) for n layers of R rows, φ and logits (n, B, R).
 """
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...spectral_core import gate as gates
+from ...spectral_core.gate_folded import KIND, FoldedGates
 from ...spectral_core.live import LayerUpdate
 from . import factors
 from .keys import Place
@@ -45,9 +46,9 @@ class Group:
         for index, member in enumerate(members):
             member.group, member.index = self, index
         config: Any = members[0].pieces[0].terms[0].config
-        self.rank, self.kind = config.rank, config.gate_kind
+        self.rank = config.rank
         self.runtime = members[0].control.gates
-        self._stacked: dict[tuple[torch.device, torch.dtype], tuple[Tensor, dict[str, Tensor]]] = {}
+        self._stacked: dict[tuple[torch.device, torch.dtype], tuple[Tensor, FoldedGates]] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -78,17 +79,15 @@ class Group:
         return z
 
     def _compute(self, x: Tensor) -> Tensor:
-        down, params = self._ready(x.device, x.dtype)
+        down, gates = self._ready(x.device, x.dtype)
         z = F.linear(x, down)
-        phi = gates.features(z, 1, False)
-        phi = phi.unflatten(1, (len(self.members), self.rank)).transpose(0, 1)
-        is_open = gates.logits(params, phi, self.kind) > 0
+        is_open = gates.open(z)
         if self.runtime.recorder is not None:
             for member, rows in zip(self.members, is_open.unbind(0), strict=True):
                 self.runtime.recorder.record(member.pieces[0].gate_name, rows, self.runtime.progress)
         return z.mul_(is_open.transpose(0, 1).flatten(1)[:, None])
 
-    def _ready(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
+    def _ready(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, FoldedGates]:
         """The members' factors and gates in one piece each; the members' own become parts of it."""
         key = (device, dtype)
         if key not in self._stacked:
@@ -101,30 +100,31 @@ class Group:
                 for piece, (_, up, gate), part in zip(pieces, ready, parts, strict=True):
                     piece._cache.clear()
                     piece._cache[(device, dtype, 1.0, ())] = part, up, gate
-                params = {}
-                for name in (*gates.trainable(self.kind), "gate.mu"):
-                    values = torch.stack([gate[name] for _, _, gate in ready])
-                    params[name] = values if values.dim() == 3 else values.reshape(len(ready), 1, -1)
-            self._stacked[key] = down, params
+                gates = FoldedGates.of([gate for _, _, gate in ready])
+            self._stacked[key] = down, gates
         return self._stacked[key]
 
 
 def groups_of(pairs: Iterable[tuple[Place, SharedUpdate]]) -> list[Group]:
-    """Groups of the updates of one adapter that can share their gates; the others stay alone."""
+    """Groups of the updates of one adapter that can share their gates; a group may have one member.
+
+    Convolutions, gates of pairs of rows (dft) and of the other kind go the core's way.
+    """
     found: dict[object, list[SharedUpdate]] = {}
     for place, update in pairs:
         if len(update.layer.terms) != 1 or not update.pieces[0].gated or update.is_convolution:
             continue
         config: Any = update.pieces[0].terms[0].config
-        source = _source(place)
-        if source is not None and config.rows_per_gate == 1:
-            key = (source, place.layer.shape.in_features, config.rank, config.gate_kind)
+        if config.rows_per_gate == 1 and config.gate_kind == KIND:
+            key = (_source(place) or place.name, place.layer.shape.in_features, config.rank)
             found.setdefault(key, []).append(update)
-    return [Group(members) for members in found.values() if len(members) > 1]
+    return [Group(members) for members in found.values()]
 
 
 def _source(place: Place) -> str | None:
-    """A word for what a layer reads: the same for layers that are likely to see one tensor."""
+    """A word for what a layer reads: the same for layers that are likely to see one tensor; None where it is
+    alone.
+    """
     if place.offset is not None:  # rows of a fused weight
         return place.module_path
     parent, _, leaf = place.module_path.rpartition(".")
