@@ -78,14 +78,20 @@ class SaveAdapter:
     ) -> dict[str, Any]:
         from ..spectral_core import fileformat
         from ..spectral_core.analysis import summary_text
-        from .host import paths
+        from .host import paths, startup
 
         results.need_adapter(adapter)
         if words := tuple(word.strip() for word in trigger_words.split(",") if word.strip()):
             adapter = adapter.with_provenance(trigger_words=words)
         with tensors.lasting():
             path = paths.new_file(filename_prefix, in_saved=True)
-            fileformat.save(adapter, path, compact=compact, dtype=tensors.dtype(precision))
+            fileformat.save(
+                adapter,
+                path,
+                compact=compact,
+                dtype=tensors.dtype(precision),
+                config_tensor=startup.is_in_load_lora(),
+            )
         file = paths.below_output(path)
         report = results.lines(f"saved as {file}, {_size(path)}", summary_text(adapter))
         return results.shown(report, adapter, file, report)

@@ -59,6 +59,11 @@ class AdapterReport:
             weights, notes = _weights(adapter, model)
             found = findings.examine(adapter, weights, _record(adapter))
             sheet = findings_sheet.draw(found)
+        if found.record is not None and samples is None and images is None:
+            notes.append(
+                "the gates may be of an earlier run: nothing makes this node wait for the sampler; route its "
+                "latent, or the images, through samples or images of this node"
+            )
         text = results.lines(findings.text(found), *notes)
         ui = pictures.preview(sheet, "adapter_report")
         return results.shown(text, text, pictures.to_image(sheet), samples, images, **ui)

@@ -21,7 +21,7 @@ from ...spectral_core.errors import SpectralAdapterError
 from ...spectral_core.safefile import SafeFile, open_safely
 from .store import Stamp
 
-_KEPT_BYTES = 1024  # tensors of this size stay: gates are needed while pictures are made
+_KEPT_BYTES = 256  # tensors of this size stay
 
 
 class Volume:
@@ -76,9 +76,9 @@ class Shelf(Mapping[str, Tensor]):
         return len(self._names)
 
     def set_down(self) -> None:
-        """Hold only what is small from here on."""
+        """Hold only gates, which pictures are made with, and what is small from here on."""
         for name, tensor in list(self._held.items()):
-            if tensor.nbytes > _KEPT_BYTES:
+            if tensor.nbytes > _KEPT_BYTES and not name.startswith("gate."):
                 self._lent[name] = weakref.ref(tensor)
                 del self._held[name]
 

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
+
+IN_LOAD_LORA = "SPECTRAL_ADAPTERS_IN_LOAD_LORA"
+
+
+def is_in_load_lora() -> bool:
+    """The setting of :mod:`.in_load_lora`: off unless it is 1."""
+    return os.environ.get(IN_LOAD_LORA) == "1"
 
 
 def start() -> None:
@@ -16,3 +24,7 @@ def start() -> None:
         from . import metadata
 
         metadata.install()
+    if is_in_load_lora():  # off by default, and then not even imported
+        from . import in_load_lora
+
+        in_load_lora.install()

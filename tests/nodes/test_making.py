@@ -184,6 +184,15 @@ def test_export_is_a_lora_in_the_hosts_folder(ours: Pack, folders: Any) -> None:
     assert "schedule was dropped" in node.export(scheduled, drop_schedule=True)["result"][1]
 
 
+def test_files_for_load_lora_only_where_that_is_set(ours: Pack, folders: Any, monkeypatch: Any) -> None:
+    fileformat = ours.module("spectral_core.fileformat")
+    for value, expected in (("", False), ("0", False), ("1", True)):
+        monkeypatch.setenv(ours.module("nodes.host.startup").IN_LOAD_LORA, value)
+        file = ours.node("SaveAdapter").save(ours.adapter(), f"for_{value or 'nothing'}")["result"][1]
+        names = ours.module("spectral_core.safefile").open_safely(folders.output / file).entries
+        assert (fileformat.CONFIG_KEY in names) == expected
+
+
 def test_report_tells_and_shows(ours: Pack, folders: Any) -> None:
     samples, images = object(), object()
     out = ours.node("AdapterReport").report(ours.adapter(), samples=samples, images=images)
@@ -207,6 +216,9 @@ def test_report_of_gates_without_and_with_a_run(ours: Pack, monkeypatch: Any) ->
     monkeypatch.setattr(ours.module("nodes.inspect"), "_record", lambda _: recorder.summary())
     report = ours.node("AdapterReport").report(adapter)["result"][0]
     assert "last run: 50%; noisiest to cleanest: 33%, –" in report and "67%" in report
+    assert "may be of an earlier run" in report
+    routed = ours.node("AdapterReport").report(adapter, samples=object())["result"][0]
+    assert "last run: 50%" in routed and "earlier run" not in routed
 
 
 def test_the_pack_registers_nothing_without_a_host(ours: Pack) -> None:
