@@ -8,8 +8,15 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent))
 import inside_apply_base
+import inside_apply_files
 import inside_apply_models
 from inside_apply_lib import FOLDER, run_checks
 
-checks = [*inside_apply_base.CHECKS, *inside_apply_models.CHECKS]
+checks = [
+    check
+    for script in (inside_apply_base, inside_apply_models, inside_apply_files)
+    for check in script.CHECKS
+]
+if len(sys.argv) > 3:  # by hand: only these
+    checks = [check for check in checks if check.__name__ in sys.argv[3:]]
 (FOLDER / "report.json").write_text(json.dumps(run_checks(checks)), encoding="utf-8")

@@ -19,7 +19,11 @@ diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.host
 
-FILES = ("inside_apply_base.py", "inside_apply_models.py")
+FILES = (
+    "inside_apply_base.py",
+    "inside_apply_models.py",
+    "inside_apply_files.py",
+)
 
 
 def checks_in(file: str) -> list[str]:
