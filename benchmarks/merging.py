@@ -94,7 +94,9 @@ def trained(pipe: Callable[[], Any], folder: Path, method: str, place: int, step
             schedule="cosine",
             seed=place,
         )
-        result = train_concept(pipe(), pictures(folder / name, name), concept, config_of(method, place), config)
+        result = train_concept(
+            pipe(), pictures(folder / name, name), concept, config_of(method, place), config
+        )
         fileformat.save(result.adapter, path)
     return freeze(fileformat.load(path))
 
