@@ -21,6 +21,13 @@ CERTAIN = 2.0  # standard errors
 FEWEST = 3  # seeds of a verdict
 
 
+def few(seeds: int) -> str:
+    """What stands in place of a verdict on so few seeds; nothing where they are enough."""
+    if not seeds:
+        return NOT_RUN
+    return f"too few seeds ({seeds})" if seeds < FEWEST else ""
+
+
 @dataclass(frozen=True)
 class Mean:
     """Mean and standard deviation of some seeds."""
@@ -43,10 +50,8 @@ class Mean:
 
     def verdict(self) -> str:
         """Of a difference that a claim says is above zero."""
-        if not self.values:
-            return NOT_RUN
-        if len(self.values) < FEWEST:
-            return f"too few seeds ({len(self.values)})"
+        if few(len(self.values)):
+            return few(len(self.values))
         error = self.spread / math.sqrt(len(self.values))
         if self.mean > CERTAIN * error:
             return SHOWS

@@ -62,7 +62,8 @@ def _overview(claims: list[dict[str, Any]]) -> str:
 def _section(number: int, claim: Mapping[str, Any], figures: Figures, pictures: Path) -> str:
     lines = [f"### {number}. {claim['claim']}", claim["table"]]
     if claim["picture"] is not None:
-        name = f"claim_{number:02d}.png"
+        kind = "jpg" if claim["experiment"] == "fusing" else "png"  # photographs, and drawn lines
+        name = f"claim_{number:02d}.{kind}"
         save_picture(claim["picture"], pictures / name)
         lines.append(f"![{claim['claim']}](evidence/{name})")
     if claim["experiment"] in CELLS_OF:
