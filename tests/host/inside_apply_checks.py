@@ -8,13 +8,14 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent))
 import inside_apply_base
+import inside_apply_families
 import inside_apply_files
 import inside_apply_models
 from inside_apply_lib import FOLDER, run_checks
 
 checks = [
     check
-    for script in (inside_apply_base, inside_apply_models, inside_apply_files)
+    for script in (inside_apply_base, inside_apply_models, inside_apply_families, inside_apply_files)
     for check in script.CHECKS
 ]
 if len(sys.argv) > 3:  # by hand: only these

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.host
 FILES = (
     "inside_apply_base.py",
     "inside_apply_models.py",
+    "inside_apply_families.py",
     "inside_apply_files.py",
 )
 

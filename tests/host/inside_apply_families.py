@@ -1,0 +1,223 @@
+"""Inside a host: small random models of other families, sampled by the host with adapters merged and live.
+
+Sizes are small and weights random; classes, names, fused weights and sampling are the host's own.
+``inside_apply_checks.py`` runs the checks.
+"""
+
+import comfy.model_patcher
+import comfy.sample
+import comfy.supported_models as models
+import torch
+from comfy.ldm.flux.model import FluxParams
+from inside_apply_base import with_compile
+from inside_apply_lib import leftovers, pack
+from inside_apply_models import ADAPTIVE, LORA, close, new
+
+applying = pack("nodes.host.applying")
+compat = pack("nodes.host.compat")
+loras = pack("nodes.host.loras")
+cpu = torch.device("cpu")
+TOLERANCE = 1e-4  # of the largest value, after two steps; measured 1e-6 to 1e-5
+
+UNET = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 64, "legacy": False,
+    "use_spatial_transformer": True, "adm_in_channels": None, "context_dim": 64,
+}  # fmt: skip
+SD15 = UNET | {
+    "num_res_blocks": [1], "channel_mult": [1], "transformer_depth": [1], "transformer_depth_middle": 1,
+    "transformer_depth_output": [1, 1], "num_heads": 4, "use_linear_in_transformer": False,
+}  # fmt: skip
+SD20 = UNET | {
+    "num_res_blocks": [1, 1], "channel_mult": [1, 2], "transformer_depth": [1, 1],
+    "transformer_depth_middle": 1, "transformer_depth_output": [1, 1, 1, 1], "num_head_channels": 16,
+    "use_linear_in_transformer": True,
+}  # fmt: skip
+SDXL = UNET | {
+    "num_res_blocks": [2, 2], "channel_mult": [1, 2], "transformer_depth": [0, 0, 2, 2],
+    "transformer_depth_middle": 2, "transformer_depth_output": [0, 0, 0, 2, 2, 2], "num_head_channels": 16,
+    "use_linear_in_transformer": True, "num_classes": "sequential", "adm_in_channels": 2816,
+}  # fmt: skip
+FLUX = {
+    "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 32, "context_in_dim": 48,
+    "hidden_size": 64, "mlp_ratio": 4.0, "num_heads": 2, "depth": 2, "depth_single_blocks": 2,
+    "axes_dim": [8, 12, 12], "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True,
+}  # fmt: skip
+WAN = {
+    "image_model": "wan2.1", "model_type": "t2v", "dim": 64, "ffn_dim": 128, "num_heads": 2, "num_layers": 2,
+    "text_dim": 48, "text_len": 16, "freq_dim": 32, "in_dim": 16, "out_dim": 16, "patch_size": (1, 2, 2),
+    "window_size": (-1, -1), "qk_norm": True, "cross_attn_norm": True, "eps": 1e-6,
+}  # fmt: skip
+QWEN = {
+    "image_model": "qwen_image", "in_channels": 64, "num_layers": 2, "attention_head_dim": 32,
+    "num_attention_heads": 2, "joint_attention_dim": 48, "axes_dims_rope": (8, 12, 12),
+}  # fmt: skip
+LUMINA = {
+    "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 96, "cap_feat_dim": 48,
+    "n_layers": 2, "n_refiner_layers": 1, "qk_norm": True, "n_heads": 4, "n_kv_heads": 2,
+    "axes_dims": [8, 8, 8], "axes_lens": [300, 64, 64], "multiple_of": 32, "ffn_dim_multiplier": 2.0,
+}  # fmt: skip
+Z_IMAGE = LUMINA | {
+    "dim": 256, "n_heads": 8, "n_kv_heads": 8, "axes_dims": [8, 12, 12], "z_image_modulation": True,
+    "time_scale": 1000.0, "pad_tokens_multiple": 32,
+}  # fmt: skip
+
+
+def patcher_of(kind, config):
+    settings = kind({**config, "dtype": torch.float32})
+    settings.set_inference_dtype(torch.float32, None)
+    model = settings.get_model({}, device=cpu)
+    generator = torch.Generator().manual_seed(2)
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if value.is_floating_point() and name.startswith("diffusion_model"):
+            size = value[0].numel() ** -0.5 if value.dim() > 1 else 0.1
+            value.data = torch.randn(value.shape, generator=generator) * size
+    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def sampled(patcher, latent, width, pooled=None, masked=False):
+    """Latents after two steps with guidance; contexts are 7 words of this width."""
+    generator = torch.Generator().manual_seed(4)
+    noise = torch.randn(latent, generator=generator)
+
+    def condition():
+        context = torch.randn(1, 7, width, generator=generator)
+        extra = {} if pooled is None else {"pooled_output": torch.randn(1, pooled, generator=generator)}
+        return [[context, extra | ({"attention_mask": torch.ones(1, 7, dtype=torch.long)} if masked else {})]]
+
+    return comfy.sample.sample(
+        patcher, noise, 2, 3.0, "euler", "simple", condition(), condition(), torch.zeros(latent),
+        disable_pbar=True, seed=1,
+    )  # fmt: skip
+
+
+def linears(patcher, among, count):
+    """Some of the model's own linear weights, by their native names, spread over the model."""
+    found = {
+        key.removesuffix(".weight"): value.clone()
+        for key, value in patcher.model.state_dict().items()
+        if key.endswith(".weight") and value.dim() == 2 and any(word in key for word in among)
+    }
+    names = sorted(found)
+    assert len(names) >= count, sorted(patcher.model.state_dict())
+    return {name: found[name] for name in names[:: max(1, len(names) // count)]}
+
+
+def rows(patcher):
+    """The host's own names for rows of fused weights, as files of that family have them."""
+    state, found = patcher.model.state_dict(), {}
+    for name, value in compat.model_keys(patcher).items():
+        if name.startswith("transformer.") and not isinstance(value, str) and len(value) == 2:
+            key, offset = value
+            found.setdefault((key, offset), (name, state[key].narrow(*offset).clone()))
+    return dict(list(found.values())[:6])
+
+
+def check(patcher, adapters_of, *inputs):
+    """Merged is live and acts; an adaptive gate acts; the base is the same to the bit afterwards."""
+    base = sampled(patcher, *inputs)
+    assert torch.isfinite(base).all()
+    for what, weights in adapters_of.items():
+        if not weights:
+            continue
+        ours = new(weights, LORA, size=0.2)
+        one, two = (
+            sampled(applying.apply(ours, patcher, None, 0.7, 1.0, mode).model, *inputs)
+            for mode in ("merged", "live")
+        )
+        close(one, two, what, TOLERANCE)
+        assert (one - base).abs().max() > 10 * TOLERANCE * base.abs().max(), f"{what}: hardly anything"
+        gated = applying.apply(new(weights, ADAPTIVE, size=0.2), patcher, None, 1.0, 1.0)
+        assert gated.mode == "live" and not torch.equal(sampled(gated.model, *inputs), base), what
+    assert torch.equal(sampled(patcher, *inputs), base)
+    assert leftovers(patcher.model) == []
+
+
+def unet_layers(patcher):
+    """Layers by this pack's names, as its files have them."""
+    named = loras._own_names(compat.model_keys(patcher))
+    state = patcher.model.state_dict()
+    there = {name: state[key] for key, name in named.items() if key in state}  # maps name some that are not
+    return {name: weight.clone() for name, weight in there.items() if weight.dim() in (2, 4)}
+
+
+def sampling_sd2():
+    patcher = patcher_of(models.SD20, SD20)
+    check(patcher, {"unet": unet_layers(patcher)}, (1, 4, 16, 16), 64)
+
+
+def sampling_sdxl():
+    patcher = patcher_of(models.SDXL, SDXL)
+    layers = unet_layers(patcher)
+    assert sum(".attn" in name for name in layers) > 60, sorted(layers)
+    check(patcher, {"unet": layers}, (1, 4, 16, 16), 64, 1280)
+
+
+def sampling_flux():
+    newer = {"txt_ids_dims": []} if "txt_ids_dims" in FluxParams.__dataclass_fields__ else {}
+    patcher = patcher_of(models.Flux, FLUX | newer)
+    sliced = rows(patcher)
+    assert len(sliced) == 6, sliced.keys()
+    native = linears(patcher, ("attn", "mlp", ".linear1", ".linear2"), 8)
+    check(patcher, {"native": native, "rows": sliced}, (1, 16, 8, 8), 48, 32)
+
+
+def sampling_wan():
+    patcher = patcher_of(models.WAN21_T2V, WAN)
+    check(patcher, {"native": linears(patcher, ("attn", "ffn"), 8)}, (1, 16, 2, 8, 8), 48)
+
+
+def sampling_qwen_image():
+    patcher = patcher_of(models.QwenImage, QWEN)
+    check(patcher, {"native": linears(patcher, ("attn", "mlp"), 8)}, (1, 16, 1, 8, 8), 48)
+
+
+def sampling_lumina():
+    patcher = patcher_of(models.Lumina2, LUMINA)
+    native = linears(patcher, ("attention", "feed_forward"), 8)
+    check(patcher, {"native": native}, (1, 16, 8, 8), 48, None, True)
+
+
+def sampling_z_image():
+    """Only newer hosts have it."""
+    kind = getattr(models, "ZImage", None)
+    if kind is None:
+        return
+    patcher = patcher_of(kind, Z_IMAGE)
+    sliced = rows(patcher)
+    assert sliced
+    native = linears(patcher, ("attention", "feed_forward"), 8)
+    check(patcher, {"native": native, "rows": sliced}, (1, 16, 8, 8), 48, None, True)
+
+
+def torch_compile_around_the_whole_model():
+    """By the eager backend (inductor takes minutes: one block, in another check, in either order)."""
+    inputs = ((1, 4, 8, 8), 64)
+    one = {"transformer_depth": [0], "transformer_depth_output": [0, 0]}  # tracing more takes minutes
+    patcher = patcher_of(models.SD15, SD15 | one)
+    layers = {name: w for name, w in unet_layers(patcher).items() if ".attn" in name}
+    base = sampled(patcher, *inputs)
+
+    def adapted(on):
+        on = applying.apply(new(layers, ADAPTIVE, size=0.2), on, None, 1.0, 1.0).model
+        return applying.apply(new(layers, LORA, seed=2, size=0.2), on, None, 1.0, 1.0, "live").model
+
+    expected = sampled(adapted(patcher), *inputs)
+    assert (expected - base).abs().max() > 1e-2 * base.abs().max()
+    torch._dynamo.reset()
+    compiled = with_compile(adapted(patcher), "eager", ["diffusion_model"])
+    close(sampled(compiled, *inputs), expected, "compiled", TOLERANCE)
+    assert torch.equal(sampled(patcher, *inputs), base)
+    assert leftovers(patcher.model) == []
+    torch._dynamo.reset()
+
+
+CHECKS = [
+    sampling_sd2,
+    sampling_sdxl,
+    sampling_flux,
+    sampling_wan,
+    sampling_qwen_image,
+    sampling_lumina,
+    sampling_z_image,
+    torch_compile_around_the_whole_model,
+]
