@@ -224,10 +224,13 @@ def gates(figures: Figures) -> dict[str, Any]:
 
 
 def _ends(found: Mapping[str, Any]) -> Sequence[float]:
+    """Share of open gates: below the highest resolution that has any, there, in the first and in the last
+    steps."""
+    highest = min(_resolution(layer) for layer in found["layers"])
     low, high, early, late = [], [], [], []
     for layer, rank, line in zip(found["layers"], found["ranks"], found["effective_rank"], strict=True):
         known = [v / rank for v in line if v is not None]
-        (high if _resolution(layer) == 0 else low).append(fmean(known))
+        (high if _resolution(layer) == highest else low).append(fmean(known))
         early.append(known[0])
         late.append(known[-1])
     return fmean(low), fmean(high), fmean(early), fmean(late)
