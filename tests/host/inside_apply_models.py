@@ -129,6 +129,12 @@ def fused_weights_of_sd3():
     expected = output(patcher)
     state["diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"].copy_(qkv)
     close(output(applying.apply(ours, patcher, None, 1.0, 1.0, "live").model), expected, "explicit")
+    row = "diffusion_model.joint_blocks.0.x_block.attn.qkv[128:256]"  # merged and live share its place
+    ours = new({row: qkv[128:256]}, LORA)
+    state["diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"][128:256].add_(_delta(ours, row))
+    expected = output(patcher)
+    state["diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"].copy_(qkv)
+    close(output(applying.apply(ours, patcher, None, 1.0, 1.0).model), expected, "explicit rows")
     assert torch.equal(output(patcher), base) and leftovers(patcher.model) == []
 
 
@@ -264,6 +270,8 @@ def layers_quantised_by_others():
     auto = applying.apply(adapter("spectral-a"), model, None, 1.0, 1.0)
     assert auto.mode == "live" and "quantised" in auto.report, auto.report
     close(predict(auto.model, *inputs())[2], plain)
+    block.to_q = Quantised(block.to_q.hidden[0])  # another module in the same place, after a run
+    close(predict(auto.model, *inputs())[2], plain, "replaced")
     close(
         predict(applying.apply(adapter("foura-adaptive"), model, None, 1.0, 1.0).model, *inputs())[2],
         adaptive,
