@@ -47,6 +47,8 @@ def chain_of_three():
         chained = put(name, chained, mode)
     first = sample(chained, positive, negative)
     assert differs(first)
+    without_one = put("lora", put("foura-frozen", mode="merged"), "live")
+    assert differs(sample(without_one, positive, negative), first), "the first of two live ones is lost"
     assert_base_untouched()
     assert torch.equal(sample(chained, positive, negative), first)
     assert_base_untouched()
