@@ -25,6 +25,11 @@ TRAINING = {  # the widgets of Train Adapter that the example leaves as they are
     "train_scale": False,
     "ema": 0.0,
     "checkpoint_every": 100,
+    "init_words": "",
+    "text_targets": "",
+    "text_learning_rate": 0.0,
+    "sample_every": 0,
+    "sample_prompt": "",
 }
 
 
