@@ -1,8 +1,8 @@
 """The arrows between the parts, read from the syntax tree; nothing is imported.
 
-    errors <- layers, transforms, svd, ... <- gate, methods <- adapter <- attach, fusion, files, ...
-           <- training <- pipelines <- cli
-    nodes -> nodes/host -> spectral_core, never back
+errors <- layers, transforms, svd, ... <- gate, methods <- adapter <- attach, fusion, files, ...
+       <- training <- pipelines <- cli
+nodes -> nodes/host -> spectral_core, never back
 """
 
 from __future__ import annotations

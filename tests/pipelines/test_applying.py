@@ -210,8 +210,9 @@ def test_a_picture_depends_on_its_own_seed_only(pipe: Any) -> None:
 def test_text_encoder_names_do_not_depend_on_the_transformers_release(pipe: Any) -> None:
     """Releases differ in the level ``text_model.``; files always have it, and either spelling finds its
     module."""
-    weights, _ = find_targets(pipe.text_encoder, "text_encoder",
-    "text_encoder.text_model.encoder.layers.1.*q_proj")
+    weights, _ = find_targets(
+        pipe.text_encoder, "text_encoder", "text_encoder.text_model.encoder.layers.1.*q_proj"
+    )
     assert list(weights) == ["text_encoder.text_model.encoder.layers.1.self_attn.q_proj"]
     adapter = adapter_for(pipe, LoRAConfig(2), part="text_encoder")
     bare = replace(adapter, layers={n.replace("text_model.", ""): v for n, v in adapter.layers.items()})
