@@ -37,6 +37,8 @@ VENV = ROOT / ".venv"
 REQUIREMENTS = {"demo": ROOT / "requirements" / "demo.txt", "test": ROOT / "requirements" / "test.txt"}
 OURS = "made-by-dev.py"  # written before anything else; only such an environment is ever deleted here
 STAMP = "dev-stamp.json"  # what is installed; written last
+GROUPS = ["--dist=loadgroup", "--no-loadscope-reorder"]  # tests/conftest.py names them
+MOST_WORKERS = 4  # of the tests; each may start a host, which takes a gigabyte or two
 UNFINISHED = "dev-unfinished"  # there while this script installs; found later, it tells of an interruption
 
 
@@ -228,13 +230,20 @@ def bench(python, args):
     return run_job([python, "-m", f"benchmarks.{args[0]}", *args[1:]], cwd=ROOT)
 
 
+def cores():
+    """The processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def test(python, args):
     """ruff, mypy and pytest, all three even when one fails. pytest's exit code 5 is `no test ran`."""
-    failed = {}
+    failed, workers = {}, min(cores(), MOST_WORKERS)
+    # Several processes of few threads: the tests' models are too small to keep more threads busy.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // workers)))
     steps = {
         "ruff": [python, "-m", "ruff", "check", "."],
         "mypy": [python, "-m", "mypy", "spectral_core"],
-        "pytest": [python, "-m", "pytest", *args],
+        "pytest": [python, "-m", "pytest", f"--numprocesses={workers}", *GROUPS, *args],
     }
     for name, command in steps.items():
         say(f"== {name}")

@@ -118,6 +118,22 @@ def _seconds(run: Callable[[], object], calls: int) -> float:
     return (time.perf_counter() - started) / calls
 
 
+def kept_for_backward(module: torch.nn.Module, step: Callable[[], object]) -> int:
+    """Bytes of the distinct storages that autograd keeps in a step, frozen weights aside."""
+    base = {p.untyped_storage().data_ptr() for p in module.parameters() if not p.requires_grad}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:  # a kept storage's address is its own until backward
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in base:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        step()
+    return sum(kept.values())
+
+
 # --- targets and the report -----------------------------------------------------------------------
 
 

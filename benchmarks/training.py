@@ -36,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.common import RESULTS, Target, Times, finish, interleave
+from benchmarks.common import RESULTS, Target, Times, finish, interleave, kept_for_backward
 from benchmarks.unet import PEER, STATUS, Planted, configurations, sd15_unet, twin
 from spectral_core.adapter import create
 from spectral_core.attach import attach
@@ -186,22 +186,6 @@ def alone(name: str) -> None:
 def highest_resident() -> int:
     (line,) = (x for x in STATUS.read_text(encoding="utf-8").splitlines() if x.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
-
-
-def kept_for_backward(unet: nn.Module, step: Callable[[], object]) -> int:
-    """Bytes of the distinct storages that autograd keeps in a step, base weights aside."""
-    base = {p.untyped_storage().data_ptr() for p in unet.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:  # a kept storage's address is its own until backward
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in base:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step()
-    return sum(kept.values())
 
 
 def checkpointing_part(options: argparse.Namespace) -> Found:

@@ -36,7 +36,7 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from benchmarks.common import Target, Times, finish
+from benchmarks.common import Target, Times, finish, kept_for_backward
 from spectral_core.adapter import create
 from spectral_core.attach import attach
 from spectral_core.methods import FouRAConfig, MethodConfig, SpectralAConfig, SpectralRConfig
@@ -102,19 +102,8 @@ class Candidate:
         self.optimiser.zero_grad(set_to_none=True)
 
     def saved_bytes(self) -> int:
-        """A step; the distinct storages that autograd keeps for its backward, base weights aside."""
-        base = {p.untyped_storage().data_ptr() for p in self.unet.parameters() if not p.requires_grad}
-        kept: dict[int, int] = {}
-
-        def pack(tensor: Tensor) -> Tensor:  # a kept storage's address is its own until backward
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in base:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            self.step()
-        return sum(kept.values())
+        """What a step keeps for its backward."""
+        return kept_for_backward(self.unet, self.step)
 
 
 def candidate(unet: nn.Module, name: str, rank: int) -> Candidate:

@@ -1,4 +1,5 @@
-"""What all tests share: no network, the pack as the host would load it, and the count of host tests."""
+"""What all tests share: no network, the pack as the host would load it, groups for parallel runs, and the
+count of host tests."""
 
 from __future__ import annotations
 
@@ -34,11 +35,23 @@ def pack() -> ModuleType:
     return sys.modules[PACK]
 
 
+def version_of(name: str) -> str:
+    """Which host's a test is, by its name: ``test_boot.py::test_starts[0.28.0-cpu]@group`` -> ``0.28.0``."""
+    return name.partition("[")[2].partition("]")[0].partition("-")[0]
+
+
+def one_process(item: pytest.Item) -> str:
+    """A name that tests share which must run in one worker, in order: a booted host serves many files."""
+    version = version_of(item.name) if item.get_closest_marker("host") else ""
+    file = "host" if "host" in getattr(item, "fixturenames", ()) else item.path.stem
+    return f"{file} {version}".strip()
+
+
 class HostTests:
     """Counts the tests with the fixture ``host``, a real ComfyUI, for the last line of the summary."""
 
     def __init__(self) -> None:
-        self.names: set[str] = set()
+        self.selected = False
         self.outcomes: Counter[str] = Counter()
         self.versions: set[str] = set()
         self.reasons: set[str] = set()
@@ -48,20 +61,19 @@ class HostTests:
         for item in items:
             if "host" in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.host)
-
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        self.names = {item.nodeid for item in session.items if item.get_closest_marker("host")}
+            item.add_marker(pytest.mark.xdist_group(one_process(item)))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.nodeid not in self.names:
+        if "host" not in report.keywords:
             return
+        self.selected = True
         if report.skipped:
             self.outcomes["skipped"] += 1
             if isinstance(report.longrepr, tuple):
                 self.reasons.add(report.longrepr[2].removeprefix("Skipped: "))
         elif report.when == "call":
             self.outcomes["ran"] += 1
-            self.versions.add(report.nodeid.rpartition("[")[2].rstrip("]").partition("-")[0])
+            self.versions.add(version_of(report.nodeid))
         elif report.failed:
             self.outcomes["could not start"] += 1
 
@@ -76,7 +88,7 @@ class HostTests:
             text += f", {broken} could not start"
         if self.reasons:
             text += f" ({'; '.join(sorted(self.reasons))})"
-        return text if self.names else "host tests: none selected"
+        return text if self.selected else "host tests: none selected"
 
     @pytest.hookimpl(trylast=True)
     def pytest_unconfigure(self, config: pytest.Config) -> None:

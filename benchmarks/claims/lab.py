@@ -31,12 +31,12 @@ from demo_model.draw import draw_concept
 from spectral_core import fileformat
 from spectral_core.adapter import Adapter, Provenance, create
 from spectral_core.attach import attach
-from spectral_core.cli.models import quiet_libraries
 from spectral_core.errors import SpectralAdapterError
 from spectral_core.methods import MethodConfig
 from spectral_core.pipelines import apply, generate, load_pipeline
 from spectral_core.pipelines.concept import basis_source, diffusion_of, encode_pictures
 from spectral_core.pipelines.conditioning import CaptionCache
+from spectral_core.pipelines.loading import quiet_libraries
 from spectral_core.pipelines.tokens import TokenRows, initial_rows
 from spectral_core.svd_cache import SVDCache
 from spectral_core.targets import find_targets

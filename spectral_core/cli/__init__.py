@@ -1,1 +1,1 @@
-"""The commands. Like :mod:`..pipelines`, they may import diffusers, and only inside functions."""
+"""The commands. What they need of diffusers goes through :mod:`..pipelines`."""

@@ -25,10 +25,10 @@ from ..methods.foura import FouRAConfig
 from ..methods.spectral_a import SpectralAConfig
 from ..pipelines import ConceptConfig, apply, generate, load_pipeline, train_concept
 from ..pipelines.inputs import recorded_inputs
+from ..pipelines.loading import quiet_libraries
 from ..svd_cache import SVDCache, default_cache_folder
 from ..training.config import TrainConfig
 from .demo_concepts import DemoConcept
-from .models import quiet_libraries
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "demo_model"
 FUSION_OF = {"foura": "sum", "spectral_a": "spectral"}

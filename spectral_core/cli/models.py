@@ -19,7 +19,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def open_model(path: str | Path, dtype: str, device: torch.device | str | None) -> Any:
     """A diffusers pipeline on a device; None is a GPU where there is one."""
-    from ..pipelines import load_pipeline
+    from ..pipelines.loading import load_pipeline, quiet_libraries
 
     quiet_libraries()
     try:
@@ -29,18 +29,6 @@ def open_model(path: str | Path, dtype: str, device: torch.device | str | None) 
     if where.type == "cuda" and not torch.cuda.is_available():
         raise SpectralAdapterError(f"device {device!r}: this torch sees no GPU; use cpu")
     return load_pipeline(path, DTYPES[dtype]).to(where)
-
-
-def quiet_libraries() -> None:
-    """The libraries' own bars and advice stay out of our output."""
-    try:
-        from diffusers.utils import logging as diffusers_logging
-        from transformers.utils import logging as transformers_logging
-    except ImportError:
-        return  # opening the model will say what is missing
-    for library in (diffusers_logging, transformers_logging):
-        library.set_verbosity_error()
-        library.disable_progress_bar()
 
 
 def open_adapter(path: str | Path, pipe: Any = None, lazy: bool = False) -> Adapter:

@@ -1,7 +1,7 @@
 """Open a diffusers pipeline from a folder or a single checkpoint file, offline.
 
-The only packages in the core that may import diffusers and transformers are this one and :mod:`..cli`,
-and only inside functions: the core works without them.
+This package alone in the core may import diffusers and transformers, and only inside functions: the core
+works without them.
 """
 
 from __future__ import annotations
@@ -33,6 +33,18 @@ def load_pipeline(path: str | Path, dtype: torch.dtype = torch.float32) -> Any:
         # The older name, because it is the one that every supported release of diffusers understands.
         warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)
         return _quiet(_open(Path(path), dtype))
+
+
+def quiet_libraries() -> None:
+    """The libraries' own bars and advice stay out of our output."""
+    try:
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
+    except ImportError:
+        return  # opening the model will say what is missing
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
 
 
 def _open(path: Path, dtype: torch.dtype) -> Any:

@@ -30,11 +30,11 @@ HOST = frozenset({"comfy", "comfy_api", "comfy_execution", "comfy_extras", "fold
 HOST |= {"execution", "nodes", "node_helpers", "latent_preview", "aiohttp"}
 # Optional libraries, and the only parts that may import them, inside a function.
 OPTIONAL = {
-    "diffusers": {"pipelines", "cli"},
-    "transformers": {"pipelines", "cli"},
-    "tokenizers": {"pipelines", "cli"},
-    "peft": {"pipelines", "cli"},
-    "accelerate": {"training", "pipelines", "cli"},
+    "diffusers": {"pipelines"},
+    "transformers": {"pipelines"},
+    "tokenizers": {"pipelines"},
+    "peft": {"pipelines"},
+    "accelerate": {"training", "pipelines"},
     "schedulefree": {"training"},
     "prodigyopt": {"training"},
 }
