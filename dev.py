@@ -37,7 +37,6 @@ VENV = ROOT / ".venv"
 REQUIREMENTS = {"demo": ROOT / "requirements" / "demo.txt", "test": ROOT / "requirements" / "test.txt"}
 OURS = "made-by-dev.py"  # written before anything else; only such an environment is ever deleted here
 STAMP = "dev-stamp.json"  # what is installed; written last
-GROUPS = ["--dist=loadgroup", "--no-loadscope-reorder"]  # tests/conftest.py names them
 MOST_WORKERS = 4  # of the tests; each may start a host, which takes a gigabyte or two
 UNFINISHED = "dev-unfinished"  # there while this script installs; found later, it tells of an interruption
 
@@ -243,7 +242,7 @@ def test(python, args):
     steps = {
         "ruff": [python, "-m", "ruff", "check", "."],
         "mypy": [python, "-m", "mypy", "spectral_core"],
-        "pytest": [python, "-m", "pytest", f"--numprocesses={workers}", *GROUPS, *args],
+        "pytest": [python, "-m", "pytest", f"--numprocesses={workers}", "--no-loadscope-reorder", *args],
     }
     for name, command in steps.items():
         say(f"== {name}")

@@ -34,16 +34,7 @@ def write(
     left behind then.
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
-        raise SpectralAdapterError(f"{path}: expected a name that ends in .safetensors")
-    if path.is_dir() or not path.parent.is_dir():
-        raise SpectralAdapterError(
-            f"{path}: {'is a folder' if path.is_dir() else 'its folder does not exist'}"
-        )
-    if path.exists() and not overwrite:
-        raise SpectralAdapterError(
-            f"{path}: exists already; save as {free_name(path).name}, or allow overwriting"
-        )
+    check_target(path, overwrite)
     try:
         temporary = path.parent / f".{path.stem[:40]}-{secrets.token_hex(6)}.part"
         try:
@@ -59,6 +50,20 @@ def write(
             f"{path}: cannot be written ({error.strerror or error}); nothing was saved"
         ) from error
     return path
+
+
+def check_target(path: Path, overwrite: bool = False) -> None:
+    """Raise SpectralAdapterError where :func:`write` would refuse the name: to ask before long work."""
+    if path.suffix != ".safetensors":
+        raise SpectralAdapterError(f"{path}: expected a name that ends in .safetensors")
+    if path.is_dir() or not path.parent.is_dir():
+        raise SpectralAdapterError(
+            f"{path}: {'is a folder' if path.is_dir() else 'its folder does not exist'}"
+        )
+    if path.exists() and not overwrite:
+        raise SpectralAdapterError(
+            f"{path}: exists already; save as {free_name(path).name}, or allow overwriting"
+        )
 
 
 def free_name(path: Path) -> Path:

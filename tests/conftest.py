@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -36,15 +37,26 @@ def pack() -> ModuleType:
 
 
 def version_of(name: str) -> str:
-    """Which host's a test is, by its name: ``test_boot.py::test_starts[0.28.0-cpu]@group`` -> ``0.28.0``."""
-    return name.partition("[")[2].partition("]")[0].partition("-")[0]
+    """Which host's a test is, by its name: ``test_boot.py::test_starts[0.28.0-cpu]`` -> ``0.28.0``."""
+    return name.partition("[")[2].rstrip("]").partition("-")[0]
 
 
-def one_process(item: pytest.Item) -> str:
-    """A name that tests share which must run in one worker, in order: a booted host serves many files."""
-    version = version_of(item.name) if item.get_closest_marker("host") else ""
-    file = "host" if "host" in getattr(item, "fixturenames", ()) else item.path.stem
-    return f"{file} {version}".strip()
+def one_process(name: str) -> str:
+    """A name that tests share which must run in one worker, in their order: the file, and for tests on a host
+    its version, because one booted host serves many files."""
+    file, version = name.partition("::")[0], version_of(name)
+    return f"host {version}" if "/host/" in file and version[:1].isdigit() else file
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, where it is used
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return one_process(nodeid)
+
+    return Scheduling(config, log)
 
 
 class HostTests:
@@ -61,7 +73,6 @@ class HostTests:
         for item in items:
             if "host" in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.host)
-            item.add_marker(pytest.mark.xdist_group(one_process(item)))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if "host" not in report.keywords:

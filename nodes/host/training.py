@@ -9,7 +9,6 @@ Shapes: those of :mod:`.training_model`.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -20,17 +19,17 @@ from typing import Any
 import folder_paths
 import torch
 
-from ...spectral_core import safewrite
 from ...spectral_core.errors import SpectralAdapterError
 from ...spectral_core.fileformat import load
 from ...spectral_core.fingerprint import fingerprint
 from ...spectral_core.training.events import FILE, read_events
+from ...spectral_core.training.result import find_result
 from ...spectral_core.training.run import Place, take_place
 from . import paths, training_data, training_start, training_text
 from .training_data import Data, Pictures
 from .training_job import Job
 from .training_progress import check_interrupt
-from .training_run import RESULT, At, Inputs, Trained, carry_out
+from .training_run import At, Inputs, Trained, carry_out
 from .training_start import Origin
 
 RUNS = ".runs"
@@ -53,8 +52,9 @@ def run(job: Job, given: Inputs) -> Trained:
     settings = _settings(job, given, shown, base)
     folder = Path(folder_paths.get_output_directory(), paths.KEY)
     place = take_place(folder / RUNS, job.run_name, settings)
-    path, made = _result(folder, place)
-    if place.state == "finished" and made and path.is_file():
+    expected = find_result(place, folder)
+    path = expected.path
+    if place.state == "finished" and expected.is_there:
         with torch.inference_mode(False):
             return Trained(load(path), path, place.name, _losses(place), 0.0, place.step, (), reused=True)
     if place.earlier:
@@ -64,7 +64,7 @@ def run(job: Job, given: Inputs) -> Trained:
             origin = Origin(given.model, start, weights, base, folder)
             begun, more = training_start.begin(around, job, origin, place, path)
         data = _data(job, shown, given)
-        at = At(place, path, settings, [*notes, *more, *data.notes])
+        at = At(place, expected, settings, [*notes, *more, *data.notes])
         return carry_out(job, given, data, begun, words, at)
 
 
@@ -109,16 +109,6 @@ def _settings(job: Job, given: Inputs, shown: Data | Pictures, base: Mapping[str
     if given.clip is not None:
         found["clip"] = training_data.digest_of_weights(given.clip.patcher)
     return found
-
-
-def _result(folder: Path, place: Place) -> tuple[Path, bool]:
-    """The file of the finished adapter, and whether this run has made it before; somebody else's file is
-    left alone."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        record = json.loads((place.folder / RESULT).read_text(encoding="utf-8"))
-        return folder / Path(record["file"]).name, True
-    path = folder / f"{place.name}.safetensors"
-    return (safewrite.free_name(path) if path.exists() else path), False
 
 
 def _losses(place: Place) -> tuple[float, ...]:

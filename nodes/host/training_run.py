@@ -5,7 +5,6 @@ Shapes: those of :mod:`.training_model`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -16,12 +15,12 @@ import torch
 
 from ...spectral_core.adapter import Adapter
 from ...spectral_core.attach import Attachment, attach
-from ...spectral_core.fileformat import save
 from ...spectral_core.fusion import freeze
 from ...spectral_core.training.config import TrainConfig
 from ...spectral_core.training.loop import Setup, TrainResult, train
 from ...spectral_core.training.memory_errors import explained, is_out_of_memory
 from ...spectral_core.training.order import Order
+from ...spectral_core.training.result import Result, save_result, save_stopped
 from ...spectral_core.training.run import Place, Run
 from . import training_data, training_layers, training_model, training_text
 from .training_data import Data
@@ -29,7 +28,6 @@ from .training_job import Job
 from .training_progress import Progress
 from .training_samples import Sampler
 
-STOPPED, RESULT = "stopped.safetensors", "result.json"
 CHECKPOINTING = "gradient_checkpointing"  # the widget that saves memory
 
 
@@ -64,7 +62,7 @@ class At:
     """Where a run is kept: its folder, the finished adapter's file, its settings; what was odd so far."""
 
     place: Place
-    path: Path
+    expected: Result
     settings: Mapping[str, Any]
     notes: list[str]
 
@@ -213,16 +211,14 @@ def _saved(
 ) -> Trained:
     """The finished adapter in its file; the host's interrupt for a stopped one, which is kept in the run's
     folder."""
-    place, path = at.place, at.path
+    place = at.place
     if result.stopped:
-        save(adapter, place.folder / STOPPED, overwrite=True)
+        save_stopped(adapter, place)
         progress.stop(
             f"Train Adapter, {place.name}: stopped at step {len(result.losses)} of {config.steps}; a "
             "checkpoint is kept: queue the same settings again to go on from there"
         )
-    save(adapter, path, overwrite=True)
-    record = {"file": path.name, "steps": config.steps, "content": adapter.content_hash}
-    (place.folder / RESULT).write_text(json.dumps(record), encoding="utf-8")
+    path = save_result(adapter, at.expected, place, config.steps)
     if progress.cancel():
         progress.stop(f"Train Adapter, {place.name}: finished; the workflow is stopped as asked")
     said = tuple(dict.fromkeys((*notes, *result.notes)))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import concept_prompts, overlap_sheet, statistics_file
+from .. import concept_prompts, overlap_sheet, safewrite, statistics_file
 from ..adapter import Adapter
 from ..errors import SpectralAdapterError
 from ..fileformat import save
@@ -93,6 +93,7 @@ def _add_statistics(group: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """The command; see :mod:`.main` for its exit codes."""
+    safewrite.check_target(options.output, options.overwrite)
     pipe = None if options.model is None else open_model(options.model, options.dtype, options.device)
     adapters = [open_adapter(path, pipe, lazy=True) for path in options.adapters]
     weights = options.weights or [1.0] * len(adapters)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -41,6 +42,44 @@ def with_defaults(options: Sequence[Option], cls: type[Any]) -> list[Option]:
         Option(o.name, o.help, o.read, o.choices, o.many, o.metavar, known.get(o.name, o.default))
         for o in options
     ]
+
+
+def add_command(
+    commands: Any,
+    name: str,
+    line: str,
+    usage: str,
+    description: str,
+    groups: Mapping[str, Sequence[Option]],
+    run: Callable[[argparse.Namespace], int],
+) -> None:
+    """A command that takes the options of these groups, from a file too, and tells of a run."""
+    build = commands.add_parser(
+        name,
+        help=line,
+        usage=f"python -m spectral_core {name} {usage} [options]",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    build.add_argument("--config", type=Path, metavar="FILE", help="JSON or TOML with these options' names")
+    build.add_argument(
+        "--json", action="store_true", help="print every event as one JSON line instead of a bar"
+    )
+    for title, found in groups.items():
+        add(build, title, found)
+    build.set_defaults(run=run)
+
+
+def given(
+    namespace: argparse.Namespace, groups: Mapping[str, Sequence[Option]], needed: Sequence[str]
+) -> dict[str, Any] | None:
+    """The values of :func:`add_command`'s options that are given; None, said on stderr, when a needed one is
+    missing."""
+    values = gather(namespace, namespace.config, [option for found in groups.values() for option in found])
+    if missing := [name for name in needed if name not in values]:
+        print(f"error: --{' --'.join(missing)} missing; see {namespace.command} --help", file=sys.stderr)
+        return None
+    return values
 
 
 def add(parser: argparse.ArgumentParser, title: str, options: Sequence[Option]) -> None:

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..fileformat import load, save
+from ..fileformat import load
 from ..training.config import TrainConfig
+from ..training.result import find_result, save_result, save_stopped
 from ..training.run import Run, take_place
 from . import options as opt
 from . import train
@@ -83,38 +84,26 @@ def groups() -> dict[str, list[Option]]:
 
 
 def add_parser(commands: Any) -> None:
-    build = commands.add_parser(
-        "slider",
-        help="train a concept slider",
-        usage="python -m spectral_core slider --model PATH --positive PROMPT --negative PROMPT [options]",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    build.add_argument("--config", type=Path, metavar="FILE", help="JSON or TOML with these options' names")
-    build.add_argument("--json", action="store_true", help="print every event as one JSON line")
-    for title, found in groups().items():
-        opt.add(build, title, found)
-    build.set_defaults(run=run)
+    usage = "--model PATH --positive PROMPT --negative PROMPT"
+    opt.add_command(commands, "slider", "train a concept slider", usage, DESCRIPTION, groups(), run)
 
 
 def run(namespace: argparse.Namespace) -> int:
     """The command; see :mod:`.main` for its exit codes."""
     from ..pipelines.slider import SliderJob, train_slider
 
-    known = [option for found in groups().values() for option in found]
-    values = opt.gather(namespace, namespace.config, known)
-    if missing := [name for name in NEEDED if name not in values]:
-        print(f"error: --{' --'.join(missing)} missing; see slider --help", file=sys.stderr)
+    values = opt.given(namespace, groups(), NEEDED)
+    if values is None:
         return 2
     job, config = train.only(SliderJob, values), train.only(TrainConfig, values)
     folder, name = Path(values.get("output", "adapters")), values.get("run_name", "slider")
     pipe = open_model(values["model"], values.get("dtype", "fp32"), values.get("device"))
     settings = {"config": config.as_dict(), "slider": job.settings(), "model": Path(values["model"]).name}
     place = take_place(folder / ".runs", name, json.loads(json.dumps(settings)))
-    path = folder / f"{place.name}.safetensors"
-    if place.state == "finished" and path.is_file():
-        print(f"{place.name} is finished already ({place.step} steps): {path}")
-        load(path)  # it can be used, or this says why not
+    expected = find_result(place, folder)
+    if place.state == "finished" and expected.is_there:
+        load(expected.path)  # it can be used, or this says why not
+        print(f"{place.name} is finished already ({place.step} steps): {expected.path}")
         return 0
     around = Run(place.folder, values.get("checkpoint_every", 100), listener=train.listener(namespace.json))
     done = train_slider(pipe, job, config, place.name, around)
@@ -122,7 +111,8 @@ def run(namespace: argparse.Namespace) -> int:
         print(f"note: {note}", file=sys.stderr)
     if done.result.stopped:
         print(f"stopped at step {len(done.result.losses)}; the same command goes on from there")
+        print(f"what it has learned so far: {save_stopped(done.adapter, place)}")
         return 130
-    save(done.adapter, path, overwrite=place.state != "new")
+    path = save_result(done.adapter, expected, place, config.steps)
     print(f"{path}: {done.adapter.parameter_count:,} parameters, {done.result.seconds:.0f} s")
     return 0

@@ -177,20 +177,8 @@ def groups() -> dict[str, list[Option]]:
 
 
 def add_parser(commands: Any) -> None:
-    build = commands.add_parser(
-        "train",
-        help="train a concept",
-        usage="python -m spectral_core train --model PATH --images DIR --token WORD [options]",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    build.add_argument("--config", type=Path, metavar="FILE", help="JSON or TOML with these options' names")
-    build.add_argument(
-        "--json", action="store_true", help="print every event as one JSON line instead of a bar"
-    )
-    for title, found in groups().items():
-        opt.add(build, title, found)
-    build.set_defaults(run=run)
+    usage = "--model PATH --images DIR --token WORD"
+    opt.add_command(commands, "train", "train a concept", usage, DESCRIPTION, groups(), run)
 
 
 def run(namespace: argparse.Namespace) -> int:
@@ -199,10 +187,8 @@ def run(namespace: argparse.Namespace) -> int:
     from ..pipelines.train import Output, train_adapter
     from ..training import distributed
 
-    known = [option for found in groups().values() for option in found]
-    values = opt.gather(namespace, namespace.config, known)
-    if missing := [name for name in NEEDED if name not in values]:
-        print(f"error: --{' --'.join(missing)} missing; see train --help", file=sys.stderr)
+    values = opt.given(namespace, groups(), NEEDED)
+    if values is None:
         return 2
     job, config = only(Job, values), only(TrainConfig, values)
     name = values.get("run_name") or "".join(c for c in job.token if c.isalnum() or c in "-_") or "concept"

@@ -13,7 +13,6 @@ Shapes: :mod:`.dataset`.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +25,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .. import safewrite
 from ..adapter import Adapter, Provenance, create
 from ..attach import Attachment, attach
 from ..errors import SpectralAdapterError
@@ -43,6 +41,7 @@ from ..training.data import Order
 from ..training.events import Listener
 from ..training.loop import Setup, TrainResult, train
 from ..training.memory_errors import explained, is_out_of_memory
+from ..training.result import find_result, save_result, save_stopped
 from ..training.run import Place, Run, take_place
 from .applying import generate
 from .concept import basis_source, diffusion_of
@@ -53,8 +52,6 @@ from .tokens import TokenRows, initial_rows
 
 RUNS = ".runs"
 START = "start.safetensors"
-STOPPED = "stopped.safetensors"
-RESULT = "result.json"
 
 
 @dataclass(frozen=True)
@@ -103,8 +100,9 @@ def train_adapter(pipe: Any, job: Job, config: TrainConfig, output: Output) -> T
     weights, notes = target_weights(pipe, job)
     settings = _settings(job, config, data, fingerprint(weights))
     place = _same_place(output, settings)
-    path, made = _result(output, place)
-    if place.state == "finished" and made and path.is_file():
+    expected = find_result(place, output.adapters)
+    path = expected.path
+    if place.state == "finished" and expected.is_there:
         return Trained(load(path), path, TrainResult(resumed_at=place.step), place, True, tuple(data.notes))
     if place.earlier:
         notes.append(f"run {place.earlier[0]} has other settings: this one is {place.name}")
@@ -112,14 +110,11 @@ def train_adapter(pipe: Any, job: Job, config: TrainConfig, output: Output) -> T
         adapter, more = _start(around, pipe, job, config, output, place, path, weights)
         notes = [*data.notes, *notes, *more]
         result, trained = _train(pipe, job, config, output, place, adapter, data, settings, notes)
-        is_main = distributed.world().is_main
-        if result.stopped:
-            path = place.folder / STOPPED
-        if is_main:
-            save(trained, path, overwrite=True)
-        if is_main and not result.stopped:
-            record = {"file": path.name, "steps": config.steps, "content": trained.content_hash}
-            (place.folder / RESULT).write_text(json.dumps(record), encoding="utf-8")
+        if distributed.world().is_main:
+            if result.stopped:
+                path = save_stopped(trained, place)
+            else:
+                path = save_result(trained, expected, place, config.steps)
     return Trained(trained, path, result, place, False, tuple(dict.fromkeys((*notes, *result.notes))))
 
 
@@ -150,16 +145,6 @@ def _same_place(output: Output, settings: Mapping[str, Any]) -> Place:
         torch.distributed.broadcast_object_list(found, 0)
     assert found[0] is not None
     return found[0]
-
-
-def _result(output: Output, place: Place) -> tuple[Path, bool]:
-    """The file of the finished adapter, and whether this run has made it before; a file of somebody else is
-    left alone."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        record = json.loads((place.folder / RESULT).read_text(encoding="utf-8"))
-        return output.adapters / Path(record["file"]).name, True
-    path = output.adapters / f"{place.name}.safetensors"
-    return (safewrite.free_name(path) if path.exists() else path), False
 
 
 def _start(

@@ -103,8 +103,11 @@ class SliderNoise:
         )
 
     def levels(self, count: int) -> Tensor:
+        """At most ``count``, spread evenly over what lies behind ``start``."""
         found = self.inner.levels(4 * count)
-        return found[self.inner.progress(found) >= self.start][:count]
+        found = found[self.inner.progress(found) >= self.start]
+        places = torch.linspace(0, len(found) - 1, min(count, len(found))).round().long()
+        return found[places.to(found.device)]
 
     def min_snr_weights(self, timesteps: Tensor, gamma: float) -> Tensor:
         return self.inner.min_snr_weights(timesteps, gamma)

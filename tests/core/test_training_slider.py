@@ -117,3 +117,12 @@ def test_attributes():
     found = examples("a {}", "an old {}", "a young {}", ("man", "woman"), 3)
     assert [e.positive for e in found[::2]] == ["an old man", "an old woman", "an old man"]
     assert [e.sign for e in found] == [1, -1] * 3 and found[2].neutral == found[3].neutral == "a woman"
+
+
+@pytest.mark.parametrize("start", [0.0, 0.3, 0.9])
+def test_fixed_levels_are_spread_over_what_lies_behind_the_start(start):
+    noise = SliderNoise(Diffusion(torch.linspace(0.99, 0.2, 200)), start)
+    progress = noise.progress(noise.levels(5))
+    assert 2 <= len(progress) <= 5 and len(set(progress.tolist())) == len(progress)
+    assert progress.min() >= start
+    assert (progress.max() - progress.min()) >= 0.4 * (1 - start)

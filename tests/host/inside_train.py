@@ -73,8 +73,9 @@ def a_folder_is_learned_and_used_at_once():
     words = text("a <house> on a blue background")
     before = denoising_error(MODEL, words)
     adapter, curve, report = train(
-        MODEL, run_name="house", method="foura", targets="attention", steps=12, **FOLDER_RUN
-    )
+        MODEL, run_name="house", method="foura", targets="attention", steps=12, learning_rate=0.01,
+        **FOLDER_RUN,
+    )  # fmt: skip
     print(report)
     applied = applying.apply(adapter, MODEL, None, 1.0, 1.0).model
     after = denoising_error(applied, words)

@@ -126,3 +126,12 @@ def test_what_is_missing_is_named(
     assert main(["fuse", *files, "--weights", "1", *out]) == 1
     assert "1 --weights for 2 files" in capsys.readouterr().err
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_a_taken_name_is_said_before_anything_is_opened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = tmp_path / "x.safetensors"
+    taken.write_bytes(b"somebody's")
+    assert main(["fuse", "missing.safetensors", "-o", str(taken)]) == 1
+    assert "exists already; save as x-2.safetensors" in capsys.readouterr().err

@@ -61,6 +61,11 @@ def test_the_command(pipe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main([*command, "--steps", "3"]) == 0
     assert (tmp_path / "out" / "age-2.safetensors").is_file(), "other settings are another run"
     assert main(["slider", "--model", "x", "--positive", "a"]) == 2
+    theirs = tmp_path / "out" / "age-3.safetensors"
+    theirs.write_bytes(b"somebody's")
+    assert main([*command, "--steps", "4"]) == 0
+    assert theirs.read_bytes() == b"somebody's" and load(tmp_path / "out" / "age-3-2.safetensors")
+    assert main([*command, "--steps", "4"]) == 0 and "age-3-2" in capsys.readouterr().out
 
 
 def lora(pipe: Any, seed: int) -> Any:

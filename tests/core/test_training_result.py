@@ -1,0 +1,60 @@
+"""The file of a finished run: its own is replaced, somebody else's never, also one that appears meanwhile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from spectral_core.adapter import Adapter, create
+from spectral_core.fileformat import load
+from spectral_core.methods import LoRAConfig
+from spectral_core.training.result import RECORD, find_result, save_result, save_stopped
+from spectral_core.training.run import Place, take_place
+
+
+def adapter(seed: int) -> Adapter:
+    return create({"unet.a": torch.randn(6, 5)}, LoRAConfig(2), generator=torch.Generator().manual_seed(seed))
+
+
+def place(folder: Path) -> Place:
+    return take_place(folder / ".runs", "x", {"config": {"steps": 2}})
+
+
+def test_a_run_replaces_its_own_file_only(tmp_path: Path) -> None:
+    run = place(tmp_path)
+    expected = find_result(run, tmp_path)
+    assert expected.path == tmp_path / "x.safetensors" and not expected.made and not expected.is_there
+    assert save_result(adapter(1), expected, run, 2) == expected.path
+    known = find_result(run, tmp_path)
+    assert known.path == expected.path and known.is_there
+    assert save_result(adapter(2), known, run, 4) == expected.path
+    assert load(expected.path).content_hash == adapter(2).content_hash
+    expected.path.unlink()
+    assert find_result(run, tmp_path).made and not find_result(run, tmp_path).is_there
+
+
+def test_somebody_elses_file_stays(tmp_path: Path) -> None:
+    run, theirs = place(tmp_path), tmp_path / "x.safetensors"
+    early = find_result(run, tmp_path)
+    theirs.write_bytes(b"theirs")
+    assert find_result(run, tmp_path).path == tmp_path / "x-2.safetensors"
+    assert save_result(adapter(1), early, run, 2) == tmp_path / "x-2.safetensors"
+    assert theirs.read_bytes() == b"theirs"
+    assert find_result(run, tmp_path).path.name == "x-2.safetensors", "it is remembered"
+
+
+def test_a_broken_record_is_no_record_and_leads_nowhere_else(tmp_path: Path) -> None:
+    run = place(tmp_path)
+    for text in ("{", "[]", "{}", '{"file": 3}'):
+        (run.folder / RECORD).write_text(text)
+        assert find_result(run, tmp_path).path == tmp_path / "x.safetensors"
+    (run.folder / RECORD).write_text('{"file": "../../y.safetensors"}')
+    assert find_result(run, tmp_path).path == tmp_path / "y.safetensors"
+
+
+def test_a_stopped_run_keeps_what_it_has_in_its_own_folder(tmp_path: Path) -> None:
+    run = place(tmp_path)
+    for seed in (1, 2):
+        assert save_stopped(adapter(seed), run).parent == run.folder
+    assert not list(tmp_path.glob("*.safetensors"))
