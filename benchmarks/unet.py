@@ -88,7 +88,7 @@ class Candidate:
     parameters: list[nn.Parameter]
 
     def __post_init__(self) -> None:
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=1e-4)
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True)  # as the trainer has it
 
     def loss(self) -> Tensor:
         draw = torch.Generator().manual_seed(1)

@@ -47,15 +47,14 @@ class Piece:
         self.linear = all(getattr(t.config, "strength_law", "delta") == "delta" for t in self.terms)
 
     def ready(self, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
-        """down, up and the gate's tensors of strength · ΔW; folded once, or each time where training needs
-        its graph.
+        """down, up and the gate's tensors of strength · ΔW; folded once, or each time where they are trained.
 
-        Each time, and not once per step: a graph that two backward passes share is gone after the first.
+        Each time, and not once per step: a graph that two backward passes share is gone after the first, and
+        torch's fused optimisers change a tensor without counting up its version.
         """
-        if self.trained and torch.is_grad_enabled():
+        if self.trained:
             return self._fold(device, dtype, strength)
-        versions = tuple(v._version for t in self.terms for v in t.params.values()) if self.trained else ()
-        key = (device, dtype, strength, versions)
+        key = (device, dtype, strength)
         found = self._cache.get(key)
         return self._keep(key, device, dtype, strength) if found is None else found
 

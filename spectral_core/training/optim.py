@@ -8,6 +8,7 @@ Shapes: any float32 parameters.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +80,13 @@ def build(found: Sequence[Group], config: TrainConfig) -> torch.optim.Optimizer:
 
 
 def _adamw(groups_: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    """An adapter is hundreds of small tensors: one call for all of them where torch has that.
+
+    It reads a tensor's memory from end to end, so a parameter and its gradient must lie there alike.
+    """
+    if all(p.is_contiguous() for group in groups_ for p in group["params"]):
+        with contextlib.suppress(RuntimeError):  # a device without it, or an older torch
+            return torch.optim.AdamW(groups_, betas=config.betas, fused=True)
     return torch.optim.AdamW(groups_, betas=config.betas)
 
 
