@@ -177,9 +177,12 @@ def _resolution(layer: str) -> int:
 
 def gates(figures: Figures) -> dict[str, Any]:
     """Open gates by resolution and denoising step."""
-    rows, by_level, by_step, picture = [], [], [], None
+    rows, picture = [], None
+    by_level: dict[int, list[float]] = {}
+    by_step: dict[int, list[float]] = {}
     for rank in (RANK, SPARE_RANK):
-        cells = list(figures.cells(f"gates__{rank}__{{seed}}").values())
+        known = figures.cells(f"gates__{rank}__{{seed}}")
+        cells = list(known.values())
         if not cells:
             continue
         shares: dict[int, list[list[float]]] = {0: [], 1: [], 2: []}
@@ -198,17 +201,17 @@ def gates(figures: Figures) -> dict[str, Any]:
         }
         for level, line in means.items():
             rows.append([str(rank), f"1/{2**level}", *(f"{100 * v:.1f} %" for v in line)])
-        for cell in cells:
+        for seed, cell in known.items():
             low, high, early, late = _ends(cell["gates"])
-            by_level.append(high - low)
-            by_step.append(early - late)
+            by_level.setdefault(seed, []).append(high - low)
+            by_step.setdefault(seed, []).append(early - late)
         picture = heatmap(
             [means[k] for k in sorted(means)],
             row_labels=[f"resolution 1/{2**k}" for k in sorted(means)],
             column_labels=[f"{i + 1}" for i in range(STEP_BINS)],
             title=f"Share of open gates, rank {rank}",
         )
-    level, step = Mean(tuple(by_level)), Mean(tuple(by_step))
+    level, step = (Mean(tuple(fmean(v) for v in found.values())) for found in (by_level, by_step))
     return {
         "claim": "The effective rank is higher at high resolution and falls as denoising goes on",
         "paper": "curves over 20 steps",

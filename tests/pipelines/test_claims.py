@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 pytest.importorskip("diffusers")
 
 from benchmarks.claims import __main__ as command
-from benchmarks.claims import capacity, fusing, report, styles
-from benchmarks.claims.figures import OPEN, OPPOSITE, SHOWS, Mean, interpolated
+from benchmarks.claims import capacity, claims_foura, claims_spectral, fusing, report, styles
+from benchmarks.claims.figures import OPEN, OPPOSITE, SHOWS, Figures, Mean, interpolated
 from benchmarks.claims.lab import SMALL, Busy, Lab
-from benchmarks.claims.measure import diversity
+from benchmarks.claims.measure import StyleMeter, diversity
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +75,78 @@ def test_verdicts() -> None:
     assert Mean((0.1, -0.12, 0.03)).verdict() == OPEN
     assert interpolated([(0.0, 1.0), (1.0, 3.0)], 0.25) == 1.5
     assert interpolated([(0.0, 1.0), (1.0, 3.0)], 2) is None
+
+
+class Kept:
+    """A lab that has these cells."""
+
+    def __init__(self, cells: Mapping[str, Any]) -> None:
+        self.cells, self.setting = cells, replace(SMALL, seeds=(0, 1, 2), strengths=(0.6, 1.0, 1.3))
+
+    def known(self, name: str) -> Any:
+        return self.cells.get(name)
+
+
+def test_adapters_are_compared_where_their_styles_are_equal() -> None:
+    """FouRA has LoRA's style of 0.6 half-way between two strengths, and LoRA's value there is its own."""
+
+    def cell(*points: tuple[float, float]) -> dict[str, Any]:
+        reads = [{styles.STYLE: x, "diversity": y, "right": 1.0} for x, y in points]
+        return dict(zip(("strength 0.6", "strength 1", "strength 1.3"), reads, strict=True))
+
+    lab = Kept(
+        {
+            "style__base": {styles.STYLE: 0.0, "diversity": 0.9, "right": 1.0},
+            "style__lora__0": cell((0.3, 0.5), (0.6, 0.4), (0.9, 0.3)),
+            "style__foura_dct_adaptive__0": cell((0.4, 0.7), (0.8, 0.5), (0.9, 0.2)),
+            "style__lora__1": cell((0.3, 0.5), (0.95, 0.4), (0.96, 0.3)),
+            "style__foura_dct_adaptive__1": cell((0.4, 0.7), (0.8, 0.5), (0.9, 0.2)),
+            "style__foura_dct_adaptive__2": cell((0.4, 0.7), (0.8, 0.5), (0.9, 0.2)),
+        }
+    )
+    matched = claims_foura._matched(Figures(lab), claims_foura.FOURA, "diversity")
+    assert matched == pytest.approx({0: 0.6}), "no value where it never gets there, none without a LoRA"
+    own = claims_foura._matched(Figures(lab), claims_foura.LORA, "diversity")
+    assert own == pytest.approx({0: 0.4, 1: 0.4})
+    found = claims_foura.diversity(Figures(lab))
+    assert "too few seeds (1)" in found["verdict"] and "0.200" in found["ours"]
+
+
+def test_two_ranks_of_a_seed_are_one_seed() -> None:
+    found = {
+        "layers": ["unet.down_blocks.0.a", "unet.mid_block.a"],
+        "ranks": [8, 8],
+        "effective_rank": [[8.0, 4.0], [4.0, 4.0]],
+    }
+    bins = [[line[0]] * (styles.STEP_BINS - 1) + [line[1]] for line in found["effective_rank"]]
+    cell = {"gates": {**found, "effective_rank": bins}}
+    lab = Kept({f"gates__{rank}__{seed}": cell for rank in (8, styles.SPARE_RANK) for seed in (0, 1)})
+    claim = claims_foura.gates(Figures(lab))
+    assert claim["verdict"].count("too few seeds (2)") == 2
+
+
+def test_few_parameters_need_most_of_the_gain_on_enough_seeds() -> None:
+    low, high = Mean((0.1, 0.1, 0.1)), Mean((0.2, 0.2, 0.2))
+    assert claims_spectral._budget_verdict(Mean((0.17, 0.17, 0.17)), high).startswith("shows")
+    assert claims_spectral._budget_verdict(low, high) == "does not show (50% of rank 1's gain)"
+    assert claims_spectral._budget_verdict(Mean((0.2, 0.2)), high) == "too few seeds (2)"
+
+
+def test_a_copy_is_what_lies_nearer_than_unseen_drawings_do() -> None:
+    """Training pictures lie on one axis, unseen drawings from 0.2 rad to 1.2 away from it."""
+    import torch
+
+    def at(angles: Any) -> Any:
+        return torch.stack([torch.cos(angles), torch.sin(angles)], 1)
+
+    class Judge:
+        def features(self, pictures: Any) -> Any:
+            if len(pictures) == 200:
+                return at(torch.linspace(0.2, 1.2, 200))
+            return at(torch.zeros(len(pictures))) if len(pictures) == 5 else at(torch.tensor(pictures))
+
+    meter = StyleMeter(SimpleNamespace(judge=Judge(), setting=SMALL), "poster")
+    assert meter.copied([0.0, 0.1, 0.24, 0.3, 0.5, 1.0, 1.1, 1.2], seed=0, count=5) == pytest.approx(3 / 8)
 
 
 def test_diversity_is_the_mean_distance_within_a_prompt() -> None:
