@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.claims import experiments, report
+from benchmarks.claims import experiments, learning, report
 from benchmarks.claims.lab import SETTINGS, Busy, Lab
 
 FOLDER = Path.home() / ".cache" / "spectral_adapters" / "claims"
@@ -51,6 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, help="only the first N; the others can follow later")
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--photos", type=learning.photo_folder, metavar="DIR", help="of a real concept, for learning"
+    )
     parser.add_argument("--docs", type=Path, default=report.DOCS, help="where report writes evidence.md")
     options = parser.parse_args(arguments)
     if unknown := set(options.experiments) - set(experiments.EXPERIMENTS):
@@ -59,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     torch.set_num_threads(options.threads)
     setting = SETTINGS[options.setting]
-    lab = Lab(options.folder, replace(setting, seeds=setting.seeds[: options.seeds]))
+    lab = Lab(options.folder, replace(setting, seeds=setting.seeds[: options.seeds]), options.photos)
     names = options.experiments or list(experiments.EXPERIMENTS)
     if options.command == "run":
         work(lab, [cell for name in names for cell in experiments.EXPERIMENTS[name].cells(lab)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from benchmarks.claims import capacity, fusing, styles
+from benchmarks.claims import capacity, fusing, learning, styles
 from benchmarks.claims.lab import Lab
 
 Cells = list[tuple[str, Callable[[], Mapping[str, Any]]]]
@@ -18,6 +18,7 @@ class Experiment(NamedTuple):
 EXPERIMENTS: Mapping[str, Experiment] = {
     "fusing": Experiment(fusing.cells),
     "styles": Experiment(styles.style_cells),
+    "learning": Experiment(learning.cells),
     "columns": Experiment(capacity.column_cells),
     "merging": Experiment(styles.merging_cells),
     "exact": Experiment(capacity.exact_cells),

@@ -70,6 +70,7 @@ class Setting:
     strengths: tuple[float, ...] = (0.6, 1.0, 1.3)
     few_pictures: int = 8
     long_steps: tuple[int, ...] = (50, 150, 400)
+    learning_steps: tuple[int, ...] = (25, 50, 100, 150)
     rates: int = 3
     drawings: int = 2400
     judge_steps: int = 600
@@ -90,6 +91,7 @@ SMALL = Setting(
     strengths=(0.5, 1.0),
     few_pictures=2,
     long_steps=(2, 4),
+    learning_steps=(1, 3),
     rates=1,
     drawings=80,
     judge_steps=4,
@@ -106,20 +108,35 @@ def published_cells(setting: Setting) -> Path:
 @dataclass(frozen=True)
 class Task:
     """Something to learn: a style (``inked``, ``poster``) whose word stays as the tokenizer writes it, or a
-    character (``bot`` …) whose word ``<bot>`` is new and trained with it."""
+    character (``bot`` …) whose word ``<bot>`` is new and trained with it, or the photographs in a folder,
+    with a new word, too."""
 
     kind: str
     name: str
+    folder: Path | None = None
 
     @property
     def word(self) -> str:
         return self.name if self.kind == "style" else f"<{self.name}>"
 
     def pictures(self, first: int, count: int) -> list[Drawn]:
+        if self.folder is not None:  # the same few, whatever was asked for
+            return photographs(self.folder, self.word)[:count]
         seeds = range(first, first + count)
         if self.kind == "style":
             return [style_picture(self.name, seed) for seed in seeds]
         return [draw_concept(self.name, seed, self.word) for seed in seeds]
+
+
+def photographs(folder: Path, word: str) -> list[Drawn]:
+    """Pictures of a folder at the model's size, with their captions; ``<TOK>`` is the word."""
+    found = []
+    for text in sorted(folder.glob("*.txt")):
+        file = next(f for f in sorted(folder.glob(f"{text.stem}.*")) if f.suffix != ".txt")
+        with Image.open(file) as picture:
+            small = picture.convert("RGB").resize(SIZE, Image.Resampling.LANCZOS)
+        found.append((small, text.read_text(encoding="utf-8").strip().replace("<TOK>", word)))
+    return found
 
 
 @dataclass(frozen=True)
@@ -154,8 +171,8 @@ class Trained:
 class Lab:
     """One folder of experiments on the embedded model."""
 
-    def __init__(self, folder: Path, setting: Setting) -> None:
-        self.folder, self.setting = folder / setting.name, setting
+    def __init__(self, folder: Path, setting: Setting, photos: Path | None = None) -> None:
+        self.folder, self.setting, self.photos = folder / setting.name, setting, photos
         self.folder.mkdir(parents=True, exist_ok=True)
         quiet_libraries()
 
@@ -284,7 +301,7 @@ class Lab:
         latents = encode_pictures(pipe, as_tensor([p for p, _ in drawn]) * 2 - 1)
         captions = [c for _, c in drawn]
         adapter = self._fresh(task, recipe, seed)
-        new_words = {task.word: initial_rows(pipe, "shape")} if task.kind == "character" else {}
+        new_words = {task.word: initial_rows(pipe, "shape")} if task.kind != "style" else {}
         tokens = TokenRows(pipe, new_words, trainable=True)
         found: dict[int, Adapter] = {0: adapter}
         losses: dict[int, float | None] = {}

@@ -5,8 +5,8 @@ Shapes: features (N, 128) of length one, so that 1 − their dot product is a di
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -86,6 +86,7 @@ class CharacterMeter:
 
     lab: Lab
     names: Sequence[str]
+    tasks: Mapping[str, Task] = field(default_factory=dict)  # where they are not characters
 
     @cached_property
     def _classifier(self) -> Any:
@@ -97,7 +98,7 @@ class CharacterMeter:
     def _own(self) -> dict[str, Tensor]:
         return {
             name: self._classifier.features(
-                as_tensor([p for p, _ in Task("character", name).pictures(1000, 24)])
+                as_tensor([p for p, _ in self.tasks.get(name, Task("character", name)).pictures(1000, 24)])
             )
             for name in self.names
         }
@@ -106,10 +107,21 @@ class CharacterMeter:
         per = max(1, self.lab.setting.pictures // 10)
         return [f"a <{name}> on a {background} background" for background in BACKGROUNDS for _ in range(per)]
 
-    def read(self, name: str, adapters: Sequence[Adapter], strip: str = "") -> dict[str, float]:
+    def read(
+        self,
+        name: str,
+        adapters: Sequence[Adapter],
+        strip: str = "",
+        prompts: Sequence[str] | None = None,
+    ) -> dict[str, float]:
         """fidelity: the judge's certainty of the character; crosstalk: of any of the others; background:
         share of the right ones; similarity: to the character's own pictures, in the shipped classifier's
-        features."""
+        features. Of prompts of one's own: the similarity alone."""
+        if prompts is not None:
+            pictures = self.lab.draw(prompts, [8000 + i for i in range(len(prompts))], adapters)
+            if strip:
+                self.lab.keep_strip(strip, pictures)
+            return {"similarity": self._similarity(name, pictures)}
         prompts = self.prompts(name)
         pictures = self.lab.draw(prompts, [8000 + i for i in range(len(prompts))], adapters)
         if strip:
@@ -118,13 +130,15 @@ class CharacterMeter:
         seen = self._classifier.attributes(as_tensor(pictures))["background"]
         judge = self.lab.judge
         others = [judge.probability("character", n, pictures) for n in self.names if n != name]
-        features = self._classifier.features(as_tensor(pictures))
         return {
             "fidelity": float(judge.probability("character", name, pictures).mean()),
             "crosstalk": float(torch.stack(others).sum(0).mean()) if others else 0.0,
             "background": sum(a == b for a, b in zip(seen, wanted, strict=True)) / len(wanted),
-            "similarity": float((features @ self._own[name].mT).mean()),
+            "similarity": self._similarity(name, pictures),
         }
+
+    def _similarity(self, name: str, pictures: Sequence[Image.Image]) -> float:
+        return float((self._classifier.features(as_tensor(pictures)) @ self._own[name].mT).mean())
 
     @cached_property
     def _unrelated(self) -> tuple[list[str], Tensor]:
