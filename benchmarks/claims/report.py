@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.claims import claims_foura, claims_spectral
+from benchmarks.claims import claims_foura, claims_learning, claims_spectral
 from benchmarks.claims.figures import Figures, table
 from benchmarks.claims.lab import Lab
 from spectral_core.plots import save_picture
@@ -23,6 +23,7 @@ CELLS_OF: Mapping[str, str] = {
     "gates": "gates__",
     "copying": "copying__",
     "fusing": "fusing__",
+    "learning": "learning__",
     "exact": "exact",
 }
 
@@ -30,7 +31,9 @@ CELLS_OF: Mapping[str, str] = {
 def write(lab: Lab, docs: Path = DOCS) -> Path:
     """Put the numbers between the marks of ``evidence.md``, and its pictures beside it."""
     figures = Figures(lab)
-    claims = [make(figures) for make in (*claims_foura.CLAIMS, *claims_spectral.CLAIMS)]
+    claims = [
+        make(figures) for make in (*claims_foura.CLAIMS, *claims_spectral.CLAIMS, *claims_learning.CLAIMS)
+    ]
     pictures = docs / "evidence"
     pictures.mkdir(parents=True, exist_ok=True)
     parts = [_overview(claims)]

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("diffusers")
 
 from benchmarks.claims import __main__ as command
-from benchmarks.claims import capacity, claims_foura, claims_spectral, fusing, report, styles
+from benchmarks.claims import capacity, claims_foura, claims_spectral, fusing, learning, report, styles
 from benchmarks.claims.figures import OPEN, OPPOSITE, SHOWS, Figures, Mean, interpolated
 from benchmarks.claims.lab import SMALL, Busy, Lab
 from benchmarks.claims.measure import StyleMeter, diversity
@@ -34,6 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         capacity.column_cells(lab)[:3],
         capacity.budget_cells(lab)[:1],
         [cell for cell in fusing.cells(lab) if "own_columns__0" in cell[0]],
+        learning.cells(lab)[:2],
     )
     command.work(lab, [cell for group in groups for cell in group])
     return folder
@@ -47,6 +48,10 @@ def test_every_experiment_gives_numbers(folder: Path) -> None:
     fused = cells["fusing__spectral_a_own_columns__0"]
     assert set(fused["closed-form"]["concepts"]) == set(fusing.NAMES)
     assert all(0 <= v["fidelity"] <= 1 for v in fused["alone"]["concepts"].values())
+    learned = cells["learning__character__lora__0"]
+    assert (
+        set(learned) >= {"0", "1", "3", "rate"} and learned["3"]["similarity"] != learned["0"]["similarity"]
+    )
     assert cells["exact"]["rank_capacity"] == {"lora": [8, 8], "spectral_a": [16, 16]}
     assert cells["exact"]["rotation"]["largest_change"] < 1e-5
 
