@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .errors import SpectralAdapterError
-from .safefile import SafeFile
+from .safefile import SafeFile, open_safely
 
 
 class FileTensors(Mapping[str, Tensor]):
@@ -29,8 +29,8 @@ class FileTensors(Mapping[str, Tensor]):
             raise KeyError(name)
         if _state(self._file.path) != self._state:
             raise SpectralAdapterError(
-                f"{self._file.path}: the file has changed since it was opened, and {name} is needed now: "
-                "start again"
+                f"{self._file.path}: the file has changed since the adapter was loaded from it, and {name} "
+                "is needed now: load it again, so that all of it is of one state"
             )
         tensor = self._file.read([name])[name]
         self._check(name, tensor)
@@ -44,6 +44,12 @@ class FileTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def whole_file(path: Path) -> FileTensors:
+    """Every tensor of a file as it is now, for those who have checked them."""
+    file = open_safely(path)
+    return FileTensors(file, tuple(file.entries), lambda name, tensor: None)
 
 
 class LazyParams(Mapping[str, Tensor]):

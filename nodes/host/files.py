@@ -13,8 +13,9 @@ from ...spectral_core import fileformat
 from ...spectral_core.adapter import Adapter
 from ...spectral_core.analysis import summary_text
 from ...spectral_core.errors import SpectralAdapterError
+from ...spectral_core.lazy_tensors import whole_file
 from . import names, paths, store
-from .shelf import Volume, shelved
+from .shelf import shelved
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,10 @@ def open_adapter(name: str, model: Any = None, clip: Any = None) -> Opened:
 
 
 def _read(path: Path) -> _Read:
-    volume = Volume(path)
+    again = whole_file(path)  # before it is read: what changes in between is noticed
     loaded = fileformat.read(path)
     text = summary_text(loaded.adapter)
-    return _Read(shelved(loaded.adapter, volume), text, loaded.notes)
+    return _Read(shelved(loaded.adapter, again), text, loaded.notes)
 
 
 def _read_compact(path: Path, header: fileformat.Summary, model: Any, clip: Any) -> _Read:

@@ -11,36 +11,14 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from torch import Tensor
 
 from ...spectral_core import file_checks
 from ...spectral_core.adapter import Adapter, Term
-from ...spectral_core.errors import SpectralAdapterError
-from ...spectral_core.safefile import SafeFile, open_safely
-from .store import Stamp
+from ...spectral_core.lazy_tensors import FileTensors, LazyParams
 
 _KEPT_BYTES = 256  # tensors of this size stay
-
-
-class Volume:
-    """One state of a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.stamp = path, Stamp.of(path)
-        self._file: SafeFile | None = None
-
-    def read(self, name: str) -> Tensor:
-        """A tensor by its name in the file. Raises SpectralAdapterError where the file is another one now."""
-        if Stamp.of(self.path) != self.stamp:
-            raise SpectralAdapterError(
-                f"{self.path}: the file has changed since this adapter was loaded from it, and {name} is "
-                "needed again: run the node that loads it again, so that all of it is of one state"
-            )
-        if self._file is None:
-            self._file = open_safely(self.path)
-        return self._file.read([name])[name]
 
 
 class Shelf(Mapping[str, Tensor]):
@@ -48,32 +26,29 @@ class Shelf(Mapping[str, Tensor]):
 
     is_immutable = True  # :class:`Term` keeps it instead of a copy
 
-    def __init__(self, volume: Volume, prefix: str, params: Mapping[str, Tensor]) -> None:
-        self._volume, self._prefix = volume, prefix
+    def __init__(self, file: LazyParams, params: Mapping[str, Tensor]) -> None:
+        self._file = file
         self._held: dict[str, Tensor] = dict(params)
         self._lent: dict[str, weakref.ref[Tensor]] = {}
-        self._names = tuple(params)
 
     def __getitem__(self, name: str) -> Tensor:
         if name in self._held:
             return self._held[name]
-        if name not in self._names:
-            raise KeyError(name)
         lent = self._lent.get(name)
         found = None if lent is None else lent()  # one tensor for all who use it at the same time
         if found is None:
-            found = self._volume.read(self._prefix + name)
+            found = self._file[name]
             self._lent[name] = weakref.ref(found)
         return found
 
     def __contains__(self, name: object) -> bool:
-        return name in self._names
+        return name in self._file
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._file)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._file)
 
     def set_down(self) -> None:
         """Hold only gates, which pictures are made with, and what is small from here on."""
@@ -83,14 +58,15 @@ class Shelf(Mapping[str, Tensor]):
                 del self._held[name]
 
 
-def shelved(adapter: Adapter, volume: Volume) -> Adapter:
-    """The same adapter, as it was read from this file, with its tensors on shelves."""
+def shelved(adapter: Adapter, file: FileTensors) -> Adapter:
+    """The same adapter, as it was read from this state of its file, with its tensors on shelves."""
     layers = {}
     for name, layer in adapter.layers.items():
         terms = []
         for k, term in enumerate(layer.terms):
             prefix = file_checks.prefix(name, k, len(layer.terms))
-            terms.append(replace(term, params=Shelf(volume, prefix, term.params)))
+            again = LazyParams(file, prefix, tuple(term.params))
+            terms.append(replace(term, params=Shelf(again, term.params)))
         layers[name] = replace(layer, terms=tuple(terms))
     return replace(adapter, layers=layers)
 
