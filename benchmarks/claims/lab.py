@@ -280,7 +280,8 @@ class Lab:
         """
         steps = tuple(snapshots) or (self.setting.steps,)
         count = pictures or self.setting.pictures
-        name = f"{task.name}__{recipe.name.replace(' ', '_')}__{rate:g}__{seed}__{count}__{steps[-1]}"
+        name = f"{task.name}__{recipe.name.replace(' ', '_')}__{rate:g}__{seed}__{count}"
+        name += f"__{'-'.join(map(str, steps))}"  # runs with snapshots have another schedule
         cell = self.cell(f"train__{name}", lambda: self._train(name, task, recipe, rate, seed, count, steps))
         return {
             step: Trained(
