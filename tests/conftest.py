@@ -84,7 +84,7 @@ class HostTests:
                 self.reasons.add(report.longrepr[2].removeprefix("Skipped: "))
         elif report.when == "call":
             self.outcomes["ran"] += 1
-            self.versions.add(version_of(report.nodeid))
+            self.versions |= {version_of(report.nodeid)} - {""}
         elif report.failed:
             self.outcomes["could not start"] += 1
 

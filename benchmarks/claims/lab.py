@@ -142,12 +142,14 @@ def photographs(folder: Path, word: str) -> list[Drawn]:
 @dataclass(frozen=True)
 class Recipe:
     """A method as a claim compares it: its name, the configuration for a layer's weight, where the sweep of
-    its rate begins, and the recipe whose rate it takes instead of a sweep of its own."""
+    its rate begins, the recipe whose rate it takes instead of a sweep of its own, and the layers where they
+    are not the setting's."""
 
     name: str
     configure: Callable[[Tensor], MethodConfig]
     start_rate: float
     like: Recipe | None = None
+    targets: str = ""
 
 
 @dataclass(frozen=True)
@@ -365,7 +367,7 @@ class Lab:
         }
 
     def _fresh(self, task: Task, recipe: Recipe, seed: int) -> Adapter:
-        weights, _ = find_targets(self.pipe.unet, "unet", self.setting.targets)
+        weights, _ = find_targets(self.pipe.unet, "unet", recipe.targets or self.setting.targets)
         generator = torch.Generator().manual_seed(seed)
         cache = SVDCache(self.folder / "svd")
         layers = {}
