@@ -45,17 +45,17 @@ def learning(figures: Figures) -> dict[str, Any]:
 
 
 def _picture(figures: Figures, series: dict[str, Any]) -> Image.Image | None:
-    """The curves over a strip of the first seed's last pictures for each method."""
+    """The curves over the first seed's last pictures of the character for each method; what was learned from
+    somebody's photographs is not shown."""
     if not series:
         return None
     plot = line_plot(series, "steps", "similarity to the concept's own pictures", "What is learned, by steps")
     rows, labels = [], []
-    for kind, what in KINDS.items():
-        for recipe, label in LABELS.items():
-            strip = figures.lab.strip(f"learning__{kind}__{recipe.replace(' ', '_')}")
-            if strip:
-                rows.append(strip[:: max(1, len(strip) // 8)][:8])
-                labels.append(f"{label}, {what}")
+    for recipe, label in LABELS.items():
+        strip = figures.lab.strip(f"learning__character__{recipe.replace(' ', '_')}")
+        if strip:
+            rows.append(strip[:: max(1, len(strip) // 8)][:8])
+            labels.append(label)
     if not rows:
         return plot
     sheet = contact_sheet(rows, labels, cell=64)

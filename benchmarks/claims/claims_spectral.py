@@ -106,11 +106,14 @@ def fusion(figures: Figures) -> dict[str, Any]:
         for how in ("alone", *fusions):
             read = {
                 key: figures.mean(
-                    name, lambda c, h=how, k=key: fmean(v[k] for v in c[h]["concepts"].values())
+                    name,
+                    lambda c, h=how, k=key: (
+                        fmean(v[k] for v in c[h]["concepts"].values()) if h in c else None
+                    ),
                 )
                 for key in ("fidelity", "crosstalk", "background", "similarity")
             }
-            drift = figures.mean(name, lambda c, h=how: c[h]["drift"])
+            drift = figures.mean(name, lambda c, h=how: c[h]["drift"] if h in c else None)
             least = figures.mean(name, lambda c, h=how: _least_kept(c, h)) if how != "alone" else Mean(())
             rows.append(
                 [
@@ -170,8 +173,14 @@ def _kept(cell: Mapping[str, Any], how: str) -> list[float]:
     return [fused[n]["fidelity"] / max(alone[n]["fidelity"], 1e-6) for n in NAMES]
 
 
-def _least_kept(cell: Mapping[str, Any], how: str) -> float:
-    return min(_kept(cell, how))
+def _over_concepts(cell: Mapping[str, Any], how: str, key: str) -> float | None:
+    """The mean over the concepts; None where this seed was not fused so: the references run on two only."""
+    return fmean(v[key] for v in cell[how]["concepts"].values()) if how in cell else None
+
+
+def _least_kept(cell: Mapping[str, Any], how: str) -> float | None:
+    """None as above."""
+    return min(_kept(cell, how)) if how in cell else None
 
 
 def _fidelity(cell: Mapping[str, Any], how: str) -> float:

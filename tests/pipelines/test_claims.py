@@ -130,6 +130,22 @@ def test_two_ranks_of_a_seed_are_one_seed() -> None:
     assert claim["verdict"].count("too few seeds (2)") == 2
 
 
+def test_fusions_that_ran_on_fewer_seeds_have_fewer() -> None:
+    def cell(*fusions: str) -> dict[str, Any]:
+        read = {"fidelity": 0.5, "crosstalk": 0.1, "background": 1.0, "similarity": 0.2}
+        return {how: {"concepts": dict.fromkeys(fusing.NAMES, read), "drift": 0.1} for how in fusions}
+
+    usual = [how for how in fusing.FAMILIES["lora"][1] if how not in fusing.SLOW]
+    cells = {f"fusing__lora__{seed}": cell("alone", *usual) for seed in (0, 1, 2)}
+    cells["fusing__lora__0"] = cell("alone", *fusing.FAMILIES["lora"][1])
+    lab = Kept(cells)
+    lab.strip = lambda name: []
+    claim = claims_spectral.fusion(Figures(lab))
+    rows = {line.split(" | ")[1]: line for line in claim["table"].splitlines() if line.startswith("| lora |")}
+    assert "0.50 ± 0.00" in rows["closed-form"] and "| 0.50 |" in rows["gradient"]
+    assert "bot 1.00, fish 1.00, imp 1.00: holds" in claim["ours"]
+
+
 def test_few_parameters_need_most_of_the_gain_on_enough_seeds() -> None:
     low, high = Mean((0.1, 0.1, 0.1)), Mean((0.2, 0.2, 0.2))
     assert claims_spectral._budget_verdict(Mean((0.17, 0.17, 0.17)), high).startswith("shows")
