@@ -107,9 +107,7 @@ def fusion(figures: Figures) -> dict[str, Any]:
             read = {
                 key: figures.mean(
                     name,
-                    lambda c, h=how, k=key: (
-                        fmean(v[k] for v in c[h]["concepts"].values()) if h in c else None
-                    ),
+                    lambda c, h=how, k=key: _over_concepts(c, h, k),
                 )
                 for key in ("fidelity", "crosstalk", "background", "similarity")
             }

@@ -16,7 +16,7 @@ from pathlib import Path
 from .. import safewrite
 from ..adapter import Adapter
 from ..fileformat import save
-from .run import Place
+from .run import Place, write_json
 
 RECORD = "result.json"
 STOPPED = "stopped.safetensors"
@@ -49,7 +49,7 @@ def save_result(adapter: Adapter, result: Result, place: Place, steps: int) -> P
     path = result.path if result.made else _free(result.path)
     save(adapter, path, overwrite=result.made)
     record = {"file": path.name, "steps": steps, "content": adapter.content_hash}
-    (place.folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
+    write_json(place.folder / RECORD, record)
     return path
 
 

@@ -123,11 +123,15 @@ def take_place(root: Path, name: str, settings: Mapping[str, Any], extend: bool 
 
 def claim(place: Place, settings: Mapping[str, Any]) -> None:
     """Write the run's settings into its folder, which makes it that run's."""
-    path = place.folder / SETTINGS_FILE
+    write_json(place.folder / SETTINGS_FILE, settings)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a small file of a run's folder, whole or not at all."""
     temporary = path.with_suffix(".part")
     try:
-        place.folder.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(settings, indent=1, sort_keys=True), encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(values, indent=1, sort_keys=True), encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
         raise SpectralAdapterError(

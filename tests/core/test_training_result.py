@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from spectral_core.adapter import Adapter, create
+from spectral_core.errors import SpectralAdapterError
 from spectral_core.fileformat import load
 from spectral_core.methods import LoRAConfig
 from spectral_core.training.result import RECORD, find_result, save_result, save_stopped
@@ -51,6 +53,20 @@ def test_a_broken_record_is_no_record_and_leads_nowhere_else(tmp_path: Path) -> 
         assert find_result(run, tmp_path).path == tmp_path / "x.safetensors"
     (run.folder / RECORD).write_text('{"file": "../../y.safetensors"}')
     assert find_result(run, tmp_path).path == tmp_path / "y.safetensors"
+
+
+def test_a_record_that_cannot_be_written_is_told_of_and_the_adapter_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = place(tmp_path)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(SpectralAdapterError, match=r"result\.json: cannot be written \(No space left"):
+        save_result(adapter(1), find_result(run, tmp_path), run, 2)
+    assert load(tmp_path / "x.safetensors").content_hash == adapter(1).content_hash
 
 
 def test_a_stopped_run_keeps_what_it_has_in_its_own_folder(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from comfy.ldm.flux.model import FluxParams
 from inside_apply_base import with_compile
 from inside_apply_lib import leftovers, pack
 from inside_apply_models import ADAPTIVE, LORA, close, new
+from inside_unets import SD15, UNET
 
 applying = pack("nodes.host.applying")
 compat = pack("nodes.host.compat")
@@ -19,14 +20,6 @@ loras = pack("nodes.host.loras")
 cpu = torch.device("cpu")
 TOLERANCE = 1e-4  # of the largest value, after two steps; measured 1e-6 to 1e-5
 
-UNET = {
-    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 64, "legacy": False,
-    "use_spatial_transformer": True, "adm_in_channels": None, "context_dim": 64,
-}  # fmt: skip
-SD15 = UNET | {
-    "num_res_blocks": [1], "channel_mult": [1], "transformer_depth": [1], "transformer_depth_middle": 1,
-    "transformer_depth_output": [1, 1], "num_heads": 4, "use_linear_in_transformer": False,
-}  # fmt: skip
 SD20 = UNET | {
     "num_res_blocks": [1, 1], "channel_mult": [1, 2], "transformer_depth": [1, 1],
     "transformer_depth_middle": 1, "transformer_depth_output": [1, 1, 1, 1], "num_head_channels": 16,

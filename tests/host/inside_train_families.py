@@ -6,20 +6,14 @@ import comfy.supported_models
 import torch
 from inside_apply_lib import pack
 from inside_train_lib import SAVED, train
+from inside_unets import SD15, UNET
 
 applying = pack("nodes.host.applying")
 events = pack("spectral_core.training.events")
 
-UNET = {
-    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "legacy": False,
-    "use_spatial_transformer": True, "adm_in_channels": None, "context_dim": 64,
-}  # fmt: skip
-SD1 = UNET | {
-    "num_res_blocks": [1], "channel_mult": [1], "transformer_depth": [1], "transformer_depth_middle": 1,
-    "transformer_depth_output": [1, 1], "num_heads": 4, "use_linear_in_transformer": False,
-}  # fmt: skip
+SD1 = SD15 | {"model_channels": 32}
 SDXL = UNET | {
-    "num_res_blocks": [1, 1], "channel_mult": [1, 2], "transformer_depth": [0, 2],
+    "model_channels": 32, "num_res_blocks": [1, 1], "channel_mult": [1, 2], "transformer_depth": [0, 2],
     "transformer_depth_middle": 2, "transformer_depth_output": [0, 0, 2, 2], "num_head_channels": 16,
     "use_linear_in_transformer": True, "num_classes": "sequential", "adm_in_channels": 2816,
 }  # fmt: skip

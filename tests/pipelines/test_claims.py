@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,13 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("diffusers")
 
 from benchmarks.claims import __main__ as command
 from benchmarks.claims import capacity, claims_foura, claims_spectral, fusing, learning, report, styles
 from benchmarks.claims.figures import OPEN, OPPOSITE, SHOWS, Figures, Mean, interpolated
-from benchmarks.claims.lab import SMALL, Busy, Lab
+from benchmarks.claims.lab import SMALL, Busy, Lab, Task
 from benchmarks.claims.measure import StyleMeter, diversity
 
 
@@ -175,3 +177,14 @@ def test_diversity_is_the_mean_distance_within_a_prompt() -> None:
 
     same, apart = torch.eye(4)[[0, 0]], torch.eye(4)[[1, 2]]
     assert diversity(torch.cat([same, apart]), 2) == pytest.approx(0.5)
+
+
+def test_photographs_need_a_picture_for_every_caption(tmp_path: Path) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=r"no caption \(\*\.txt\)"):
+        learning.photo_folder(str(tmp_path))
+    (tmp_path / "a.txt").write_text("<TOK>, on a sofa", encoding="utf-8")
+    with pytest.raises(argparse.ArgumentTypeError, match=r"a\.txt has no picture"):
+        learning.photo_folder(str(tmp_path))
+    Image.new("RGB", (80, 80), "red").save(tmp_path / "a.png")
+    ((picture, caption),) = Task("photos", "dog", learning.photo_folder(str(tmp_path))).pictures(7, 5)
+    assert picture.size == (64, 64) and caption == "<dog>, on a sofa"
