@@ -76,13 +76,13 @@ def test_the_same_base(columns: Columns) -> None:
 @pytest.mark.parametrize(
     ("dtype", "verdicts"),
     [
-        (torch.float16, {"same"}),
-        (torch.bfloat16, {"same", "warn"}),
-        (torch.float8_e4m3fn, {"warn", "refuse"}),
+        (torch.float16, ("same",)),
+        (torch.bfloat16, ("same", "warn")),
+        (torch.float8_e4m3fn, ("warn", "refuse")),
     ],
     ids=str,
 )
-def test_rounded_bases(dtype: torch.dtype, verdicts: set[str], columns: Columns) -> None:
+def test_rounded_bases(dtype: torch.dtype, verdicts: tuple[str, ...], columns: Columns) -> None:
     scaled = base() * 8  # away from float8's smallest numbers
     got, error = trip(scaled, scaled.to(dtype), columns)
     assert got.verdict in verdicts
