@@ -113,12 +113,12 @@ class HostTests:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuses a set as a parameter: its order, and with it the test's name, differs between the processes of a
-    parallel run, which then stops with 'Different tests were collected'."""
+    """Refuses a set as a parameter: its order, and with it the test's name, differs between the processes of
+    a parallel run, which then stops with 'Different tests were collected'."""
     for item in items:
         for name, value in getattr(getattr(item, "callspec", None), "params", {}).items():
             if isinstance(value, set | frozenset):
-                raise pytest.UsageError(f"{item.nodeid}: give the parameter {name!r} as a tuple, not as a set")
+                raise pytest.UsageError(f"{item.nodeid}: give {name!r} as a tuple, not as a set")
 
 
 def pytest_configure(config: pytest.Config) -> None:
