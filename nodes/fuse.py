@@ -14,6 +14,12 @@ def _methods() -> list[str]:
     return list(FUSIONS)
 
 
+def _rounds() -> int:
+    from ..spectral_core.fusion.rounds import ROUNDS
+
+    return ROUNDS
+
+
 def _required() -> dict[str, Any]:
     return {
         "adapter_1": inputs.adapter("The first concept."),
@@ -124,6 +130,17 @@ def _choices() -> dict[str, Any]:
                 "the command fuse. Empty: it is kept in memory only.",
             },
         ),
+        "sample_rounds": (
+            "INT",
+            {
+                "default": _rounds(),
+                "min": 1,
+                "max": 8,
+                "tooltip": "For closed-form and gradient: how often each concept is drawn. First with its "
+                "own adapter; then with what was fused so far, whose layers see something else, and fused "
+                "anew. More than 2 rarely helps.",
+            },
+        ),
     }
 
 
@@ -168,43 +185,54 @@ class FuseAdapters:
         sample_cfg: float = 4.0,
         sample_seed: int = 0,
         save_statistics: str = "",
+        sample_rounds: int = 2,
     ) -> dict[str, Any]:
         from ..spectral_core import fusion, overlap_sheet
+        from ..spectral_core.fusion import rounds
 
         given = [results.need_adapter(adapter_1, "adapter_1"), results.need_adapter(adapter_2, "adapter_2")]
         given += results.need_adapters(adapters)
         weights = [weight_1, weight_2] + [1.0] * (len(given) - 2)
-        statistics, lines = None, []
+
+        def once(statistics: Any) -> Any:
+            with tensors.lasting():
+                return fusion.fuse(
+                    given,
+                    method,
+                    weights,
+                    rank=target_rank or None,
+                    freeze_gates=freeze_gates,
+                    statistics=statistics,
+                )
+
         if fusion.FUSIONS[method].needs_statistics:
-            looking = (latent, sample_steps, sample_cfg, sample_seed)
-            seen = _seen(method, given, weights, (model, clip, conditioning), prompts, looking)
-            lines = [*seen.lines, *_saved(save_statistics, given, seen.statistics)]
-            statistics = seen.statistics
+            looking = (latent, sample_steps, sample_cfg, sample_seed, sample_rounds)
+            look, lines = _looker(method, given, weights, (model, clip, conditioning), prompts, looking)
+            done = rounds.fuse_in_rounds(look, once, sample_rounds)
+            fused, statistics = done.fused, done.statistics
+            lines += _saved(save_statistics, given, statistics)
+        else:
+            fused, statistics, lines = once(None), None, []
         with tensors.lasting():
             found = overlap_sheet.examine(given, weights, statistics)
-            fused = fusion.fuse(
-                given,
-                method,
-                weights,
-                rank=target_rank or None,
-                freeze_gates=freeze_gates,
-                statistics=statistics,
-            )
             picture = overlap_sheet.draw(given, found, fused.report)
         report = results.lines(fused.report.text, *lines, *(f"before: {w}" for w in found.warnings))
         ui = images.preview(picture, "fuse_adapters")
         return results.shown(report, fused.adapter, report, images.to_image(picture), **ui)
 
 
-def _seen(
+def _looker(
     method: str,
     given: Sequence[Any],
     weights: Sequence[float],
     connected: tuple[Any, Any, Any],
     prompts: str,
-    looking: tuple[Any, int, float, int],
-) -> Any:
-    """The statistics of every concept; SpectralAdapterError that says what to connect where it is not."""
+    looking: tuple[Any, int, float, int, int],
+) -> tuple[Any, list[str]]:
+    """What draws every concept and returns their statistics, and a list that gets lines for the report.
+
+    Raises SpectralAdapterError that says what to connect where something is not.
+    """
     from ..spectral_core import concept_prompts
     from ..spectral_core.errors import SpectralAdapterError
     from ..spectral_core.fusion import FUSIONS
@@ -227,10 +255,17 @@ def _seen(
     if not encoded:
         texts = concept_prompts.read(prompts, labels, given)
         concept_prompts.require([t or (s == 0) for t, s in zip(texts, signs, strict=True)], labels, "prompts")
-    latent, steps, cfg, seed = looking
+    latent, steps, cfg, seed, rounds = looking
     space = "rank" if method == "closed-form-rank" else "auto"
-    request = statistics.Request(model, clip, texts, encoded, signs, latent, steps, cfg, seed, space)
-    return statistics.collected(given, request)
+    request = statistics.Request(model, clip, texts, encoded, signs, latent, steps, cfg, seed, space, rounds)
+    lines: list[str] = []
+
+    def look(under: Any) -> Any:
+        seen = statistics.collected(given, request, under)
+        lines.extend(line for line in seen.lines if line not in lines)
+        return seen.statistics
+
+    return look, lines
 
 
 def _sign(value: float) -> int:

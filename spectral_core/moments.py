@@ -95,6 +95,47 @@ class Statistics:
         return Statistics(turn @ self.second_moment.to(turn) @ turn.mT, self.count, basis, gated)
 
 
+@torch.inference_mode(False)  # a host's inference tensors would be of no use to others
+@torch.no_grad()
+def pooled(earlier: Mapping[str, Statistics], later: Mapping[str, Statistics]) -> dict[str, Statistics]:
+    """Layer name -> statistics of both inputs together, every row counting alike.
+
+    Both are of the same adapters in the same order. Layers that shared a moment in both share it still; one
+    that only one of the two has keeps it. Raises SpectralAdapterError for different coordinates or gates.
+    """
+    moments: dict[tuple[int, int], Tensor] = {}
+    found = dict(earlier) | dict(later)
+    for name in earlier.keys() & later.keys():
+        one, two = earlier[name], later[name]
+        _check_alike(name, one, two)
+        share = two.count / max(one.count + two.count, 1)
+        key = id(one.second_moment), id(two.second_moment)
+        if key not in moments:
+            moments[key] = torch.lerp(one.second_moment, two.second_moment.to(one.second_moment), share)
+        gated = one.gated
+        if gated is not None and two.gated is not None:
+            gated = GatedRows(
+                gated.keys,
+                torch.lerp(gated.cross, two.gated.cross.to(gated.cross), share),
+                torch.lerp(gated.energy, two.gated.energy.to(gated.energy), share),
+                torch.lerp(gated.mean_open, two.gated.mean_open.to(gated.mean_open), share),
+            )
+        found[name] = Statistics(moments[key], one.count + two.count, one.basis, gated)
+    return found
+
+
+def _check_alike(name: str, one: Statistics, two: Statistics) -> None:
+    keys = [None if s.gated is None else s.gated.keys for s in (one, two)]
+    alike = keys[0] == keys[1] and (one.basis is None) == (two.basis is None)
+    if alike and one.basis is not None and two.basis is not None:
+        alike = one.basis.shape == two.basis.shape and torch.allclose(one.basis, two.basis, atol=1e-5)
+    if not alike or one.second_moment.shape != two.second_moment.shape:
+        raise SpectralAdapterError(
+            f"layer {name}: statistics in different coordinates or of different gates: collect both with the "
+            "same adapters in the same order"
+        )
+
+
 Inputs = Mapping[str, "Tensor | Statistics"]
 """Layer name -> activations (…, fan_in) or their statistics."""
 

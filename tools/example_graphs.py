@@ -163,6 +163,7 @@ def three_concepts_fused() -> dict[str, Node]:
         sample_cfg=4.0,
         sample_seed=0,
         save_statistics="",
+        sample_rounds=2,
     )
     nodes["apply"] = node(
         PREFIX + "ApplyAdapter",
@@ -268,6 +269,7 @@ def loras_fused_and_exported() -> dict[str, Node]:
         sample_cfg=4.0,
         sample_seed=0,
         save_statistics="",
+        sample_rounds=2,
     )
     nodes["apply"] = node(
         PREFIX + "ApplyAdapter",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.claims.capacity import BUDGETS
 from benchmarks.claims.figures import NOT_RUN, OPPOSITE, SHOWS, Figures, Mean, few, table
-from benchmarks.claims.fusing import FAMILIES, NAMES
+from benchmarks.claims.fusing import FAMILIES, NAMES, ROUNDS, TWO_ROUNDS, cell_name, rounds_name
 from benchmarks.claims.recipes import COLUMNS, RANK, lora
 from benchmarks.claims.styles import STYLE
 from benchmarks.common import RESULTS
@@ -101,18 +101,15 @@ def _budget_verdict(rotated: Mean, smallest: Mean) -> str:
 def fusion(figures: Figures) -> dict[str, Any]:
     """Three concepts fused by every method."""
     rows = []
-    for family, (_, fusions) in FAMILIES.items():
-        name = f"fusing__{family.replace(' ', '_')}__{{seed}}"
-        for how in ("alone", *fusions):
+    for family in FAMILIES:
+        cells = _cells(figures, family)
+        for how in _fusions(family):
             read = {
-                key: figures.mean(
-                    name,
-                    lambda c, h=how, k=key: _over_concepts(c, h, k),
-                )
+                key: _mean(cells, lambda c, h=how, k=key: _over_concepts(c, h, k))
                 for key in ("fidelity", "crosstalk", "background", "similarity")
             }
-            drift = figures.mean(name, lambda c, h=how: c[h]["drift"] if h in c else None)
-            least = figures.mean(name, lambda c, h=how: _least_kept(c, h)) if how != "alone" else Mean(())
+            drift = _mean(cells, lambda c, h=how: c[h]["drift"] if h in c else None)
+            least = _mean(cells, lambda c, h=how: _least_kept(c, h)) if how != "alone" else Mean(())
             rows.append(
                 [
                     family,
@@ -149,14 +146,28 @@ def fusion(figures: Figures) -> dict[str, Any]:
     }
 
 
+def _fusions(family: str) -> tuple[str, ...]:
+    return "alone", *FAMILIES[family][1], *ROUNDS.get(family, ())
+
+
+def _cells(figures: Figures, family: str) -> dict[int, dict[str, Any]]:
+    """Seed -> how it was fused -> what is on the pictures."""
+    later = figures.cells(rounds_name(family, "{seed}"))
+    found = figures.cells(cell_name(family, "{seed}"))
+    return {seed: {**later.get(seed, {}), **cell} for seed, cell in found.items()}
+
+
+def _mean(cells: Mapping[int, Mapping[str, Any]], read: Callable[[Mapping[str, Any]], float | None]) -> Mean:
+    """Over the seeds that were fused so."""
+    return Mean(tuple(v for v in map(read, cells.values()) if v is not None))
+
+
 def _sheet(figures: Figures) -> Image.Image | None:
     """Three concepts, four pictures each, alone and fused by every method; the first seed's."""
     rows, labels = [], []
-    for family, (_, fusions) in FAMILIES.items():
-        for how in ("alone", *fusions):
-            strips = [
-                figures.lab.strip(f"fusing__{family.replace(' ', '_')}__{how}__{name}") for name in NAMES
-            ]
+    for family in FAMILIES:
+        for how in _fusions(family):
+            strips = [figures.lab.strip(f"{cell_name(family, '')}{how}__{name}") for name in NAMES]
             if all(strips):
                 rows.append(
                     [picture for strip in strips for picture in strip[:: max(1, len(strip) // 4)][:4]]
@@ -181,30 +192,32 @@ def _least_kept(cell: Mapping[str, Any], how: str) -> float | None:
     return min(_kept(cell, how)) if how in cell else None
 
 
-def _fidelity(cell: Mapping[str, Any], how: str) -> float:
-    return fmean(v["fidelity"] for v in cell[how]["concepts"].values())
+def _fidelity(cell: Mapping[str, Any], how: str) -> float | None:
+    return _over_concepts(cell, how, "fidelity")
 
 
 def _targets(figures: Figures) -> list[tuple[str, str]]:
     """What the comparison was made for, line by line."""
     found = []
-    name = "fusing__lora__{seed}"
+    lora = _cells(figures, "lora")
     for family in ("lora", "spectral_a same columns"):
-        cells = figures.cells(f"fusing__{family.replace(' ', '_')}__{{seed}}").values()
-        each = [fmean(column) for column in zip(*(_kept(c, "closed-form") for c in cells), strict=True)]
+        cells = [cell for cell in _cells(figures, family).values() if TWO_ROUNDS in cell]
+        each = [fmean(column) for column in zip(*(_kept(c, TWO_ROUNDS) for c in cells), strict=True)]
         text = ", ".join(f"{n} {v:.2f}" for n, v in zip(NAMES, each, strict=False))
         held = few(len(cells)) or ("holds" if min(each) >= KEPT else "does not hold")
-        found.append((f"closed-form keeps at least {KEPT:.0%} of each concept ({family})", f"{text}: {held}"))
-    ours = figures.mean(name, lambda c: _fidelity(c, "closed-form"))
-    for other in ("average", "subspaces", "sum"):
-        theirs = figures.mean(name, lambda c, o=other: _fidelity(c, o))
-        found.append((f"closed-form above {other} (LoRA)", _apart(ours, theirs)))
-    orthogonal = figures.mean("fusing__orthogonal__{seed}", lambda c: _fidelity(c, "orthogonal"))
-    found.append(("closed-form (LoRA) above Orthogonal Adaptation", _apart(ours, orthogonal)))
-    one = figures.cells("fusing__spectral_a_own_columns__{seed}")
-    other_cells = figures.cells("fusing__spectral_a_same_columns__{seed}")
-    pairs = [(one[s], other_cells[s]) for s in one if s in other_cells]
-    gain = Mean(tuple(_fidelity(own, "spectral") - _fidelity(same, "sum") for own, same in pairs))
+        found.append(
+            (f"{TWO_ROUNDS}, keeps at least {KEPT:.0%} of each concept ({family})", f"{text}: {held}")
+        )
+    ours = _mean(lora, lambda c: _fidelity(c, TWO_ROUNDS))
+    for other in ("closed-form", "average", "subspaces", "sum"):
+        theirs = _mean(lora, lambda c, o=other: _fidelity(c, o))
+        shown = "one round" if other == "closed-form" else other
+        found.append((f"{TWO_ROUNDS}, above {shown} (LoRA)", _apart(ours, theirs)))
+    orthogonal = _mean(_cells(figures, "orthogonal"), lambda c: _fidelity(c, "orthogonal"))
+    found.append((f"{TWO_ROUNDS} (LoRA), above Orthogonal Adaptation", _apart(ours, orthogonal)))
+    own, same = (_cells(figures, f"spectral_a {kind} columns") for kind in ("own", "same"))
+    pairs = [(_fidelity(own[s], "spectral"), _fidelity(same[s], "sum")) for s in own if s in same]
+    gain = Mean(tuple(a - b for a, b in pairs if a is not None and b is not None))
     found.append(("Spectral A in own columns above the same columns", f"{gain.text(2)}: {gain.verdict()}"))
     return found
 

@@ -6,8 +6,9 @@ one size, the Spectral ones once all in the top columns and once in columns of t
 1; every method at the rate of its own sweep (for the concept at the first place), over several seeds.
 Statistics are those of four generations per concept, without guidance.
 
-``lora attention`` was added when closed-form was seen not to keep all of the concepts: adapters on the
-attention layers alone, as in the papers, and statistics collected a second time under what was fused first.
+Added when closed-form was seen, on three seeds, not to keep all of the concepts: ``lora attention``, adapters
+on the attention layers alone, as in the papers; and rounds, statistics collected again under what was fused
+first, in cells of their own. The later seeds were drawn after that choice.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from benchmarks.claims.recipes import RANK, attention_lora, block, foura, lora, 
 from spectral_core.adapter import Adapter
 from spectral_core.cli.demo_concepts import BACKGROUNDS
 from spectral_core.collect import collect, modules_of
-from spectral_core.fusion import fuse
+from spectral_core.fusion import Fused, fuse
+from spectral_core.fusion.rounds import fuse_in_rounds
 from spectral_core.moments import Statistics
 from spectral_core.pipelines import apply, generate
 
 NAMES = ("bot", "fish", "imp")
 GUIDED = "closed-form, statistics under guidance"
-RETAKEN = "closed-form, statistics of the fused model"
+RETAKEN = "closed-form, statistics of the fused model"  # of it alone, those of the first round forgotten
+TWO_ROUNDS = "closed-form, two rounds"
 SLOW = ("closed-form-rank", "gradient")  # references, over the first two seeds
 
 FAMILIES: Mapping[str, tuple[Callable[[int], Recipe], tuple[str, ...]]] = {
@@ -44,32 +47,70 @@ FAMILIES: Mapping[str, tuple[Callable[[int], Recipe], tuple[str, ...]]] = {
     "lora attention": (lambda _: attention_lora(), ("sum", "average", "closed-form", RETAKEN)),
 }
 """Family -> the recipe of the concept at each place, and its fusions."""
+ROUNDS: Mapping[str, Mapping[str, int]] = {
+    "lora": {TWO_ROUNDS: 2, "closed-form, three rounds": 3},
+    "spectral_a same columns": {TWO_ROUNDS: 2},
+    "spectral_a own columns": {TWO_ROUNDS: 2},
+    "foura": {TWO_ROUNDS: 2},
+    "lora attention": {TWO_ROUNDS: 2},
+}
+"""Family -> closed-form fusions in several rounds; in cells of their own."""
 FEWER = {"foura": 2, "lora attention": 3}  # seeds
 
 
-def cell_name(family: str, seed: int) -> str:
+def cell_name(family: str, seed: int | str) -> str:
     return f"fusing__{family.replace(' ', '_')}__{seed}"
+
+
+def rounds_name(family: str, seed: int | str) -> str:
+    return f"fusing_rounds__{family.replace(' ', '_')}__{seed}"
 
 
 def cells(lab: Lab) -> list[tuple[str, Callable[[], Mapping[str, Any]]]]:
     """Every family with every seed, seed after seed."""
+    found: list[tuple[str, Callable[[], Mapping[str, Any]]]] = []
+    for seed in lab.setting.seeds:
+        for family in FAMILIES:
+            if seed not in lab.setting.seeds[: FEWER.get(family, len(lab.setting.seeds))]:
+                continue
+            found.append((cell_name(family, seed), lambda f=family, s=seed: _cell(lab, f, s)))
+            if family in ROUNDS:
+                found.append((rounds_name(family, seed), lambda f=family, s=seed: _rounds(lab, f, s)))
+    return found
+
+
+def _concepts(lab: Lab, family: str, seed: int) -> list[Adapter]:
+    """An adapter for each concept, at the rate of the one at the first place."""
+    recipe_of, _ = FAMILIES[family]
+    rate = lab.rate("character", recipe_of(0))
+    steps = lab.setting.steps
     return [
-        (cell_name(family, seed), lambda family=family, seed=seed: _cell(lab, family, seed))
-        for seed in lab.setting.seeds
-        for family in FAMILIES
-        if seed in lab.setting.seeds[: FEWER.get(family, len(lab.setting.seeds))]
+        lab.trained(Task("character", name), recipe_of(place), rate, seed)[steps].adapter
+        for place, name in enumerate(NAMES)
     ]
 
 
+def _strips(lab: Lab, family: str, seed: int) -> str:
+    """How the strips of a family's pictures begin; nothing but for the first seed's."""
+    return cell_name(family, "") if seed == lab.setting.seeds[0] else ""
+
+
+def _read(meter: CharacterMeter, fused: Fused, strips: str) -> dict[str, Any]:
+    """What is on the fused adapter's pictures. strips: how the names of the kept ones begin."""
+    return {
+        "concepts": {
+            name: meter.read(name, [fused.adapter], strips and f"{strips}__{name}") for name in NAMES
+        },
+        "drift": meter.drift([fused.adapter]),
+        "retention": [concept.retention for concept in fused.report.concepts],
+    }
+
+
 def _cell(lab: Lab, family: str, seed: int) -> dict[str, Any]:
-    recipe_of, fusions = FAMILIES[family]
-    adapters = []
-    rate = lab.rate("character", recipe_of(0))
-    for place, name in enumerate(NAMES):
-        run = lab.trained(Task("character", name), recipe_of(place), rate, seed)
-        adapters.append(run[lab.setting.steps].adapter)
+    fusions = FAMILIES[family][1]
+    adapters = _concepts(lab, family, seed)
     meter = CharacterMeter(lab, NAMES)
-    shown = f"fusing__{family.replace(' ', '_')}__" if seed == lab.setting.seeds[0] else ""
+    shown = _strips(lab, family, seed)
     alone = {
         name: meter.read(name, [adapter], shown and f"{shown}alone__{name}")
         for name, adapter in zip(NAMES, adapters, strict=True)
@@ -89,16 +130,27 @@ def _cell(lab: Lab, family: str, seed: int) -> dict[str, Any]:
             first = fuse(adapters, "closed-form", statistics=statistics).adapter
             seen = [_statistics(lab, adapters, place, 1.0, first) for place in places]
         fused = fuse(adapters, fusion.split(",")[0], statistics=seen)
-        found[fusion] = {
-            "concepts": {
-                name: meter.read(name, [fused.adapter], shown and f"{shown}{fusion}__{name}")
-                for name in NAMES
-            },
-            "drift": meter.drift([fused.adapter]),
-            "retention": [concept.retention for concept in fused.report.concepts],
-        }
+        found[fusion] = _read(meter, fused, shown and f"{shown}{fusion}")
     found["alone"]["drift"] = sum(meter.drift([a]) for a in adapters) / len(adapters)
     return found
+
+
+def _rounds(lab: Lab, family: str, seed: int) -> dict[str, Any]:
+    """Fusions that look again at what they have fused."""
+    adapters = _concepts(lab, family, seed)
+    meter = CharacterMeter(lab, NAMES)
+    shown = _strips(lab, family, seed)
+
+    def look(under: Adapter | None) -> list[Mapping[str, Statistics]]:
+        return [_statistics(lab, adapters, place, 1.0, under) for place in range(len(NAMES))]
+
+    def once(seen: Sequence[Mapping[str, Statistics]]) -> Fused:
+        return fuse(adapters, "closed-form", statistics=seen)
+
+    return {
+        fusion: _read(meter, fuse_in_rounds(look, once, rounds).fused, shown and f"{shown}{fusion}")
+        for fusion, rounds in ROUNDS[family].items()
+    }
 
 
 def _base(lab: Lab, meter: CharacterMeter) -> dict[str, float]:

@@ -22,7 +22,7 @@ CELLS_OF: Mapping[str, str] = {
     "budgets": "learned__",
     "gates": "gates__",
     "copying": "copying__",
-    "fusing": "fusing__",
+    "fusing": "fusing",
     "learning": "learning__",
     "exact": "exact",
 }

@@ -1,8 +1,9 @@
 """What the layers of several adapters see in the host's model, for fusions that keep each concept.
 
 For every concept its own adapter is put on clones of MODEL and CLIP, its prompts are encoded and denoised for
-a few steps by the host's sampler, and hooks sum up what the layers get. The model that came in is not
-changed. The last statistics of a model are kept, so that other weights, ranks and methods cost nothing.
+a few steps by the host's sampler, and hooks sum up what the layers get. A later look does the same under what
+was fused so far. The model that came in is not changed. The last first looks at a model are kept, so that for
+other weights, ranks and methods only the later ones are drawn again.
 
 Shapes: those of :mod:`spectral_core.moments`; the latent (1, C, h, w), with one frame where the model wants
 frames.
@@ -45,7 +46,8 @@ class Request:
     """How to look: the MODEL, and prompts for a CLIP or encoded ones, one entry for each adapter.
 
     signs: −1, 0 or 1, the sign of every adapter's strength; 0 is left out. latent: its size is used. space:
-    ``exact``, ``rank``, or ``auto`` for exact where that fits into memory.
+    ``exact``, ``rank``, or ``auto`` for exact where that fits into memory, together with an earlier look's
+    where ``rounds`` > 1.
     """
 
     model: Any
@@ -58,6 +60,7 @@ class Request:
     cfg: float = 4.0
     seed: int = 0
     space: str = "auto"
+    rounds: int = 1
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,14 @@ class _Entry:
 _COLLECTED: WeakKeyDictionary[Any, list[_Entry]] = WeakKeyDictionary()
 
 
-def collected(adapters: Sequence[Adapter], request: Request) -> Collected:
+def collected(adapters: Sequence[Adapter], request: Request, under: Adapter | None = None) -> Collected:
     """The statistics of all adapters, kept ones where nothing that matters has changed.
 
+    under: every concept is drawn with this adapter, as it is, instead of its own, and nothing is kept.
     Raises SpectralAdapterError for an adapter of another model, and the host's interrupt.
     """
+    if under is not None:
+        return _collect(adapters, request, under)
     kept = _COLLECTED.setdefault(request.model, [])
     key = _key(adapters, request)
     for entry in kept:
@@ -109,11 +115,11 @@ def _key(adapters: Sequence[Adapter], request: Request) -> str:
     patched = [str(p.patches_uuid) for p in (request.model, getattr(request.clip, "patcher", None)) if p]
     shape = None if request.latent is None else list(request.latent["samples"].shape)
     settings = (request.prompts, tuple(request.signs), shape, request.steps, request.cfg, request.seed)
-    digest.update(repr((settings, request.space, patched)).encode())
+    digest.update(repr((settings, request.space, request.rounds > 1, patched)).encode())
     return digest.hexdigest()
 
 
-def _collect(adapters: Sequence[Adapter], request: Request) -> Collected:
+def _collect(adapters: Sequence[Adapter], request: Request, under: Adapter | None = None) -> Collected:
     modules, skipped = _modules(adapters, request)
     space, why = _space(adapters, modules, request)
     latent = _latent(request)
@@ -128,13 +134,15 @@ def _collect(adapters: Sequence[Adapter], request: Request) -> Collected:
         if not sign:
             found.append({})
             continue
-        run = _Run(adapters, place, sign, request, latent, negative, bar.update)
+        alone = replace(adapters[place], strength=float(sign), layer_strengths=(), schedule=None)
+        run = _Run(under or alone, place, request, latent, negative, bar.update)
         with collect(modules, adapters, space, device=_CPU) as seen, _without_compiler():
             run.go()
         found.append(seen.statistics())
     seconds, size = time.monotonic() - started, " × ".join(map(str, latent.shape[2:]))
+    what = "statistics" if under is None else "statistics under what was fused"
     lines = [
-        f"statistics: {sum(runs)} runs of {request.steps} steps at {size} latent cells, {seconds:.1f} s, "
+        f"{what}: {sum(runs)} runs of {request.steps} steps at {size} latent cells, {seconds:.1f} s, "
         f"{_size(found) / 2**20:.0f} MiB, {why}"
     ]
     never = [n for n in modules if not any(n in statistics for statistics in found)]
@@ -173,7 +181,7 @@ def _space(
     if request.space == "rank":
         return "rank", "in the adapters' own rows"
     widths = {n: a.layers[n].shape.fan_in for a in adapters for n in modules if n in a.layers}
-    needed = exact_bytes(modules, widths) * sum(map(bool, request.signs))
+    needed = exact_bytes(modules, widths) * sum(map(bool, request.signs)) * min(request.rounds, 2)
     free = comfy.model_management.get_free_memory(_CPU)
     if request.space == "auto" and needed > min(LIMIT_BYTES, free // 2):
         return "rank", f"in the adapters' own rows: in full they would need {needed / 2**30:.1f} GiB"
@@ -196,11 +204,10 @@ def _latent(request: Request) -> Tensor:
 
 @dataclass(frozen=True)
 class _Run:
-    """One concept: its adapter on clones, its prompts, denoised one after the other."""
+    """One concept: an adapter on clones, the concept's prompts, denoised one after the other."""
 
-    adapters: Sequence[Adapter]
+    adapter: Adapter
     place: int
-    sign: int
     request: Request
     latent: Tensor
     negative: Any
@@ -208,11 +215,8 @@ class _Run:
 
     def go(self) -> None:
         given = self.request
-        alone = replace(
-            self.adapters[self.place], strength=float(self.sign), layer_strengths=(), schedule=None
-        )
         clip = None if given.conditioning else given.clip
-        applied = applying.apply(alone, given.model, clip, 1.0, 1.0)
+        applied = applying.apply(self.adapter, given.model, clip, 1.0, 1.0)
         negative = self.negative
         if given.conditioning:
             positives = [[given.conditioning[self.place]]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ from .. import concept_prompts, overlap_sheet, safewrite, statistics_file
 from ..adapter import Adapter
 from ..errors import SpectralAdapterError
 from ..fileformat import save
-from ..fusion import FUSIONS, fuse
+from ..fusion import FUSIONS, Fused, fuse
+from ..fusion.rounds import ROUNDS, ByConcept, Look, check_rounds, fuse_in_rounds
 from ..fusion.sources import labels_of
 from ..interference_report import Interference
-from ..moments import Statistics
 from ..plots import save_picture
 from . import options as opt
 from .models import DTYPES, open_adapter, open_model
@@ -27,7 +27,8 @@ was learned in singular columns, exactly, where the adapters were trained on the
 adapters that were trained in orthogonal rows; subspaces lets each act in the directions that only it reads.
 
 closed-form, closed-form-rank and gradient keep what each concept does to its own inputs. For these a few
-steps are drawn with --model under each concept, or --statistics of an earlier run are read.
+steps are drawn with --model under each concept, and --rounds − 1 times more under what was fused so far, or
+--statistics of an earlier run are read.
 
   python -m spectral_core fuse cat.safetensors dog.safetensors --weights 1 0.8 --output both.safetensors
   python -m spectral_core fuse cat.safetensors dog.safetensors --method closed-form --model sd15 \\
@@ -72,6 +73,13 @@ def _add_statistics(group: Any) -> None:
         help="of one file, in their order, several with | between them; '' or none: from its trigger words",
     )
     group.add_argument("--sample-steps", type=int, default=4, metavar="N", help="of each prompt (default: 4)")
+    group.add_argument(
+        "--rounds",
+        type=int,
+        default=ROUNDS,
+        metavar="N",
+        help=f"looks: the first at each concept alone, later ones at what was fused (default: {ROUNDS})",
+    )
     group.add_argument("--guidance", type=float, default=4.0, metavar="G", help="(default: 4)")
     group.add_argument("--size", type=opt.size, metavar="PIXELS", help="(default: the model's own)")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
@@ -93,23 +101,14 @@ def _add_statistics(group: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """The command; see :mod:`.main` for its exit codes."""
+    check_rounds(options.rounds)
     safewrite.check_target(options.output, options.overwrite)
     pipe = None if options.model is None else open_model(options.model, options.dtype, options.device)
     adapters = [open_adapter(path, pipe, lazy=True) for path in options.adapters]
     weights = options.weights or [1.0] * len(adapters)
     if len(weights) != len(adapters):
         raise SpectralAdapterError(f"{len(weights)} --weights for {len(adapters)} files: give one for each")
-    statistics = _statistics(options, pipe, adapters, weights)
-    fused = fuse(
-        adapters,
-        options.method,
-        weights,
-        options.rank,
-        options.error,
-        options.freeze_gates,
-        options.name or options.output.stem,
-        statistics=statistics,
-    )
+    fused, statistics = _fused(options, pipe, adapters, weights)
     save(fused.adapter, options.output, overwrite=options.overwrite)
     print(fused.report.text)
     before = overlap_sheet.examine(adapters, weights, statistics) if len(adapters) > 1 else None
@@ -120,21 +119,50 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _statistics(
+def _fused(
     options: argparse.Namespace, pipe: Any, adapters: Sequence[Adapter], weights: Sequence[float]
-) -> Sequence[Mapping[str, Statistics]] | None:
-    """From files, or drawn with the model; None where there is neither and the method needs none."""
+) -> tuple[Fused, ByConcept | None]:
+    """The result, and the statistics where there are some: from files, or drawn with the model."""
+
+    def once(statistics: ByConcept | None) -> Fused:
+        return fuse(
+            adapters,
+            options.method,
+            weights,
+            options.rank,
+            options.error,
+            options.freeze_gates,
+            options.name or options.output.stem,
+            statistics=statistics,
+        )
+
     if options.statistics is not None:
         if pipe is not None:
             raise SpectralAdapterError("--model and --statistics: give one of them")
-        return [statistics_file.load(path) for path in options.statistics]
+        read = [statistics_file.load(path) for path in options.statistics]
+        return once(read), read
+    needed = FUSIONS[options.method].needs_statistics
     if pipe is None:
-        if FUSIONS[options.method].needs_statistics:
+        if needed:
             raise SpectralAdapterError(
                 f"--method {options.method} looks at what each concept does: give the --model that the "
                 "adapters are for, or --statistics of an earlier run"
             )
-        return None
+        return once(None), None
+    rounds = options.rounds if needed else 1
+    done = fuse_in_rounds(_looker(options, pipe, adapters, weights, rounds), once, rounds)
+    _save_statistics(options, done.statistics)
+    return done.fused, done.statistics
+
+
+def _looker(
+    options: argparse.Namespace,
+    pipe: Any,
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    rounds: int,
+) -> Look:
+    """Draws every concept with the model, as the options say."""
     from ..pipelines.statistics import Looking, concept_statistics
 
     labels = labels_of(adapters)
@@ -142,17 +170,22 @@ def _statistics(
     signs = [(w * a.strength > 0) - (w * a.strength < 0) for w, a in zip(weights, adapters, strict=True)]
     wanted = [found or (not sign) for found, sign in zip(prompts, signs, strict=True)]
     concept_prompts.require(wanted, labels, "--prompts")
-    looking = Looking(options.sample_steps, options.guidance, options.size, options.seed, options.space)
-    if options.method == "closed-form-rank" and options.space == "auto":
-        looking = Looking(options.sample_steps, options.guidance, options.size, options.seed, "rank")
-    found = concept_statistics(pipe, adapters, prompts, looking, signs)
+    space = options.space
+    if options.method == "closed-form-rank" and space == "auto":
+        space = "rank"
+    looking = Looking(
+        options.sample_steps, options.guidance, options.size, options.seed, space, rounds=rounds
+    )
     for label, texts in zip(labels, prompts, strict=True):
         print(f"{label} as: {', '.join(texts)}")
-    _save_statistics(options, found)
-    return found
+
+    def look(under: Adapter | None) -> ByConcept:
+        return concept_statistics(pipe, adapters, prompts, looking, signs, under=under)
+
+    return look
 
 
-def _save_statistics(options: argparse.Namespace, found: Sequence[Mapping[str, Statistics]]) -> None:
+def _save_statistics(options: argparse.Namespace, found: ByConcept) -> None:
     if options.save_statistics is None:
         return
     try:

@@ -5,7 +5,12 @@
 
 Every concept is drawn alone, with its own adapter at strength 1 (or −1), by a few steps of the pipeline's
 sampler; pictures are not decoded. Strengths and schedules do not matter, so the same statistics serve any
-weights of a later fusion.
+weights of a later fusion. A second look, under what was fused first, keeps more:
+
+    done = fuse_in_rounds(
+        lambda under: concept_statistics(pipe, adapters, prompts, under=under),
+        lambda seen: fuse(adapters, "closed-form", statistics=seen),
+    )
 
 Shapes: those of :mod:`..moments`.
 """
@@ -32,7 +37,8 @@ SPACES = ("auto", "exact", "rank")
 @dataclass(frozen=True)
 class Looking:
     """How to look. size: (width, height) in pixels, None for the pipeline's own. space: ``exact``, ``rank``
-    (see :mod:`..collect`), or ``auto`` for exact where it fits into ``limit_bytes``."""
+    (see :mod:`..collect`), or ``auto`` for exact where it fits into ``limit_bytes``, with those of an earlier
+    look beside it where there will be several ``rounds``."""
 
     steps: int = 4
     guidance: float = 4.0
@@ -40,6 +46,7 @@ class Looking:
     seed: int = 0
     space: str = "auto"
     limit_bytes: int = LIMIT_BYTES
+    rounds: int = 1
 
     def __post_init__(self) -> None:
         if self.space not in SPACES:
@@ -57,11 +64,13 @@ def concept_statistics(
     looking: Looking | None = None,
     signs: Sequence[int] | None = None,
     on_concept: Callable[[int], object] | None = None,
+    under: Adapter | None = None,
 ) -> list[Mapping[str, Statistics]]:
     """Layer name -> statistics for every adapter; empty for one of sign 0.
 
     prompts: of each concept, each drawn once. signs: −1, 0 or 1 of each adapter's strength. on_concept gets
-    the number of each concept just drawn. Raises SpectralAdapterError where an adapter does not fit.
+    the number of each concept just drawn. under: all of them are drawn with this adapter instead, as it is.
+    Raises SpectralAdapterError where an adapter does not fit.
     """
     looking, signs = looking or Looking(), signs or [1] * len(adapters)
     if not len(prompts) == len(signs) == len(adapters):
@@ -78,7 +87,7 @@ def concept_statistics(
             continue
         alone = replace(adapter, strength=float(sign), layer_strengths=(), schedule=None)
         device = torch.device("cpu")
-        with apply(pipe, alone), collect(modules, adapters, space, device=device) as seen:
+        with apply(pipe, under or alone), collect(modules, adapters, space, device=device) as seen:
             _draw(pipe, texts, looking)
         found.append(seen.statistics())
         if on_concept is not None:
@@ -99,7 +108,8 @@ def _space(
     if looking.space != "auto":
         return looking.space
     widths = {name: a.layers[name].shape.fan_in for a in adapters for name in modules if name in a.layers}
-    return "exact" if exact_bytes(modules, widths) * concepts <= looking.limit_bytes else "rank"
+    kept = concepts * min(looking.rounds, 2)
+    return "exact" if exact_bytes(modules, widths) * kept <= looking.limit_bytes else "rank"
 
 
 @torch.inference_mode()
