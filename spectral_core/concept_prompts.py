@@ -14,6 +14,25 @@ from .adapter import Adapter
 from .errors import SpectralAdapterError
 
 TEMPLATES = ("a {}", "a picture of a {}", "a {} on a white background", "a {} on a dark background")
+PRESERVE = (
+    "",
+    "a man",
+    "a woman",
+    "a dog",
+    "a cat",
+    "a house",
+    "a street in a city",
+    "a landscape with mountains",
+    "a tree on a field",
+    "a car",
+    "a table with food",
+    "a drawing of an animal",
+    "a room with a window",
+    "a red circle on a blue background",
+    "a portrait of a person",
+    "the sea",
+)
+"""Prompts without a concept, under which a model shall stay as it is."""
 _WORDS = 2  # trigger words of LoRA files may be a long list of tags
 
 

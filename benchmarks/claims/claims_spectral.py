@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -11,7 +11,17 @@ from PIL import Image
 
 from benchmarks.claims.capacity import BUDGETS
 from benchmarks.claims.figures import NOT_RUN, OPPOSITE, SHOWS, Figures, Mean, few, table
-from benchmarks.claims.fusing import FAMILIES, NAMES, ROUNDS, TWO_ROUNDS, cell_name, rounds_name
+from benchmarks.claims.fusing import (
+    DISTILLATIONS,
+    DISTILLED,
+    FAMILIES,
+    NAMES,
+    ROUNDS,
+    TWO_ROUNDS,
+    cell_name,
+    distilled_name,
+    rounds_name,
+)
 from benchmarks.claims.recipes import COLUMNS, RANK, lora
 from benchmarks.claims.styles import STYLE
 from benchmarks.common import RESULTS
@@ -19,6 +29,7 @@ from spectral_core.plots import contact_sheet, line_plot
 
 KEPT = 0.9  # of each concept's own score
 LORA = "lora"
+CLOSED_FORM = "closed-form"
 
 
 def _learned(recipe: str) -> str:
@@ -147,14 +158,16 @@ def fusion(figures: Figures) -> dict[str, Any]:
 
 
 def _fusions(family: str) -> tuple[str, ...]:
-    return "alone", *FAMILIES[family][1], *ROUNDS.get(family, ())
+    return "alone", *FAMILIES[family][1], *ROUNDS.get(family, ()), *DISTILLATIONS.get(family, ())
 
 
 def _cells(figures: Figures, family: str) -> dict[int, dict[str, Any]]:
     """Seed -> how it was fused -> what is on the pictures."""
-    later = figures.cells(rounds_name(family, "{seed}"))
-    found = figures.cells(cell_name(family, "{seed}"))
-    return {seed: {**later.get(seed, {}), **cell} for seed, cell in found.items()}
+    first, *later = (figures.cells(of(family, "{seed}")) for of in (cell_name, rounds_name, distilled_name))
+    return {
+        seed: {**cell, **{k: v for c in later for k, v in c.get(seed, {}).items()}}
+        for seed, cell in first.items()
+    }
 
 
 def _mean(cells: Mapping[int, Mapping[str, Any]], read: Callable[[Mapping[str, Any]], float | None]) -> Mean:
@@ -200,26 +213,32 @@ def _targets(figures: Figures) -> list[tuple[str, str]]:
     """What the comparison was made for, line by line."""
     found = []
     lora = _cells(figures, "lora")
-    for family in ("lora", "spectral_a same columns"):
-        cells = [cell for cell in _cells(figures, family).values() if TWO_ROUNDS in cell]
-        each = [fmean(column) for column in zip(*(_kept(c, TWO_ROUNDS) for c in cells), strict=True)]
-        text = ", ".join(f"{n} {v:.2f}" for n, v in zip(NAMES, each, strict=False))
-        held = few(len(cells)) or ("holds" if min(each) >= KEPT else "does not hold")
-        found.append(
-            (f"{TWO_ROUNDS}, keeps at least {KEPT:.0%} of each concept ({family})", f"{text}: {held}")
-        )
-    ours = _mean(lora, lambda c: _fidelity(c, TWO_ROUNDS))
-    for other in ("closed-form", "average", "subspaces", "sum"):
+    for how in (CLOSED_FORM, DISTILLED):
+        for family in ("lora", "spectral_a same columns"):
+            cells = [cell for cell in _cells(figures, family).values() if how in cell]
+            each = [fmean(column) for column in zip(*(_kept(c, how) for c in cells), strict=True)]
+            text = ", ".join(f"{n} {v:.2f}" for n, v in zip(NAMES, each, strict=False))
+            held = few(len(cells)) or ("holds" if min(each) >= KEPT else "does not hold")
+            found.append((f"{how} keeps at least {KEPT:.0%} of each concept ({family})", f"{text}: {held}"))
+    ours = _mean(lora, lambda c: _fidelity(c, CLOSED_FORM))
+    for other in ("average", "subspaces", "sum"):
         theirs = _mean(lora, lambda c, o=other: _fidelity(c, o))
-        shown = "one round" if other == "closed-form" else other
-        found.append((f"{TWO_ROUNDS}, above {shown} (LoRA)", _apart(ours, theirs)))
+        found.append((f"{CLOSED_FORM} above {other} (LoRA)", _apart(ours, theirs)))
     orthogonal = _mean(_cells(figures, "orthogonal"), lambda c: _fidelity(c, "orthogonal"))
-    found.append((f"{TWO_ROUNDS} (LoRA), above Orthogonal Adaptation", _apart(ours, orthogonal)))
+    found.append((f"{CLOSED_FORM} (LoRA) above Orthogonal Adaptation", _apart(ours, orthogonal)))
+    for better in (TWO_ROUNDS, DISTILLED):
+        pairs = [(_fidelity(c, better), _fidelity(c, CLOSED_FORM)) for c in lora.values()]
+        found.append((f"{better}, above {CLOSED_FORM} (LoRA)", _gain(pairs)))
     own, same = (_cells(figures, f"spectral_a {kind} columns") for kind in ("own", "same"))
     pairs = [(_fidelity(own[s], "spectral"), _fidelity(same[s], "sum")) for s in own if s in same]
-    gain = Mean(tuple(a - b for a, b in pairs if a is not None and b is not None))
-    found.append(("Spectral A in own columns above the same columns", f"{gain.text(2)}: {gain.verdict()}"))
+    found.append(("Spectral A in own columns above the same columns", _gain(pairs)))
     return found
+
+
+def _gain(pairs: Sequence[tuple[float | None, float | None]]) -> str:
+    """The first minus the second, seed by seed."""
+    gain = Mean(tuple(a - b for a, b in pairs if a is not None and b is not None))
+    return f"{gain.text(2)}: {gain.verdict()}"
 
 
 def _apart(ours: Mean, theirs: Mean) -> str:

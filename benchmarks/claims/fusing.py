@@ -8,19 +8,24 @@ Statistics are those of four generations per concept, without guidance.
 
 Added when closed-form was seen, on three seeds, not to keep all of the concepts: ``lora attention``, adapters
 on the attention layers alone, as in the papers; and rounds, statistics collected again under what was fused
-first, in cells of their own. The later seeds were drawn after that choice.
+first; and distillation, which trains what was fused to predict as each concept's own adapter does. The later
+seeds were drawn after these choices.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
-from benchmarks.claims.lab import GUIDANCE, Lab, Recipe, Task
+from benchmarks.claims.lab import BATCH, GUIDANCE, SIZE, Lab, Recipe, Task
 from benchmarks.claims.measure import CharacterMeter
 from benchmarks.claims.recipes import RANK, attention_lora, block, foura, lora, orthogonal
+from demo_model import draw
 from spectral_core.adapter import Adapter
 from spectral_core.cli.demo_concepts import BACKGROUNDS
 from spectral_core.collect import collect, modules_of
@@ -28,6 +33,7 @@ from spectral_core.fusion import Fused, fuse
 from spectral_core.fusion.rounds import fuse_in_rounds
 from spectral_core.moments import Statistics
 from spectral_core.pipelines import apply, generate
+from spectral_core.pipelines.distil import DISTIL, DistilJob, distil
 
 NAMES = ("bot", "fish", "imp")
 GUIDED = "closed-form, statistics under guidance"
@@ -55,6 +61,15 @@ ROUNDS: Mapping[str, Mapping[str, int]] = {
     "lora attention": {TWO_ROUNDS: 2},
 }
 """Family -> closed-form fusions in several rounds; in cells of their own."""
+DISTILLED = "closed-form, distilled"
+DISTILLATIONS: Mapping[str, tuple[str, ...]] = {
+    "lora": (DISTILLED, f"{DISTILLED} without preserving"),
+    "spectral_a same columns": (DISTILLED,),
+    "spectral_a own columns": (DISTILLED,),
+    "foura": (DISTILLED,),
+    "lora attention": (DISTILLED,),
+}
+"""Family -> with and without prompts that shall stay as they are; in cells of their own."""
 FEWER = {"foura": 2, "lora attention": 3}  # seeds
 
 
@@ -64,6 +79,10 @@ def cell_name(family: str, seed: int | str) -> str:
 
 def rounds_name(family: str, seed: int | str) -> str:
     return f"fusing_rounds__{family.replace(' ', '_')}__{seed}"
+
+
+def distilled_name(family: str, seed: int | str) -> str:
+    return f"fusing_distilled__{family.replace(' ', '_')}__{seed}"
 
 
 def cells(lab: Lab) -> list[tuple[str, Callable[[], Mapping[str, Any]]]]:
@@ -76,6 +95,8 @@ def cells(lab: Lab) -> list[tuple[str, Callable[[], Mapping[str, Any]]]]:
             found.append((cell_name(family, seed), lambda f=family, s=seed: _cell(lab, f, s)))
             if family in ROUNDS:
                 found.append((rounds_name(family, seed), lambda f=family, s=seed: _rounds(lab, f, s)))
+            if family in DISTILLATIONS:
+                found.append((distilled_name(family, seed), lambda f=family, s=seed: _distilled(lab, f, s)))
     return found
 
 
@@ -153,6 +174,39 @@ def _rounds(lab: Lab, family: str, seed: int) -> dict[str, Any]:
     }
 
 
+def _distilled(lab: Lab, family: str, seed: int) -> dict[str, Any]:
+    """Fusions that are trained further. The scenes to be preserved are of the kinds that the model was
+    trained on; those of the drift are held out."""
+    adapters = _concepts(lab, family, seed)
+    meter = CharacterMeter(lab, NAMES)
+    shown, settings = _strips(lab, family, seed), lab.setting
+    statistics = [_statistics(lab, adapters, place, 1.0) for place in range(len(NAMES))]
+    first = fuse(adapters, "closed-form", statistics=statistics)
+    rng = np.random.default_rng(1000 + seed)
+    scenes = tuple(draw.full_caption(draw.random_scene(rng)) for _ in range(settings.distil_samples))
+    prompts = [_prompts(name) for name in NAMES]
+    config = replace(DISTIL, steps=settings.distil_steps, batch_size=BATCH, seed=seed)
+    found = {}
+    for fusion in DISTILLATIONS[family]:
+        job = DistilJob(
+            settings.distil_samples,
+            scenes if fusion == DISTILLED else (),
+            settings.sampler_steps,
+            GUIDANCE,
+            SIZE,
+        )
+        started = time.process_time()
+        done = distil(lab.pipe, first.adapter, adapters, prompts, job, config)
+        seconds = time.process_time() - started
+        read = _read(meter, replace(first, adapter=done.adapter), shown and f"{shown}{fusion}")
+        found[fusion] = {**read, "retention": None, "seconds": seconds}
+    return found
+
+
+def _prompts(name: str) -> list[str]:
+    return [f"a <{name}> on a {background} background" for background in BACKGROUNDS]
+
+
 def _base(lab: Lab, meter: CharacterMeter) -> dict[str, float]:
     """The base model's own score: the concept's word means nothing there."""
     return {name: meter.read(name, [])["fidelity"] for name in NAMES}
@@ -163,7 +217,7 @@ def _statistics(
 ) -> Mapping[str, Statistics]:
     """What the layers get when a concept is drawn with its own adapter, or ``under`` another. With guidance,
     half of what is seen are the empty prompt's rows, the same for every concept."""
-    prompts = [f"a <{NAMES[place]}> on a {background} background" for background in BACKGROUNDS]
+    prompts = _prompts(NAMES[place])
     modules = modules_of(lab.pipe.unet, adapters, "unet")
     with apply(lab.pipe, under or adapters[place]), collect(modules, adapters, dtype=torch.float64) as seen:
         generate(
@@ -172,7 +226,7 @@ def _statistics(
             [100 + i for i in range(len(prompts))],
             steps=lab.setting.sampler_steps,
             guidance=guidance,
-            size=(64, 64),
+            size=SIZE,
             batch_size=len(prompts),
         )
     return seen.statistics()

@@ -71,6 +71,8 @@ class Setting:
     few_pictures: int = 8
     long_steps: tuple[int, ...] = (50, 150, 400)
     learning_steps: tuple[int, ...] = (25, 50, 100, 150)
+    distil_steps: int = 200
+    distil_samples: int = 16
     rates: int = 3
     drawings: int = 2400
     judge_steps: int = 600
@@ -92,6 +94,8 @@ SMALL = Setting(
     few_pictures=2,
     long_steps=(2, 4),
     learning_steps=(1, 3),
+    distil_steps=2,
+    distil_samples=2,
     rates=1,
     drawings=80,
     judge_steps=4,

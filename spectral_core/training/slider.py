@@ -24,6 +24,7 @@ from torch import Tensor
 from ..attach import Attachment
 from ..errors import SpectralAdapterError
 from .diffusion import NoiseProcess
+from .residual import ResidualNoise
 
 Predict = Callable[[Tensor, Tensor, Sequence[str]], Tensor]
 """The model: (noisy, timesteps, a prompt for each row) -> prediction."""
@@ -66,21 +67,10 @@ def examples(
 
 
 @dataclass(frozen=True)
-class SliderNoise:
-    """The model's noise, without levels before ``start`` (progress 0 … 1), and with a target of 0: the
-    denoiser answers with what is missing."""
+class SliderNoise(ResidualNoise):
+    """The model's noise without levels before ``start`` (progress 0 … 1)."""
 
-    inner: NoiseProcess
     start: float = 0.0
-
-    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        return self.inner.add_noise(latents, noise, timesteps)
-
-    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        return torch.zeros_like(latents)
-
-    def progress(self, timesteps: Tensor) -> Tensor:
-        return self.inner.progress(timesteps)
 
     def sample_timesteps(
         self,
@@ -108,9 +98,6 @@ class SliderNoise:
         found = found[self.inner.progress(found) >= self.start]
         places = torch.linspace(0, len(found) - 1, min(count, len(found))).round().long()
         return found[places.to(found.device)]
-
-    def min_snr_weights(self, timesteps: Tensor, gamma: float) -> Tensor:
-        return self.inner.min_snr_weights(timesteps, gamma)
 
 
 @dataclass(frozen=True)

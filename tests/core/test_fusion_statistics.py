@@ -16,7 +16,7 @@ from spectral_core.interference import affinity, crosstalk, retention
 from spectral_core.layers import Geometry
 from spectral_core.lowrank import delta
 from spectral_core.methods import LoRAConfig
-from spectral_core.moments import Statistics
+from spectral_core.moments import Statistics, pooled
 from tests.core.adapter_cases import GATED as GATED_CONFIGS
 from tests.core.adapter_cases import Mixed, instance_keys, mixed_input, mixed_weights, trained
 from tests.core.fusion_cases import GATED, SHAPES, adapter, concepts, inputs, output
@@ -230,6 +230,47 @@ def test_files_keep_statistics_and_shared_sums_once(tmp_path, space):
     assert twice.stat().st_size - once.stat().st_size < 1000 or space == "rank"
     with pytest.raises(KeyError):
         back["unet.nothing"]
+
+
+@pytest.mark.parametrize("space", ["exact", "rank"])
+def test_pooled_statistics_are_those_of_both_inputs(space):
+    adapters = [adapter(GATED, 4), concepts()[0]]
+    one, two = inputs(2), {name: x[:2] for name, x in inputs(7).items()}
+    both = gathered(adapters, {name: torch.cat([one[name], two[name]]) for name in one}, space)
+    first = gathered(adapters, one, space)
+    before = first["unet.a"].second_moment.clone()
+    first["unet.twin"] = first["unet.a"]
+    second = gathered(adapters, two, space)
+    second["unet.twin"] = second["unet.a"]
+    with torch.inference_mode():  # as a host has it
+        found = pooled(first, second)
+    for name, expected in both.items():
+        assert found[name].count == expected.count
+        for get in (
+            lambda s: s.second_moment,
+            lambda s: s.gated.cross,
+            lambda s: s.gated.energy,
+            lambda s: s.gated.mean_open,
+        ):
+            assert torch.allclose(get(found[name]), get(expected)) and not get(found[name]).is_inference()
+    assert found["unet.twin"].second_moment is found["unet.a"].second_moment
+    assert torch.equal(first["unet.a"].second_moment, before), "what was kept is not changed"
+
+
+def test_pooled_statistics_keep_what_one_look_alone_has():
+    adapters = concepts()
+    found = gathered(adapters, inputs(1))
+    assert pooled({"unet.a": found["unet.a"]}, found).keys() == found.keys()
+    assert pooled({}, found) == found == pooled(found, {})
+
+
+def test_statistics_of_other_adapters_are_not_pooled():
+    x, adapters = inputs(1), [adapter(GATED, 4), concepts()[0]]
+    full, small = gathered(adapters, x), gathered(adapters, x, "rank")
+    other, swapped = gathered(concepts(), x, "rank"), gathered(adapters[::-1], x)
+    for one, two in ((full, small), (small, other), (full, swapped)):
+        with pytest.raises(SpectralAdapterError, match=r"layer unet\.\w: statistics in different"):
+            pooled(one, two)
 
 
 def test_other_files_are_refused(tmp_path):

@@ -92,7 +92,7 @@ def the_fused_concepts_keep_more_than_their_average():
 def other_weights_sample_nothing():
     calls = []
     own = statistics._collect
-    statistics._collect = lambda *given: calls.append(1) or own(*given)
+    statistics._collect = lambda a, r, u=None: ((u or calls.append(1)) and None) or own(a, r, u)
     try:
         before = fuse(LORA, GATED, sample_seed=7)[0]
         again, report, _ = fuse(LORA, GATED, sample_seed=7, weight_1=0.5, target_rank=2)
@@ -108,6 +108,26 @@ def other_weights_sample_nothing():
         assert len(calls) == 5, calls
     finally:
         statistics._collect = own
+
+
+def later_rounds_look_at_what_was_fused():
+    """Drawn with the fused adapter and never kept; the first look is."""
+    under = []
+    own = statistics._collect
+    statistics._collect = lambda a, r, u=None: under.append(u) or own(a, r, u)
+    try:
+        once, report, _ = fuse(LORA, GATED, sample_seed=21, sample_rounds=1)
+        assert "under what was fused" not in report
+        twice, report, _ = fuse(LORA, GATED, sample_seed=21, sample_rounds=2)
+        assert "statistics under what was fused: 3 runs of 1 steps" in report, report
+        assert [u and u.content_hash for u in under] == [None, None, once.content_hash], under
+        assert twice.content_hash != once.content_hash
+        fuse(LORA, GATED, sample_seed=21, sample_rounds=3)
+        assert len(under) == 5 and under[3].content_hash == once.content_hash
+        assert under[4].content_hash == twice.content_hash
+    finally:
+        statistics._collect = own
+    assert_base_untouched()
 
 
 def conditioning_instead_of_clip():
@@ -199,6 +219,7 @@ CHECKS = [
     statistics_are_those_of_the_core,
     the_fused_concepts_keep_more_than_their_average,
     other_weights_sample_nothing,
+    later_rounds_look_at_what_was_fused,
     conditioning_instead_of_clip,
     text_encoder_layers_are_watched,
     a_weight_of_zero_is_left_out,

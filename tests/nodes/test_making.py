@@ -98,8 +98,8 @@ def test_fuse_hands_on_what_is_asked_and_keeps_files_only_when_told(
     asked: list[Any] = []
     moments = ours.module("spectral_core.moments")
 
-    def collected(adapters: Any, request: Any) -> Any:
-        asked.append(request)
+    def collected(adapters: Any, request: Any, under: Any) -> Any:
+        asked.append((request, under))
         generator = torch.Generator().manual_seed(3)
         seen = [
             {n: moments.Statistics.of(torch.randn(40, 6, generator=generator)) for n in (DOWN, CROSS, MID)}
@@ -112,14 +112,17 @@ def test_fuse_hands_on_what_is_asked_and_keeps_files_only_when_told(
     host = SimpleNamespace(
         collected=collected,
         conditionings=lambda value, _: list(value or []),
-        Request=namedtuple("Request", "model clip prompts conditioning signs latent steps cfg seed space"),
+        Request=namedtuple(
+            "Request", "model clip prompts conditioning signs latent steps cfg seed space rounds"
+        ),
     )
     monkeypatch.setattr(ours.module("nodes.host"), "statistics", host, raising=False)
     one, two = ours.adapter(), ours.adapter(seed=1).with_provenance(name="dog", trigger_words=("dog",))
     fuse = ours.node("FuseAdapters").fuse
     more = {"model": "M", "clip": "C", "sample_steps": 3, "sample_cfg": 2.0, "sample_seed": 9}
     fused, report, _ = fuse(one, two, "closed-form", 1.0, -0.5, prompts="a tabby", **more)["result"]
-    (request,) = asked
+    (request, alone), (_, under) = asked  # the second time under what was fused first
+    assert alone is None and under.layers.keys() == fused.layers.keys() and request.rounds == 2
     assert request.prompts[0] == ("a tabby",) and request.prompts[1][0] == "a dog"
     assert (request.signs, request.steps, request.cfg, request.seed) == ([1, -1], 3, 2.0, 9)
     assert request.space == "auto"
@@ -128,7 +131,7 @@ def test_fuse_hands_on_what_is_asked_and_keeps_files_only_when_told(
     assert fused.layers[DOWN].factors().rank == 4
     assert not (folders.output / "spectral_statistics").exists()
     fuse(one, two, "closed-form-rank", save_statistics="mine", **more)
-    assert asked[1].space == "rank"
+    assert asked[2][0].space == "rank"
     assert len(list((folders.output / "spectral_statistics").glob("mine_*.safetensors"))) == 2
     nameless = ours.adapter(seed=2).with_provenance(name="x", trigger_words=())
     with pytest.raises(ours.error, match=r"x names no trigger word.*line 2 of prompts"):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from spectral_core.adapter import create
 from spectral_core.cli.main import main
-from spectral_core.collect import collect, modules_of
+from spectral_core.collect import collect, exact_bytes, modules_of
 from spectral_core.errors import SpectralAdapterError
 from spectral_core.fileformat import load, save
 from spectral_core.methods import FouRAConfig, LoRAConfig
@@ -106,6 +106,41 @@ def test_closed_form_draws_saves_and_reads_again(
     assert load(tmp_path / "two.safetensors").content_hash == fused.content_hash
     assert main([*again, "--overwrite", "--statistics", *map(str, stored), "--weights", "1", "-0.5"]) == 0
     assert load(tmp_path / "two.safetensors").content_hash != fused.content_hash
+
+
+def test_rounds_look_at_what_was_fused(
+    pipe: Any, adapters: list[Any], files: list[str], tmp_path: Path
+) -> None:
+    pipe.save_pretrained(tmp_path / "model")
+    command = ["fuse", *files, "--method", "closed-form", "--model", str(tmp_path / "model"), *DRAW]
+    for rounds in ("1", "2"):
+        out = ["--rounds", rounds, "-o", str(tmp_path / f"{rounds}.safetensors")]
+        assert main([*command, *out, "--save-statistics", str(tmp_path / rounds)]) == 0
+    one, two = (load(tmp_path / f"{rounds}.safetensors") for rounds in (1, 2))
+    assert one.content_hash != two.content_hash
+    usual = [*command, "-o", str(tmp_path / "usual.safetensors")]
+    assert main(usual) == 0
+    assert load(tmp_path / "usual.safetensors").content_hash == two.content_hash
+    seen = [load_statistics(tmp_path / rounds / "01-b.safetensors") for rounds in ("1", "2")]
+    name = next(n for n in seen[0] if n.endswith("to_out.0"))
+    assert seen[1][name].count == 2 * seen[0][name].count
+    assert main([*command, "--rounds", "0", "-o", str(tmp_path / "none.safetensors")]) == 1
+    drawn = concept_statistics(pipe, adapters, PROMPTS, Looking(2, 3.0, (16, 16)), under=adapters[0])
+    own = concept_statistics(pipe, adapters, PROMPTS, Looking(2, 3.0, (16, 16)))
+    assert torch.equal(drawn[0][name].second_moment, own[0][name].second_moment)
+    assert not torch.allclose(drawn[1][name].second_moment, own[1][name].second_moment, rtol=1e-3)
+
+
+def test_several_rounds_count_for_memory(pipe: Any, adapters: list[Any]) -> None:
+    modules = modules_of(pipe.unet, adapters, "unet") | modules_of(
+        pipe.text_encoder, adapters, "text_encoder"
+    )
+    widths = {n: a.layers[n].shape.fan_in for a in adapters for n in modules if n in a.layers}
+    limit = exact_bytes(modules, widths) * 3
+    for rounds, in_full in ((1, True), (2, False)):
+        looking = Looking(1, 1.0, (16, 16), limit_bytes=limit, rounds=rounds)
+        found = concept_statistics(pipe, adapters, PROMPTS, looking)
+        assert all((s.basis is None) == in_full for s in found[0].values())
 
 
 def test_average_with_a_model_says_what_is_kept(

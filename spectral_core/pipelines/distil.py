@@ -1,0 +1,204 @@
+"""Distil several adapters into one on a diffusers pipeline; see :mod:`..training.distillation`.
+
+    fused = fuse(adapters, "closed-form", statistics=concept_statistics(pipe, adapters, prompts)).adapter
+    done = distil(pipe, fused, adapters, prompts, DistilJob(), DISTIL)
+    with apply(pipe, done.adapter):
+        ...
+
+The denoiser's layers learn; those of text encoders stay as they were fused.
+
+Shapes: sizes are (width, height) in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..adapter import Adapter
+from ..attach import attach
+from ..concept_prompts import PRESERVE
+from ..errors import SpectralAdapterError
+from ..training.config import TrainConfig
+from ..training.distillation import (
+    BASE,
+    DistilDenoiser,
+    DistilExample,
+    default_rate,
+    examples,
+    student_of,
+)
+from ..training.loop import Setup, TrainResult, train
+from ..training.order import Order
+from ..training.residual import ResidualNoise
+from ..training.run import Run
+from .applying import apply
+from .concept import diffusion_of
+from .conditioning import Conditioning, encode, joined_rows
+
+DISTIL = TrainConfig(steps=200, batch_size=4, schedule="cosine")
+"""The training settings to begin with."""
+_DRAWN_TOGETHER = 8
+
+
+@dataclass(frozen=True)
+class DistilJob:
+    """samples: pictures that are drawn of every concept with its own adapter, and as many of ``preserve``,
+    prompts without any concept under which the model shall draw what it draws alone; empty: it may change
+    there. sample_steps, guidance, size: of these."""
+
+    samples: int = 16
+    preserve: tuple[str, ...] = PRESERVE
+    sample_steps: int = 20
+    guidance: float = 4.0
+    size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "preserve", tuple(p.strip() for p in self.preserve if p.strip()))
+        for name in ("samples", "sample_steps"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise SpectralAdapterError(f"{name} {getattr(self, name)!r}: expected a whole number above 0")
+
+    def settings(self) -> dict[str, Any]:
+        """What the result depends on, JSON-able."""
+        return asdict(self) | {
+            "preserve": list(self.preserve),
+            "size": None if self.size is None else list(self.size),
+        }
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """The adapter, the run, and what the user should know."""
+
+    adapter: Adapter
+    result: TrainResult
+    notes: tuple[str, ...]
+
+
+def distil(
+    pipe: Any,
+    fused: Adapter,
+    adapters: Sequence[Adapter],
+    prompts: Sequence[Sequence[str]],
+    job: DistilJob | None = None,
+    config: TrainConfig = DISTIL,
+    run: Run | None = None,
+    on_sample: Callable[[int], object] | None = None,
+) -> Distilled:
+    """Train ``fused`` to do what each of ``adapters`` (at its strength) does under its own prompts.
+
+    An adapter of strength 0 is left out. config: a learning rate of 0 is chosen from the size of the
+    parameters. on_sample: gets the number of samples just drawn. The pipeline is afterwards as it was.
+
+    Raises SpectralAdapterError before the first step for what can be known then, and as
+    :func:`..training.loop.train` later.
+    """
+    job = job or DistilJob()
+    if len(prompts) != len(adapters):
+        raise SpectralAdapterError(f"prompts of {len(prompts)} concepts for {len(adapters)} adapters")
+    pairs = [(a, tuple(p)) for a, p in zip(adapters, prompts, strict=True) if a.strength]
+    if not pairs or any(not p for _, p in pairs):
+        raise SpectralAdapterError("every adapter needs a prompt that shows its concept")
+    taught = [a for a, _ in pairs]
+    student = student_of(fused)
+    if "unet" not in student.parts:
+        raise SpectralAdapterError("the fused adapter changes no layer of the denoiser: nothing to distil")
+    dropout = config.caption_dropout if job.guidance > 1 else 0.0
+    shown, places = examples([p for _, p in pairs], job.preserve, job.samples, dropout)
+    rate = config.learning_rate or default_rate(student, "unet")
+    config = replace(config, learning_rate=rate, caption_dropout=0.0)
+    drawn = _samples(pipe, job, taught, shown, places, config.seed, on_sample)
+    texts = _texts(pipe, job, taught, student, shown)
+    noise = ResidualNoise(diffusion_of(pipe))
+
+    def predict(noisy: Tensor, timesteps: Tensor, rows: Sequence[int], as_teacher: bool) -> Tensor:
+        said = [shown[i] for i in rows]
+        found = joined_rows([texts[e.concept if as_teacher else None, e.prompt] for e in said])
+        prediction: Tensor = pipe.unet(noisy.to(pipe.unet.dtype), timesteps, **found).sample
+        return prediction
+
+    with ExitStack() as undo:
+        teachers = [
+            [undo.enter_context(attach(pipe.unet, a, part="unet"))] if "unet" in a.parts else []
+            for a in taught
+        ]
+        learner = undo.enter_context(attach(pipe.unet, student, part="unet", trainable=True))
+        setup = Setup(
+            denoiser=DistilDenoiser(predict, [learner], teachers, noise, shown),
+            latents=[drawn[number] for number in places],
+            order=Order(shown, config.batch_size, config.seed),
+            diffusion=noise,
+            attachments=[learner],
+            roots=[pipe.unet],
+        )
+        result = train(setup, config, "lora", run=run)
+        trained = learner.to_adapter()
+    record = {
+        **dict(fused.provenance.training),
+        "distilled": job.settings(),
+        **config.as_dict(),
+        "steps_done": len(result.losses),
+    }
+    return Distilled(trained.with_provenance(training=record), result, tuple(result.notes))
+
+
+@torch.no_grad()
+def _samples(
+    pipe: Any,
+    job: DistilJob,
+    taught: Sequence[Adapter],
+    shown: Sequence[DistilExample],
+    places: Sequence[int],
+    seed: int,
+    on_sample: Callable[[int], object] | None,
+) -> list[Tensor]:
+    """The latents (C, h, w) of every sample, each drawn with its concept's own adapter, or with none."""
+    sides = {} if job.size is None else {"width": job.size[0], "height": job.size[1]}
+    said: dict[int, DistilExample] = {}
+    for example, number in zip(shown, places, strict=True):
+        said.setdefault(number, example)
+    found: dict[int, Tensor] = {}
+    for concept in dict.fromkeys(e.concept for e in said.values()):
+        numbers = [number for number, e in said.items() if e.concept == concept]
+        with apply(pipe, *([] if concept == BASE else [taught[concept]])):
+            for start in range(0, len(numbers), _DRAWN_TOGETHER):
+                chunk = numbers[start : start + _DRAWN_TOGETHER]
+                out = pipe(
+                    [said[n].prompt for n in chunk],
+                    num_inference_steps=job.sample_steps,
+                    guidance_scale=job.guidance,
+                    generator=[torch.Generator("cpu").manual_seed(seed + n) for n in chunk],
+                    output_type="latent",
+                    **sides,
+                )
+                found |= dict(zip(chunk, out.images.float(), strict=True))
+                if on_sample is not None:
+                    on_sample(len(chunk))
+    return [found[number] for number in range(len(found))]
+
+
+@torch.no_grad()
+def _texts(
+    pipe: Any,
+    job: DistilJob,
+    taught: Sequence[Adapter],
+    student: Adapter,
+    shown: Sequence[DistilExample],
+) -> dict[tuple[int | None, str], Conditioning]:
+    """(concept, or None for the student, prompt) -> what the denoiser is told, under that adapter's text
+    encoder and words."""
+    side = int(pipe.unet.config.sample_size) * int(pipe.vae_scale_factor)
+    size = job.size or (side, side)
+    found: dict[tuple[int | None, str], Conditioning] = {}
+    for concept in (None, *dict.fromkeys(e.concept for e in shown)):
+        adapter = student if concept is None else None if concept == BASE else taught[concept]
+        said = [e.prompt for e in shown if concept is None or e.concept == concept]
+        with apply(pipe, *([] if adapter is None else [adapter])):
+            found |= {(concept, text): encode(pipe, [text], size) for text in dict.fromkeys(said)}
+    return found
