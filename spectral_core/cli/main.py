@@ -1,4 +1,4 @@
-"""Train, fuse, export, look at and draw with spectral adapters, without a host.
+"""Train, fuse, distil, export, look at and draw with spectral adapters, without a host.
 
 Exit codes: 0 done; 1 something cannot be used as it is (one line says what and what to do); 2 a wrong command
 line; 130 interrupted (a training has saved its checkpoint: the same command goes on).
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import SpectralAdapterError
-from . import files, pictures, slider, train
+from . import distil, files, pictures, slider, train
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     commands = build.add_subparsers(dest="command", required=True, metavar="command")
     train.add_parser(commands)
     slider.add_parser(commands)
+    distil.add_parser(commands)
     files.add_parsers(commands)
     pictures.add_parser(commands)
     return build

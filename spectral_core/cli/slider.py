@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..fileformat import load
+from ..adapter import Adapter
 from ..training.config import TrainConfig
-from ..training.result import find_result, save_result, save_stopped
-from ..training.run import Run, take_place
+from ..training.loop import TrainResult
+from ..training.run import Run
 from . import options as opt
-from . import train
+from . import runs, train
 from .models import open_model
 from .options import Option
 
@@ -96,23 +95,15 @@ def run(namespace: argparse.Namespace) -> int:
     if values is None:
         return 2
     job, config = train.only(SliderJob, values), train.only(TrainConfig, values)
-    folder, name = Path(values.get("output", "adapters")), values.get("run_name", "slider")
     pipe = open_model(values["model"], values.get("dtype", "fp32"), values.get("device"))
-    settings = {"config": config.as_dict(), "slider": job.settings(), "model": Path(values["model"]).name}
-    place = take_place(folder / ".runs", name, json.loads(json.dumps(settings)))
-    expected = find_result(place, folder)
-    if place.state == "finished" and expected.is_there:
-        load(expected.path)  # it can be used, or this says why not
-        print(f"{place.name} is finished already ({place.step} steps): {expected.path}")
-        return 0
-    around = Run(place.folder, values.get("checkpoint_every", 100), listener=train.listener(namespace.json))
-    done = train_slider(pipe, job, config, place.name, around)
-    for note in done.notes:
-        print(f"note: {note}", file=sys.stderr)
-    if done.result.stopped:
-        print(f"stopped at step {len(done.result.losses)}; the same command goes on from there")
-        print(f"what it has learned so far: {save_stopped(done.adapter, place)}")
-        return 130
-    path = save_result(done.adapter, expected, place, config.steps)
-    print(f"{path}: {done.adapter.parameter_count:,} parameters, {done.result.seconds:.0f} s")
-    return 0
+    settings = {"slider": job.settings(), "model": Path(values["model"]).name}
+
+    def make(name: str, around: Run) -> tuple[Adapter, TrainResult, Sequence[str]]:
+        done = train_slider(pipe, job, config, name, around)
+        return done.adapter, done.result, done.notes
+
+    folder = Path(values.get("output", "adapters"))
+    named = runs.Named(
+        folder, values.get("run_name", "slider"), values.get("checkpoint_every", 100), namespace.json
+    )
+    return runs.carry_out(named, config, settings, make)

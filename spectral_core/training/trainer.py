@@ -153,10 +153,10 @@ class Trainer:
         try:
             self.stepper.prepare()
             loss, power, norm = self.stepper.gradients(self.run.cancel)
+            self._check(loss, power, norm, before)
         except BaseException:
             self.stepper.undo(before)
             raise
-        self._check(loss, power, norm, before)
         with after_the_block():
             self.stepper.update()
             self.result.losses.append(loss)

@@ -23,6 +23,7 @@ from spectral_core.training.events import read_events
 from spectral_core.training.interrupts import after_the_block
 from spectral_core.training.loop import TrainResult, train
 from spectral_core.training.run import Run, locked, take_place
+from spectral_core.training.trainer import Trainer
 from tests.core.training_toy import CONFIGS, Toy
 
 PACKAGES = {"schedulefree": "schedulefree", "prodigy": "prodigyopt"}
@@ -249,6 +250,25 @@ def test_a_run_is_found_by_its_name_and_settings(tmp_path: Path) -> None:
     for bad in ("", "../x", ".x", "a/b"):
         with pytest.raises(SpectralAdapterError, match="expected a plain name"):
             take_place(tmp_path, bad, wanted())
+
+
+def test_an_interrupt_between_gradients_and_update_undoes_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = whole(Toy(LoRAConfig(4)), settings(), "lora")
+    own = Trainer._check
+
+    def interrupted(trainer: Trainer, *given: Any) -> None:
+        if trainer.step == 7:
+            raise KeyboardInterrupt
+        own(trainer, *given)
+
+    monkeypatch.setattr(Trainer, "_check", interrupted)
+    assert train(Toy(LoRAConfig(4)).setup, settings(), "lora", run=Run(tmp_path)).stopped
+    monkeypatch.undo()
+    toy = Toy(LoRAConfig(4))
+    assert train(toy.setup, settings(), "lora", run=Run(tmp_path)).resumed_at == 7
+    assert toy.digest == expected
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -137,7 +137,7 @@ def test_fuse_hands_on_what_is_asked_and_keeps_files_only_when_told(
     with pytest.raises(ours.error, match=r"x names no trigger word.*line 2 of prompts"):
         fuse(one, nameless, "closed-form", **more)
     fuse(one, nameless, "closed-form", 1.0, 0.0, **more)
-    assert asked[-1].signs == [1, 0]
+    assert asked[-1][0].signs == [1, 0]
 
 
 def test_saved_files_are_numbered_and_load_again(ours: Pack, folders: Any) -> None:

@@ -1,0 +1,165 @@
+"""The command ``distil``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from .. import concept_prompts
+from ..adapter import Adapter
+from ..errors import SpectralAdapterError
+from ..fusion import fuse
+from ..fusion.sources import labels_of
+from ..training.config import TrainConfig
+from ..training.loop import TrainResult
+from ..training.run import Run
+from . import options as opt
+from . import runs, train
+from .models import open_adapter, open_model
+from .options import Option
+from .pictures import adapter_of
+
+DESCRIPTION = """Distil several adapters into one: fuse them, and train the result to draw what each draws.
+
+It needs no pictures: samples are drawn with each adapter under prompts with its own words, and the fused
+adapter learns to predict there what that adapter predicts; under --preserve it learns to leave the model as
+it is. Keeps more of every concept than any fusion alone, for some minutes of training.
+
+  python -m spectral_core distil --model sd15 --adapter cat.safetensors --adapter dog.safetensors:0.8 \\
+    --output adapters --run-name both
+
+Nothing is lost: the same command goes on from its last checkpoint."""
+
+_WHAT = [
+    Option(
+        "model",
+        "a diffusers folder or a .safetensors checkpoint (Stable Diffusion 1.x, 2.x, XL)",
+        metavar="PATH",
+    ),
+    Option(
+        "adapter", "a concept, with its strength behind a colon; several times", many=True, metavar="FILE[:S]"
+    ),
+    Option("fused", "begin with this fusion of them (default: a closed-form one is made)", metavar="FILE"),
+    Option("rank", "of the fusion that is made (default: all ranks together)", int, metavar="R"),
+    Option(
+        "prompts",
+        "of one adapter, in their order, several with | between them; '' or none: from its trigger words",
+        many=True,
+        metavar="TEXT",
+    ),
+    Option(
+        "preserve",
+        "a prompt under which nothing shall change; several times; '-' for none (default: a list of "
+        "everyday ones)",
+        many=True,
+        metavar="PROMPT",
+    ),
+    Option("output", "folder for adapters", metavar="DIR", default="adapters"),
+    Option("run_name", "names the run and the adapter", metavar="NAME", default="distilled"),
+]
+_SAMPLES = [
+    Option("samples", "pictures drawn of every concept, and of what is preserved", int, metavar="N"),
+    Option("sample_steps", "denoising steps of each", int, metavar="N"),
+    Option("guidance", "of these", float, metavar="G"),
+    Option("size", "of these, like 512 or 768x512 (default: the model's own)", opt.size, metavar="PIXELS"),
+    Option("caption_dropout", "share of the examples without their prompt", float, metavar="SHARE"),
+    Option("batch_size", "rows per batch", int, metavar="N"),
+    Option("accumulation", "batches per step", int, metavar="N"),
+]
+_SHARED = ("optimiser", "noise", "machine")
+NEEDED = ("model", "adapter")
+
+
+def groups() -> dict[str, list[Option]]:
+    """Title -> options, with their defaults."""
+    from ..pipelines.distil import DISTIL, DistilJob
+
+    ours = {f.name: getattr(DISTIL, f.name) for f in fields(DISTIL)}
+
+    def with_ours(options: Sequence[Option]) -> list[Option]:
+        return [replace(o, default=ours.get(o.name, o.default)) for o in options]
+
+    shared = train.groups()
+    rate = "0: chosen from the size of what was fused"
+    optimiser = [replace(o, help=rate) if o.name == "learning_rate" else o for o in shared["optimiser"]]
+    apart = ("text_learning_rate", "token_learning_rate")
+    return {
+        "what": _WHAT,
+        "samples": with_ours(opt.with_defaults(_SAMPLES, DistilJob)),
+        "optimiser": with_ours([o for o in optimiser if o.name not in apart]),
+        **{title: shared[title] for title in _SHARED if title != "optimiser"},
+        "checkpoints": [o for o in shared["checkpoints and samples"] if o.name == "checkpoint_every"],
+    }
+
+
+def add_parser(commands: Any) -> None:
+    usage = "--model PATH --adapter FILE --adapter FILE"
+    opt.add_command(
+        commands, "distil", "several adapters into one, trained", usage, DESCRIPTION, groups(), run
+    )
+
+
+def run(namespace: argparse.Namespace) -> int:
+    """The command; see :mod:`.main` for its exit codes."""
+    from ..pipelines.distil import DISTIL, DistilJob, distil
+
+    values = opt.given(namespace, groups(), NEEDED)
+    if values is None:
+        return 2
+    if "preserve" in values:
+        values["preserve"] = () if values["preserve"] == ["-"] else tuple(values["preserve"])
+    job = train.only(DistilJob, values)
+    config = replace(DISTIL, **{k: v for k, v in values.items() if k in TrainConfig.__dataclass_fields__})
+    pipe = open_model(values["model"], values.get("dtype", "fp32"), values.get("device"))
+    adapters = [adapter_of(text, pipe) for text in values["adapter"]]
+    labels = labels_of(adapters)
+    prompts = concept_prompts.read("\n".join(values.get("prompts", [])), labels, adapters)
+    concept_prompts.require(
+        [p or not a.strength for p, a in zip(prompts, adapters, strict=True)], labels, "--prompts"
+    )
+    for label, texts in zip(labels, prompts, strict=True):
+        print(f"{label} as: {', '.join(texts)}")
+    given = None if "fused" not in values else open_adapter(Path(values["fused"]), pipe)
+    if given is not None and "rank" in values:
+        raise SpectralAdapterError("--fused and --rank: the rank is that of the fused file; give one of them")
+    settings = {
+        "distil": job.settings(),
+        "model": Path(values["model"]).name,
+        "adapters": [[a.content_hash, a.strength] for a in adapters],
+        "fused": None if given is None else given.content_hash,
+        "rank": values.get("rank"),
+        "prompts": [list(p) for p in prompts],
+    }
+
+    def make(name: str, around: Run) -> tuple[Adapter, TrainResult, Sequence[str]]:
+        fused = given or _closed_form(pipe, adapters, prompts, job, config, values.get("rank"))
+        done = distil(pipe, fused, adapters, prompts, job, config, around)
+        return done.adapter.with_provenance(name=name), done.result, done.notes
+
+    folder = Path(values.get("output", "adapters"))
+    named = runs.Named(
+        folder, values.get("run_name", "distilled"), values.get("checkpoint_every", 100), namespace.json
+    )
+    return runs.carry_out(named, config, settings, make)
+
+
+def _closed_form(
+    pipe: Any,
+    adapters: Sequence[Adapter],
+    prompts: Sequence[Sequence[str]],
+    job: Any,
+    config: TrainConfig,
+    rank: int | None,
+) -> Adapter:
+    """What the training begins with."""
+    from ..pipelines.statistics import Looking, concept_statistics
+
+    looking = Looking(guidance=job.guidance, size=job.size, seed=config.seed)
+    signs = [(a.strength > 0) - (a.strength < 0) for a in adapters]
+    seen = concept_statistics(pipe, adapters, prompts, looking, signs)
+    fused = fuse(adapters, "closed-form", rank=rank, statistics=seen)
+    print(fused.report.text)
+    return fused.adapter
