@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .apply import ApplyAdapter
 from .demo import LoadDemoModel
+from .distil import DistilAdapters
 from .export import ExportAdapterAsLoRA, SaveAdapter
 from .fuse import FuseAdapters
 from .host.startup import start
@@ -27,6 +28,7 @@ NODE_CLASS_MAPPINGS: dict[str, type] = {
     "SpectralAdapters_AdapterReport": AdapterReport,
     "SpectralAdapters_LoadDemoModel": LoadDemoModel,
     "SpectralAdapters_TrainAdapter": TrainAdapter,
+    "SpectralAdapters_DistilAdapters": DistilAdapters,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
@@ -41,6 +43,7 @@ NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
     "SpectralAdapters_AdapterReport": "Adapter Report",
     "SpectralAdapters_LoadDemoModel": "Load Demo Model",
     "SpectralAdapters_TrainAdapter": "Train Adapter",
+    "SpectralAdapters_DistilAdapters": "Distil Adapters",
 }
 
 start()

@@ -207,7 +207,7 @@ class FuseAdapters:
 
         if fusion.FUSIONS[method].needs_statistics:
             looking = (latent, sample_steps, sample_cfg, sample_seed, sample_rounds)
-            look, lines = _looker(method, given, weights, (model, clip, conditioning), prompts, looking)
+            look, lines = looker(method, given, weights, (model, clip, conditioning), prompts, looking)
             done = rounds.fuse_in_rounds(look, once, sample_rounds)
             fused, statistics = done.fused, done.statistics
             lines += _saved(save_statistics, given, statistics)
@@ -221,7 +221,7 @@ class FuseAdapters:
         return results.shown(report, fused.adapter, report, images.to_image(picture), **ui)
 
 
-def _looker(
+def looker(
     method: str,
     given: Sequence[Any],
     weights: Sequence[float],

@@ -91,7 +91,7 @@ class TrainAdapter:
             given["model"], given["latents"], given["conditioning"], given["vae"], given["clip"]
         )
         done = training.run(job_of(given, with_adapter), connected)
-        return _shown(done, int(given["steps"]))
+        return shown(done, int(given["steps"]), "train_adapter")
 
     @classmethod
     def VALIDATE_INPUTS(cls, images: Any = None) -> bool | str:
@@ -178,14 +178,15 @@ def job_of(given: dict[str, Any], adapter: Any = None) -> Any:
     )
 
 
-def _shown(done: Any, steps: int) -> dict[str, Any]:
+def shown(done: Any, steps: int, name: str) -> dict[str, Any]:
+    """A finished run as a node's results; ``name``: of the preview's file."""
     from ..spectral_core.analysis import summary_text
     from .host import paths, training_progress
 
     known = [loss for loss in done.losses if math.isfinite(loss)] or [0.0]
     picture = training_progress.curve(known, f"{done.name}: loss of {len(done.losses)} steps")
     report = report_of(done, steps, paths.below_output(done.path), summary_text(done.adapter))
-    ui = pictures.preview(picture, "train_adapter")
+    ui = pictures.preview(picture, name)
     return results.shown(report, done.adapter, pictures.to_image(picture), report, **ui)
 
 

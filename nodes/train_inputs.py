@@ -21,7 +21,8 @@ def _folders() -> list[str]:
     return training_data.folders()
 
 
-def _number(kind: str, default: float, least: float, most: float, tooltip: str, **more: Any) -> inputs.Input:
+def number(kind: str, default: float, least: float, most: float, tooltip: str, **more: Any) -> inputs.Input:
+    """A widget for a number with its limits."""
     return (kind, {"default": default, "min": least, "max": most, "tooltip": tooltip, **more})
 
 
@@ -51,11 +52,11 @@ def _required() -> dict[str, Any]:
             "foura: low rank in frequency space with gates that adapt to the step. spectral_a: adds to the "
             "strongest singular columns. spectral_r: only rotates them, with very few numbers. lora: plain.",
         ),
-        "rank": _number(
+        "rank": number(
             "INT", 8, 1, 4096, "How much the adapter can learn. Spectral methods: how many columns."
         ),
-        "steps": _number("INT", 500, 1, 1_000_000, "How many times the adapter is improved."),
-        "learning_rate": _number(
+        "steps": number("INT", 500, 1, 1_000_000, "How many times the adapter is improved."),
+        "learning_rate": number(
             "FLOAT",
             0.0,
             0.0,
@@ -65,8 +66,8 @@ def _required() -> dict[str, Any]:
             step=0.000001,
             round=False,
         ),
-        "batch_size": _number("INT", 1, 1, 1024, "Pictures per step. More is smoother and needs memory."),
-        "seed": _number(
+        "batch_size": number("INT", 1, 1, 1024, "Pictures per step. More is smoother and needs memory."),
+        "seed": number(
             "INT",
             0,
             0,
@@ -121,12 +122,12 @@ def _choices() -> dict[str, Any]:
                 "tooltip": "A word for the concept, put in front of captions that lack it. Only for images.",
             },
         ),
-        "resolution": _number("INT", 512, 16, 4096, "Size in pixels of the pictures of a folder.", step=8),
+        "resolution": number("INT", 512, 16, 4096, "Size in pixels of the pictures of a folder.", step=8),
         "keep_proportions": (
             "BOOLEAN",
             {"default": False, "tooltip": "Keep the pictures' proportions instead of cropping to a square."},
         ),
-        "accumulation": _number("INT", 1, 1, 1024, "Batches per step: a larger batch without the memory."),
+        "accumulation": number("INT", 1, 1, 1024, "Batches per step: a larger batch without the memory."),
         "optimiser": inputs.combo(
             ("adamw", "adafactor", "sgd", "schedulefree", "prodigy"),
             "How improvements are computed. schedulefree and prodigy need their Python packages.",
@@ -134,8 +135,8 @@ def _choices() -> dict[str, Any]:
         "schedule": inputs.combo(
             ("constant", "cosine", "linear"), "The learning rate over the run: level, or falling to zero."
         ),
-        "warmup": _number("INT", 10, 0, 100_000, "Steps over which the learning rate rises at the start."),
-        "caption_dropout": _number(
+        "warmup": number("INT", 10, 0, 100_000, "Steps over which the learning rate rises at the start."),
+        "caption_dropout": number(
             "FLOAT", 0.1, 0.0, 0.9, "Share of pictures shown without their caption. Needs clip.", step=0.01
         ),
         "timesteps": inputs.combo(
@@ -152,7 +153,7 @@ def _choices() -> dict[str, Any]:
             ("none", "selective", "full"), "Less memory for more time; the result is the same."
         ),
         "gate": inputs.combo(("adaptive", "none"), "FouRA's gates, which choose the rank for each step."),
-        "target_open": _number(
+        "target_open": number(
             "FLOAT", 0.0, 0.0, 1.0, "Share of gates that may stay open, for FouRA. 0: no limit.", step=0.05
         ),
         "freeze_gates": (
@@ -166,8 +167,8 @@ def _choices() -> dict[str, Any]:
             "BOOLEAN",
             {"default": False, "tooltip": "Spectral methods: train the singular values as well."},
         ),
-        "ema": _number("FLOAT", 0.0, 0.0, 0.9999, "Decay of an average of the steps; 0 is off.", step=0.0001),
-        "checkpoint_every": _number(
+        "ema": number("FLOAT", 0.0, 0.0, 0.9999, "Decay of an average of the steps; 0 is off.", step=0.0001),
+        "checkpoint_every": number(
             "INT", 100, 0, 100_000, "Steps between checkpoints. One is always written when the run ends."
         ),
         "init_words": (
@@ -186,7 +187,7 @@ def _choices() -> dict[str, Any]:
                 "patterns. Empty: they are not trained.",
             },
         ),
-        "text_learning_rate": _number(
+        "text_learning_rate": number(
             "FLOAT",
             0.0,
             0.0,
@@ -195,7 +196,7 @@ def _choices() -> dict[str, Any]:
             step=0.000001,
             round=False,
         ),
-        "sample_every": _number(
+        "sample_every": number(
             "INT",
             0,
             0,

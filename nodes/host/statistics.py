@@ -122,13 +122,13 @@ def _key(adapters: Sequence[Adapter], request: Request) -> str:
 def _collect(adapters: Sequence[Adapter], request: Request, under: Adapter | None = None) -> Collected:
     modules, skipped = _modules(adapters, request)
     space, why = _space(adapters, modules, request)
-    latent = _latent(request)
+    latent = empty_latent(request.model, request.latent)
     runs = [max(len(p), 1) if sign else 0 for p, sign in zip(request.prompts, request.signs, strict=True)]
     bar = comfy.utils.ProgressBar(max(sum(runs) * request.steps, 1))
     started = time.monotonic()
     # not the adapters' CLIP, and outside of the hooks: nothing of a concept is in it
     guided = request.clip is not None and request.cfg != 1.0
-    negative = _encoded(request.clip, "") if guided else None
+    negative = encoded(request.clip, "") if guided else None
     found: list[Mapping[str, Statistics]] = []
     for place, sign in enumerate(request.signs):
         if not sign:
@@ -188,14 +188,14 @@ def _space(
     return "exact", "in full"
 
 
-def _latent(request: Request) -> Tensor:
-    """Zeros of the connected latent's size, else of a size that suits the model."""
-    form = request.model.get_model_object("latent_format")
+def empty_latent(model: Any, given: Any) -> Tensor:
+    """Zeros (1, C, h, w) of the connected LATENT's size, else of a size that suits the model."""
+    form = model.get_model_object("latent_format")
     channels = form.latent_channels
-    if request.latent is not None:
-        shape = [1, channels, *request.latent["samples"].shape[2:]]
+    if given is not None:
+        shape = [1, channels, *given["samples"].shape[2:]]
     else:
-        side = _CELLS.get(family_of(request.model), _OTHER_CELLS)
+        side = _CELLS.get(family_of(model), _OTHER_CELLS)
         shape = [1, channels, side, side]
     if getattr(form, "latent_dimensions", 2) == 3 and len(shape) == 4:
         shape.insert(2, 1)
@@ -221,7 +221,7 @@ class _Run:
         if given.conditioning:
             positives = [[given.conditioning[self.place]]]
         else:
-            positives = [_encoded(applied.clip, prompt) for prompt in given.prompts[self.place]]
+            positives = [encoded(applied.clip, prompt) for prompt in given.prompts[self.place]]
         for number, positive in enumerate(positives):
             comfy.model_management.throw_exception_if_processing_interrupted()
             seed = given.seed + number
@@ -241,7 +241,7 @@ class _Run:
             )
 
 
-def _encoded(clip: Any, text: str) -> Any:
+def encoded(clip: Any, text: str) -> Any:
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 

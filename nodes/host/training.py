@@ -56,7 +56,7 @@ def run(job: Job, given: Inputs) -> Trained:
     path = expected.path
     if place.state == "finished" and expected.is_there:
         with torch.inference_mode(False):
-            return Trained(load(path), path, place.name, _losses(place), 0.0, place.step, (), reused=True)
+            return Trained(load(path), path, place.name, losses_of(place), 0.0, place.step, (), reused=True)
     if place.earlier:
         notes.append(f"run {place.earlier[0]} has other settings: this one is {place.name}")
     with ExitStack() as around:
@@ -111,7 +111,7 @@ def _settings(job: Job, given: Inputs, shown: Data | Pictures, base: Mapping[str
     return found
 
 
-def _losses(place: Place) -> tuple[float, ...]:
+def losses_of(place: Place) -> tuple[float, ...]:
     events = place.folder / FILE
     if not events.is_file():
         return ()

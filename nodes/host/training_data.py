@@ -85,7 +85,7 @@ def from_nodes(model: Any, latents: Sequence[Any], conditionings: Sequence[Any],
     digest = _digest([rows, [entries[k] for k in order]])
     if clip is not None:
         found[None] = encode_caption(clip, "")
-    return Data([_taken_in(model, row) for row in rows], found, digest, repeats=[Repeats()] * len(rows))
+    return Data([taken_in(model, row) for row in rows], found, digest, repeats=[Repeats()] * len(rows))
 
 
 def _entries(conditioning: Any) -> list[Any]:
@@ -108,7 +108,7 @@ def _split(entry: Any) -> list[Any]:
     return [[row(states, i), {k: row(v, i) for k, v in options.items()}] for i in range(count)]
 
 
-def _taken_in(model: Any, latent: Tensor) -> Tensor:
+def taken_in(model: Any, latent: Tensor) -> Tensor:
     """As the model wants it; the host's own scaling and shift."""
     wanted = model.get_model_object("latent_format")
     if latent.shape[0] != wanted.latent_channels:
@@ -245,7 +245,7 @@ def from_pictures(model: Any, pictures: Pictures, vae: Any, clip: Any, interrupt
         pixels = (load_picture(example.path, width, height).permute(1, 2, 0)[None] + 1) / 2
         with torch.inference_mode():
             latent = vae.encode(pixels)[0].float().cpu()
-        latents.append(_taken_in(model, latent))
+        latents.append(taken_in(model, latent))
         mask = None
         if example.mask is not None:
             mask = load_mask(example.mask, width, height)[None]

@@ -29,8 +29,8 @@ class Progress:
     trainer, so it is kept until the trainer has stopped (:meth:`stop`).
     """
 
-    def __init__(self, name: str, steps: int) -> None:
-        self._name, self._steps = name, steps
+    def __init__(self, name: str, steps: int, node: str = "Train Adapter") -> None:
+        self._name, self._steps, self._node = name, steps, node
         self._bar = comfy.utils.ProgressBar(steps)
         self._losses: dict[int, float] = {}
         self._drawn_at = 0.0
@@ -50,9 +50,9 @@ class Progress:
     def __call__(self, event: Event) -> None:
         kind, step = event["event"], int(event["step"])
         if kind in ("warning", "error"):
-            logging.warning("Train Adapter, %s: %s", self._name, event["text"])
+            logging.warning("%s, %s: %s", self._node, self._name, event["text"])
         if kind == "resume":
-            logging.info("Train Adapter, %s: goes on from step %d of %d", self._name, step, self._steps)
+            logging.info("%s, %s: goes on from step %d of %d", self._node, self._name, step, self._steps)
         if kind == "step" and event["loss"] is not None:
             self._losses[step] = float(event["loss"])
             self._show(step, event)
@@ -79,7 +79,7 @@ class Progress:
 
     def stop(self, text: str) -> NoReturn:
         """Raise the host's own interrupt; ``text`` goes into the log."""
-        logging.info(text)
+        logging.info("%s, %s: %s", self._node, self._name, text)
         comfy.model_management.throw_exception_if_processing_interrupted()  # which takes the request back
         raise self._stop or comfy.model_management.InterruptProcessingException
 

@@ -102,16 +102,19 @@ def carry_out(
             cancel=progress.cancel,
             settings={k: v for k, v in at.settings.items() if k != "config"},
         )
-        try:
-            result = train(setup, config, job.method, run=around)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise _same_kind(
-                error, f"run {at.place.name}: {explained(at.place.folder, CHECKPOINTING)}"
-            ) from error
+        result = train_explained(setup, config, job.method, around, at.place)
         adapter = _learned(begun, attachments, text, job, config, data, result)
-    return _saved(adapter, result, at, progress, config, notes)
+    return saved(adapter, result, at, progress, config, notes)
+
+
+def train_explained(setup: Setup, config: TrainConfig, method: str, around: Run, place: Place) -> TrainResult:
+    """Train; where the memory does not suffice, with an error that says what to do about it."""
+    try:
+        return train(setup, config, method, run=around)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _same_kind(error, f"run {place.name}: {explained(place.folder, CHECKPOINTING)}") from error
 
 
 def _same_kind(error: BaseException, text: str) -> Exception:
@@ -201,7 +204,7 @@ def _learned(
     return freeze(trained) if config.freeze_gates and not result.stopped else trained
 
 
-def _saved(
+def saved(
     adapter: Adapter,
     result: TrainResult,
     at: At,
@@ -215,11 +218,11 @@ def _saved(
     if result.stopped:
         save_stopped(adapter, place)
         progress.stop(
-            f"Train Adapter, {place.name}: stopped at step {len(result.losses)} of {config.steps}; a "
-            "checkpoint is kept: queue the same settings again to go on from there"
+            f"stopped at step {len(result.losses)} of {config.steps}; a checkpoint is kept: queue the same "
+            "settings again to go on from there"
         )
     path = save_result(adapter, at.expected, place, config.steps)
     if progress.cancel():
-        progress.stop(f"Train Adapter, {place.name}: finished; the workflow is stopped as asked")
+        progress.stop("finished; the workflow is stopped as asked")
     said = tuple(dict.fromkeys((*notes, *result.notes)))
     return Trained(adapter, path, place.name, tuple(result.losses), result.seconds, result.resumed_at, said)

@@ -111,7 +111,7 @@ def distil(
         raise SpectralAdapterError("the fused adapter changes no layer of the denoiser: nothing to distil")
     dropout = config.caption_dropout if job.guidance > 1 else 0.0
     shown, places = examples([p for _, p in pairs], job.preserve, job.samples, dropout)
-    rate = config.learning_rate or default_rate(student, "unet")
+    rate = config.learning_rate or default_rate(student, ["unet"])
     config = replace(config, learning_rate=rate, caption_dropout=0.0)
     drawn = _samples(pipe, job, taught, shown, places, config.seed, on_sample)
     texts = _texts(pipe, job, taught, student, shown)

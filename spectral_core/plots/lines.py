@@ -87,7 +87,8 @@ class _Axis:
         self.low, self.high = self.ticks[0], self.ticks[-1]
         if snug and not log and high > low:  # the data fills the width
             self.low, self.high = low, high
-            self.ticks = [t for t in self.ticks if low - 1e-12 <= t <= high + 1e-12] or [low, high]
+            slack = 1e-9 * (high - low)
+            self.ticks = [t for t in self.ticks if low - slack <= t <= high + slack] or [low, high]
         self.labels = [number(t) for t in self.ticks]
 
     def share(self, value: float) -> float:

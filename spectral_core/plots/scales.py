@@ -76,7 +76,8 @@ def ticks(low: float, high: float, count: int = 6) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(f * power for f in (1, 2, 5, 10) if f * power >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    digits = max(12, 3 - math.floor(math.log10(step)))  # tiny numbers have more of them
+    return [round(i * step, digits) for i in range(first, last + 1)]
 
 
 def log_ticks(low: float, high: float) -> list[float]:

@@ -89,13 +89,13 @@ def student_of(fused: Adapter) -> Adapter:
     return replace(fused, layers=layers, strength=1.0, layer_strengths=())
 
 
-def default_rate(student: Adapter, part: str) -> float:
-    """AdamW's learning rate that moves the parameters of this part by a small share of their size per step:
+def default_rate(student: Adapter, parts: Sequence[str]) -> float:
+    """AdamW's learning rate that moves the parameters of these parts by a small share of their size per step:
     it suits every model, because the student is not new but nearly right."""
     values = [
         tensor.detach().float()
         for name, layer in student.layers.items()
-        if name.partition(".")[0] == part
+        if name.partition(".")[0] in parts
         for term in layer.terms
         for tensor in term.params.values()
     ]

@@ -192,11 +192,11 @@ def test_the_default_rate_follows_the_size_of_the_parameters() -> None:
     values = torch.cat(
         [v.flatten() for layer in student.layers.values() for t in layer.terms for v in t.params.values()]
     )
-    assert default_rate(student, "unet") == pytest.approx(RATE * float(values.square().mean().sqrt()))
-    assert default_rate(student_of(lora(1).scaled(4.0)), "unet") == pytest.approx(
-        2 * default_rate(student, "unet")
+    assert default_rate(student, ["unet"]) == pytest.approx(RATE * float(values.square().mean().sqrt()))
+    assert default_rate(student_of(lora(1).scaled(4.0)), ["unet"]) == pytest.approx(
+        2 * default_rate(student, ["unet"])
     )
-    assert default_rate(student, "text_encoder") == 1e-4
+    assert default_rate(student, ["text_encoder"]) == 1e-4
 
 
 def test_attachment_strengths_are_restored() -> None:

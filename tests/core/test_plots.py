@@ -54,6 +54,8 @@ PLOTS = {
     "lines, log": lambda: line_plot({"a": ([1, 10, 1e6], [1e-12, 0, 1e5])}, log_x=True, log_y=True),
     "lines, many": lambda: line_plot({f"s{i}": [i, i + 1] for i in range(40)}, "x", "y", "many"),
     "lines, constant": lambda: line_plot({"": [2.0]}, "x"),
+    "lines, next to nothing": lambda: line_plot({"": [3e-14]}, "x"),
+    "lines, less than nothing": lambda: line_plot({"": ([1e-20, 2e-20], [-1e-300, 0.0])}, "x"),
     "bars": lambda: bar_chart({"a": 0.5, LONG: -2000.0, "none": None}, LONG, LONG),
     "bars, negative": lambda: bar_chart({"a": -1e-7, "b": -3e-7}),
     "other letters": lambda: bar_chart(

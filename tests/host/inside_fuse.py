@@ -58,12 +58,12 @@ def statistics_are_those_of_the_core():
     found = statistics.collected([LORA, GATED], request).statistics
     modules, _ = statistics._modules([LORA, GATED], request)
     applied = pack("nodes.host.applying").apply(LORA, model, clip, 1.0, 1.0)
-    words = statistics._encoded(applied.clip, "a red star")
+    words = statistics.encoded(applied.clip, "a red star")
     latent = torch.zeros(1, 4, 16, 16)
     with core.collect(modules, [LORA, GATED], dtype=torch.float64) as seen:
         comfy_sample.sample(
             applied.model, comfy_sample.prepare_noise(latent, 0), 1, 4.0, "euler", "simple", words,
-            statistics._encoded(clip, ""), latent, disable_pbar=True, seed=0,
+            statistics.encoded(clip, ""), latent, disable_pbar=True, seed=0,
         )  # fmt: skip
     for name, expected in seen.statistics().items():
         assert found[0][name].count == expected.count

@@ -1,10 +1,12 @@
-"""The node Fuse Adapters with statistics in a real host; the base model stays as it was."""
+"""The nodes Fuse Adapters, with statistics, and Distil Adapters in a real host; the base model stays as it
+was."""
 
 from __future__ import annotations
 
 import ast
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,22 +21,20 @@ diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.host
 
-SCRIPT = "inside_fuse.py"
+FUSE, DISTIL = "inside_fuse.py", "inside_distil.py"
 
 
-def checks() -> list[str]:
+def checks(script: str) -> list[str]:
     """The names in the list CHECKS of a script that only a host's Python can import."""
-    tree = ast.parse(Path(__file__).with_name(SCRIPT).read_text(encoding="utf-8"))
+    tree = ast.parse(Path(__file__).with_name(script).read_text(encoding="utf-8"))
     assigned = [n for n in tree.body if isinstance(n, ast.Assign)]
     (found,) = (n.value for n in assigned if ast.unparse(n.targets[0]) == "CHECKS")
     assert isinstance(found, ast.List)
     return [ast.unparse(element) for element in found.elts]
 
 
-@pytest.fixture(scope="module", params=checkouts())
-def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """One process per host version."""
-    folder: Path = tmp_path_factory.mktemp("fuse")
+def files_for(folder: Path) -> Path:
+    """Adapters of the demo model, and the folders that a host wants."""
     load = {"torch_dtype": torch.float32}
     unet = diffusers.UNet2DConditionModel.from_pretrained(ROOT / "demo_model/unet", **load)
     text = transformers.CLIPTextModel.from_pretrained(ROOT / "demo_model/text_encoder", **load)
@@ -48,11 +48,32 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     }
     for name, adapter in adapters.items():
         save(adapter, folder / f"{name}.safetensors")
-    (folder / "output").mkdir()
-    run_inside(request.param, SCRIPT, folder)
+    for name in ("output", "input"):
+        (folder / name).mkdir()
+    return folder
+
+
+def report_of(script: str, checkout: Any, folder: Path) -> dict[str, str]:
+    """What the script's checks say, in a process of that host version."""
+    run_inside(checkout, script, files_for(folder))
     return dict(json.loads((folder / "report.json").read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("check", checks())
-def test_inside(report: dict[str, str], check: str) -> None:
-    assert report[check] == "", report[check]
+@pytest.fixture(scope="module", params=checkouts())
+def fused(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return report_of(FUSE, request.param, tmp_path_factory.mktemp("fuse"))
+
+
+@pytest.fixture(scope="module", params=checkouts())
+def distilled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return report_of(DISTIL, request.param, tmp_path_factory.mktemp("distil"))
+
+
+@pytest.mark.parametrize("check", checks(FUSE))
+def test_fuse(fused: dict[str, str], check: str) -> None:
+    assert fused[check] == "", fused[check]
+
+
+@pytest.mark.parametrize("check", checks(DISTIL))
+def test_distil(distilled: dict[str, str], check: str) -> None:
+    assert distilled[check] == "", distilled[check]

@@ -1,0 +1,264 @@
+"""Distil Adapters: several adapters become one that is trained to draw what each of them draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from . import fuse, inputs, results, tensors, train
+from .train_inputs import number
+
+_LOOKING_STEPS = 4  # of the fusion that the training begins with
+
+
+def _required() -> dict[str, Any]:
+    return {
+        "model": inputs.model("The model that the concepts are for. It is not changed."),
+        "clip": inputs.clip("The text encoder that the concepts are for. It is not changed."),
+        "adapter_1": inputs.adapter("The first concept."),
+        "adapter_2": inputs.adapter("The second concept."),
+        "run_name": (
+            "STRING",
+            {
+                "default": "my_distilled",
+                "tooltip": "The name of the run and of the adapter's file. The same name with the same "
+                "settings resumes a stopped run, or returns the finished file; other settings begin name-2.",
+            },
+        ),
+        "weight_1": inputs.strength("How strong the first concept is in the result; 0 leaves it out."),
+        "weight_2": inputs.strength("How strong the second concept is in the result; 0 leaves it out."),
+        "steps": number("INT", 200, 1, 1_000_000, "How many times the adapter is improved."),
+        "learning_rate": number(
+            "FLOAT",
+            0.0,
+            0.0,
+            100.0,
+            "How large each improvement is. 0 chooses it from the size of the adapters, which suits every "
+            "model.",
+            step=0.000001,
+            round=False,
+        ),
+        "batch_size": number("INT", 4, 1, 1024, "Samples per step. More is smoother and needs memory."),
+        "seed": number(
+            "INT",
+            0,
+            0,
+            0xFFFFFFFF,
+            "The same seed and settings give the same adapter. It never changes by itself.",
+            control_after_generate=False,
+        ),
+    }
+
+
+def _sockets() -> dict[str, Any]:
+    return {
+        "adapters": inputs.adapter_list(
+            "Third and further concepts, from Adapter Strength, with the strengths set there."
+        ),
+        "fused": inputs.adapter(
+            "A fusion of the same concepts to begin with, from Fuse Adapters. Not connected: a closed-form "
+            "one is made."
+        ),
+        "latent": ("LATENT", {"tooltip": "Its size is used for the samples. Not connected: a small one."}),
+    }
+
+
+def _choices() -> dict[str, Any]:
+    return {
+        "prompts": (
+            "STRING",
+            {
+                "default": "",
+                "multiline": True,
+                "tooltip": "One line for each adapter with a prompt that shows its concept; several prompts "
+                "with a vertical bar between them. An empty line: from the adapter's trigger words.",
+            },
+        ),
+        "preserve": (
+            "STRING",
+            {
+                "default": "",
+                "multiline": True,
+                "tooltip": "Prompts, one in a line, under which the model shall draw what it draws without "
+                "adapters. Empty: a list of everyday ones. A single - : none.",
+            },
+        ),
+        "target_rank": number(
+            "INT", 0, 0, 4096, "The rank of every layer. 0: all the adapters' ranks together."
+        ),
+        "samples": number(
+            "INT", 16, 1, 4096, "Pictures drawn of every concept to learn on, and of what is preserved."
+        ),
+        "sample_steps": number("INT", 20, 1, 1000, "Denoising steps of each of these pictures."),
+        "sample_cfg": number(
+            "FLOAT",
+            4.0,
+            1.0,
+            30.0,
+            "Guidance of these pictures. Take the one that you draw with; 1 for models without guidance.",
+            step=0.1,
+        ),
+        "accumulation": number("INT", 1, 1, 1024, "Batches per step: a larger batch without the memory."),
+        "precision": inputs.combo(
+            ("auto", "fp32", "bf16", "fp16"),
+            "What the model computes in; auto leaves it as it is. The adapter itself is always fp32.",
+        ),
+        "gradient_checkpointing": inputs.combo(
+            ("none", "selective", "full"), "Less memory for more time; the result is the same."
+        ),
+        "checkpoint_every": number(
+            "INT", 100, 0, 100_000, "Steps between checkpoints. One is always written when the run ends."
+        ),
+    }
+
+
+class DistilAdapters:
+    """Two adapters and an optional list of more, fused and then trained to be one."""
+
+    CATEGORY = inputs.CATEGORY
+    DESCRIPTION = (
+        "Makes one adapter out of several and trains it to draw what each of them draws, without any "
+        "pictures: keeps more of every concept than a fusion alone, and leaves other prompts alone. Takes "
+        "minutes; a stopped run goes on where it stopped."
+    )
+    SEARCH_ALIASES = ["distill", "distillation", "merge lora", "combine adapters", "spectral adapters"]
+    RETURN_TYPES = (inputs.ADAPTER, "IMAGE", "STRING")
+    RETURN_NAMES = ("ADAPTER", "loss curve", "report")
+    OUTPUT_TOOLTIPS = (
+        "The distilled adapter, for Apply Adapter in the same workflow.",
+        "How far its predictions are from the concepts' own, step by step. Lower is closer.",
+        "The file, the loss, the time, and everything worth knowing about the run.",
+    )
+    FUNCTION = "distil"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> inputs.Inputs:
+        choices = {name: (kind, {**more, "advanced": True}) for name, (kind, more) in _choices().items()}
+        return {"required": _required(), "optional": {**_sockets(), **choices}}
+
+    def distil(
+        self,
+        model: Any,
+        clip: Any,
+        adapter_1: Any,
+        adapter_2: Any,
+        run_name: str = "my_distilled",
+        weight_1: float = 1.0,
+        weight_2: float = 1.0,
+        steps: int = 200,
+        learning_rate: float = 0.0,
+        batch_size: int = 4,
+        seed: int = 0,
+        adapters: Any = None,
+        fused: Any = None,
+        latent: Any = None,
+        prompts: str = "",
+        preserve: str = "",
+        target_rank: int = 0,
+        samples: int = 16,
+        sample_steps: int = 20,
+        sample_cfg: float = 4.0,
+        accumulation: int = 1,
+        precision: str = "auto",
+        gradient_checkpointing: str = "none",
+        checkpoint_every: int = 100,
+    ) -> dict[str, Any]:
+        from ..spectral_core.errors import SpectralAdapterError
+        from ..spectral_core.training.config import TrainConfig
+        from .host import distil
+
+        given, texts = _concepts(
+            [(adapter_1, weight_1, "adapter_1"), (adapter_2, weight_2, "adapter_2")], adapters, prompts
+        )
+        if fused is not None and target_rank:
+            raise SpectralAdapterError(
+                "fused and target_rank: the rank is that of the fused adapter; set target_rank to 0, or in "
+                "Fuse Adapters"
+            )
+        begin = None if fused is None else results.need_adapter(fused, "fused")
+        looking = (latent, _LOOKING_STEPS, sample_cfg, seed)
+        config = TrainConfig(
+            steps=steps,
+            batch_size=batch_size,
+            accumulation=accumulation,
+            learning_rate=learning_rate,
+            schedule="cosine",
+            checkpointing=gradient_checkpointing,
+            seed=seed,
+        )
+        job = distil.Job(
+            run_name.strip(),
+            config,
+            samples,
+            sample_steps,
+            sample_cfg,
+            _preserved(preserve),
+            precision,
+            checkpoint_every,
+        )
+        done = distil.run(
+            job,
+            distil.Inputs(
+                model,
+                clip,
+                given,
+                texts,
+                latent,
+                lambda: begin or _closed_form(model, clip, given, texts, looking, target_rank),
+                f"closed-form {target_rank}" if begin is None else begin.content_hash,
+            ),
+        )
+        return train.shown(done, steps, "distil_adapters")
+
+
+def _concepts(
+    first: Sequence[tuple[Any, float, str]], more: Any, prompts: str
+) -> tuple[list[Any], list[tuple[str, ...]]]:
+    """The adapters that count, at their strengths, with the prompts that show them."""
+    from ..spectral_core import concept_prompts
+    from ..spectral_core.errors import SpectralAdapterError
+    from ..spectral_core.fusion.sources import labels_of
+
+    given = [results.need_adapter(a, name).scaled(weight) for a, weight, name in first]
+    given += results.need_adapters(more)
+    labels = labels_of(given)
+    texts = concept_prompts.read(prompts, labels, given)
+    counted = [(a, t, label) for a, t, label in zip(given, texts, labels, strict=True) if a.strength]
+    if not counted:
+        raise SpectralAdapterError("every strength is 0: nothing is left to distil")
+    concept_prompts.require(
+        [t or not a.strength for a, t in zip(given, texts, strict=True)], labels, "prompts"
+    )
+    return [a for a, _, _ in counted], [t for _, t, _ in counted]
+
+
+def _preserved(text: str) -> tuple[str, ...]:
+    from ..spectral_core.concept_prompts import PRESERVE
+
+    if text.strip() == "-":
+        return ()
+    return tuple(line.strip() for line in text.splitlines() if line.strip()) or PRESERVE
+
+
+def _closed_form(
+    model: Any,
+    clip: Any,
+    given: Sequence[Any],
+    texts: Sequence[Sequence[str]],
+    looking: tuple[Any, int, float, int],
+    rank: int,
+) -> Any:
+    """What the training begins with."""
+    from ..spectral_core.fusion import fuse as fused
+    from ..spectral_core.fusion.rounds import ROUNDS, fuse_in_rounds
+
+    method, weights = "closed-form", [1.0] * len(given)
+    prompts = "\n".join(" | ".join(t) for t in texts)
+    look, _ = fuse.looker(method, given, weights, (model, clip, None), prompts, (*looking, ROUNDS))
+
+    def once(seen: Any) -> Any:
+        with tensors.lasting():
+            return fused(given, method, rank=rank or None, statistics=seen)
+
+    return fuse_in_rounds(look, once, ROUNDS).fused.adapter
