@@ -12,6 +12,7 @@ from .. import concept_prompts
 from ..adapter import Adapter
 from ..errors import SpectralAdapterError
 from ..fusion import fuse
+from ..fusion.rounds import ROUNDS, fuse_in_rounds
 from ..fusion.sources import labels_of
 from ..training.config import TrainConfig
 from ..training.loop import TrainResult
@@ -157,9 +158,11 @@ def _closed_form(
     """What the training begins with."""
     from ..pipelines.statistics import Looking, concept_statistics
 
-    looking = Looking(guidance=job.guidance, size=job.size, seed=config.seed)
+    looking = Looking(guidance=job.guidance, size=job.size, seed=config.seed, rounds=ROUNDS)
     signs = [(a.strength > 0) - (a.strength < 0) for a in adapters]
-    seen = concept_statistics(pipe, adapters, prompts, looking, signs)
-    fused = fuse(adapters, "closed-form", rank=rank, statistics=seen)
-    print(fused.report.text)
-    return fused.adapter
+    done = fuse_in_rounds(
+        lambda under: concept_statistics(pipe, adapters, prompts, looking, signs, under=under),
+        lambda seen: fuse(adapters, "closed-form", rank=rank, statistics=seen),
+    )
+    print(done.fused.report.text)
+    return done.fused.adapter

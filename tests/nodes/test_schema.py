@@ -15,6 +15,7 @@ from tools import node_locales
 
 HERE = Path(__file__).parent
 SCHEMA: dict[str, Any] = json.loads((HERE / "schema_v1.json").read_text())
+LATER = {"SpectralAdapters_DistilAdapters"}  # nodes that came after the stored workflow
 WIDGETS = {"COMBO", "INT", "FLOAT", "STRING", "BOOLEAN"}
 
 
@@ -96,7 +97,8 @@ def prompt_of(page: dict[str, Any], classes: dict[str, Any]) -> dict[str, Any]:
 
 def test_stored_workflow_means_what_it_meant(ours: Pack) -> None:
     classes = ours.root.NODE_CLASS_MAPPINGS
-    assert {node["type"] for node in PAGE["nodes"]} == set(SCHEMA), "every node of the first version is in it"
+    stored = {node["type"] for node in PAGE["nodes"]}
+    assert stored == set(SCHEMA) - LATER, "every node of the first version is in it"
     assert prompt_of(PAGE, classes) == PROMPT
     for entry in PROMPT.values():
         node = classes[entry["class_type"]]
