@@ -121,9 +121,13 @@ def single_adapter() -> dict[str, Node]:
     }
 
 
-def three_concepts_fused() -> dict[str, Node]:
+THREE = ("bot", "fish", "house")
+
+
+def three_adapters(third_at: int) -> dict[str, Node]:
+    """The demo model and three adapters, the third one as a list from Adapter Strength."""
     nodes = start(0, 0)
-    for i, name in enumerate(("bot", "fish", "house")):
+    for i, name in enumerate(THREE):
         nodes[name] = node(
             PREFIX + "LoadSpectralAdapter",
             (420, 400 * i, 400, 350),
@@ -134,7 +138,7 @@ def three_concepts_fused() -> dict[str, Node]:
         )
     nodes["third"] = node(
         PREFIX + "AdapterStrength",
-        (860, 850, 380, 400),
+        (860, third_at, 380, 400),
         "Adapter Strength: the third one, as a list",
         adapter=("house", 2),
         strength_model=1.0,
@@ -145,6 +149,32 @@ def three_concepts_fused() -> dict[str, Node]:
         custom_curve="",
         block_weights="",
     )
+    return nodes
+
+
+def three_pictures(source: str, prefix: str) -> dict[str, Node]:
+    """The one adapter that a node gives out, applied, and a picture of each of the three."""
+    nodes = {
+        "apply": node(
+            PREFIX + "ApplyAdapter",
+            (1280, 0, 380, 430),
+            adapter=(source, 0),
+            model=("demo", 0),
+            clip=("demo", 1),
+            strength_model=1.0,
+            strength_clip=1.0,
+            mode="auto",
+            base_mismatch="delta",
+        )
+    }
+    for i, name in enumerate(THREE):
+        prompt = f"a <{name}> on a red background"
+        nodes |= picture(f"{prefix}_{name}", 1680, 400 * i, ("apply", 0), ("apply", 1), prompt)
+    return nodes
+
+
+def three_concepts_fused() -> dict[str, Node]:
+    nodes = three_adapters(850)
     nodes["fuse"] = node(
         PREFIX + "FuseAdapters",
         (860, 0, 380, 800),
@@ -165,20 +195,7 @@ def three_concepts_fused() -> dict[str, Node]:
         save_statistics="",
         sample_rounds=2,
     )
-    nodes["apply"] = node(
-        PREFIX + "ApplyAdapter",
-        (1280, 0, 380, 430),
-        adapter=("fuse", 0),
-        model=("demo", 0),
-        clip=("demo", 1),
-        strength_model=1.0,
-        strength_clip=1.0,
-        mode="auto",
-        base_mismatch="delta",
-    )
-    for i, name in enumerate(("bot", "fish", "house")):
-        prompt = f"a <{name}> on a red background"
-        nodes |= picture(f"fused_{name}", 1680, 400 * i, ("apply", 0), ("apply", 1), prompt)
+    nodes |= three_pictures("fuse", "fused")
     nodes |= note(
         0,
         680,
@@ -340,29 +357,7 @@ def adapter_report() -> dict[str, Node]:
 
 
 def concepts_distilled() -> dict[str, Node]:
-    nodes = start(0, 0)
-    for i, name in enumerate(("bot", "fish", "house")):
-        nodes[name] = node(
-            PREFIX + "LoadSpectralAdapter",
-            (420, 400 * i, 400, 350),
-            adapter_name=f"examples/{name}_spectral.safetensors",
-            strength_model=1.0,
-            strength_clip=1.0,
-            base_mismatch="delta",
-        )
-    nodes["third"] = node(
-        PREFIX + "AdapterStrength",
-        (860, 1050, 380, 400),
-        "Adapter Strength: the third one, as a list",
-        adapter=("house", 2),
-        strength_model=1.0,
-        strength_clip=1.0,
-        start_percent=0.0,
-        end_percent=1.0,
-        curve="constant",
-        custom_curve="",
-        block_weights="",
-    )
+    nodes = three_adapters(1050)
     nodes["distil"] = node(
         PREFIX + "DistilAdapters",
         (860, 0, 380, 1000),
@@ -390,20 +385,7 @@ def concepts_distilled() -> dict[str, Node]:
         gradient_checkpointing="none",
         checkpoint_every=100,
     )
-    nodes["apply"] = node(
-        PREFIX + "ApplyAdapter",
-        (1280, 0, 380, 430),
-        adapter=("distil", 0),
-        model=("demo", 0),
-        clip=("demo", 1),
-        strength_model=1.0,
-        strength_clip=1.0,
-        mode="auto",
-        base_mismatch="delta",
-    )
-    for i, name in enumerate(("bot", "fish", "house")):
-        prompt = f"a <{name}> on a red background"
-        nodes |= picture(f"distilled_{name}", 1680, 400 * i, ("apply", 0), ("apply", 1), prompt)
+    nodes |= three_pictures("distil", "distilled")
     nodes |= note(
         0,
         680,
