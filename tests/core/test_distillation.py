@@ -139,6 +139,10 @@ def test_schedules_of_teachers_are_followed() -> None:
     noisy, clean = torch.tensor([49]), torch.tensor([0])
     assert torch.allclose(denoiser(x, noisy, [0]), never(x, noisy, [0]), atol=1e-6)
     assert torch.allclose(denoiser(x, clean, [0]), always(x, clean, [0]), atol=1e-6)
+    _, late, *_ = case([lora(1)], lora(3, schedule=Schedule.window(0.5, 1.0)), shown)
+    _, none, *_ = case([lora(1)], lora(3, strength=1e-9), shown)
+    assert torch.allclose(late(x, clean, [0]), always(x, clean, [0]), atol=1e-6), "the student's, too"
+    assert torch.allclose(late(x, noisy, [0]), none(x, noisy, [0]), atol=1e-6)
 
 
 def test_training_brings_the_student_to_its_teachers() -> None:

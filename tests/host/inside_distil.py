@@ -11,7 +11,8 @@ sys.path.append(str(Path(__file__).parent))
 import comfy.model_management as management
 import torch
 from inside_apply_lib import FOLDER, adapter, pack, run_checks
-from inside_train_lib import SAVED, Untouched, at_step, errors
+from inside_apply_models import sd3
+from inside_train_lib import SAVED, Untouched, at_step, errors, train
 
 distil_node = pack("nodes.distil").DistilAdapters
 fileformat = pack("spectral_core.fileformat")
@@ -75,6 +76,48 @@ def a_student_that_is_its_teacher_has_nothing_to_learn():
         same, other = losses(f"same {name}")[0], losses(f"other {name}")[0]
         assert same < 1e-7 and other > 1e3 * same, (name, same, other)
     BASE.check(flags=False)
+
+
+class OtherWords:
+    """The demo model's CLIP, but for what it makes of a text: states for a model of another width."""
+
+    def __init__(self, clip):
+        self._clip = clip
+
+    def __getattr__(self, name):
+        return getattr(self._clip, name)
+
+    def tokenize(self, text):
+        return text
+
+    def encode_from_tokens_scheduled(self, text):
+        generator = torch.Generator().manual_seed(len(text))
+        pooled = torch.randn(1, 32, generator=generator)
+        return [[torch.randn(1, 7, 48, generator=generator), {"pooled_output": pooled}]]
+
+
+def a_flow_model_with_fused_layers():
+    """Layers with the host's own names, of which some are rows of one weight."""
+    model, clip = sd3(), OtherWords(CLIP)
+    latent = {"samples": torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(3))}
+    before = {k: v.clone() for k, v in model.model.state_dict().items()}
+    words = clip.encode_from_tokens_scheduled("a star")
+    made = [
+        train(
+            model, run_name=f"flow {seed}", method="lora", targets="attention", latents=latent, seed=seed,
+            conditioning=[words], steps=2, learning_rate=0.1, batch_size=1,
+        )[0]
+        for seed in (1, 2)
+    ]  # fmt: skip
+    given = {"model": model, "clip": clip, "latent": latent, "sample_cfg": 1.0}
+    one = {**given, "weight_2": 0.0, "preserve": "-", "steps": 1}
+    distil(*made, run_name="flow same", fused=made[0], **one)
+    distil(*made, run_name="flow other", fused=made[0].scaled(0.5), **one)
+    same, other = losses("flow same")[0], losses("flow other")[0]
+    assert same < 1e-6 * other, (same, other)
+    both, _, report = distil(*made, run_name="flow both", **given)
+    assert set(both.layers) == set(made[0].layers) and "4 steps" in report, report
+    assert all(torch.equal(before[k], v) for k, v in model.model.state_dict().items())
 
 
 def a_weight_counts():
@@ -182,6 +225,7 @@ def what_cannot_work_is_said():
 CHECKS = [
     two_adapters_become_one_that_is_saved,
     a_student_that_is_its_teacher_has_nothing_to_learn,
+    a_flow_model_with_fused_layers,
     a_weight_counts,
     preserved_prompts_are_the_models_own,
     a_stopped_run_goes_on_and_ends_like_one_that_was_not_stopped,
