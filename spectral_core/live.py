@@ -61,8 +61,8 @@ class Control:
             self.multiplier = self.schedule.at(progress)
 
     def factor(self, name: LayerName) -> float | Tensor:
-        """strength · schedule(progress)."""
-        if self.schedule is None:
+        """strength · schedule(progress); off is off, whatever the progress."""
+        if self.schedule is None or self.strength == 0:
             return self.strength
         if self.multiplier is None:
             raise SpectralAdapterError(

@@ -145,6 +145,18 @@ def test_schedules_of_teachers_are_followed() -> None:
     assert torch.allclose(late(x, noisy, [0]), none(x, noisy, [0]), atol=1e-6)
 
 
+def test_a_scheduled_teacher_that_is_off_asks_for_no_progress() -> None:
+    """Its rows may be in no batch yet, or were more in the last one."""
+    shown = [DistilExample(0, "a"), DistilExample(1, "bb")]
+    taught = [lora(1, schedule=Schedule.window(0.5, 1.0)), lora(2)]
+    _, denoiser, *_ = case(taught, lora(3), shown)
+    _, plain, *_ = case([lora(1), lora(2)], lora(3), shown)
+    x, levels = torch.randn(3, 1, 1, WIDTH), torch.tensor([3, 40, 20])
+    assert torch.allclose(denoiser(x[:2], levels[:2], [1, 1]), plain(x[:2], levels[:2], [1, 1]))
+    denoiser(x, levels, [0, 0, 1])
+    assert torch.allclose(denoiser(x[:1], levels[:1], [1]), plain(x[:1], levels[:1], [1]))
+
+
 def test_training_brings_the_student_to_its_teachers() -> None:
     shown = [DistilExample(0, "a"), DistilExample(1, "b" * 6), DistilExample(BASE, "c" * 12)]
     taught = [lora(1), lora(2)]

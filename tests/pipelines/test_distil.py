@@ -17,8 +17,9 @@ from spectral_core.fusion import fuse
 from spectral_core.methods import FouRAConfig, LoRAConfig
 from spectral_core.pipelines import apply
 from spectral_core.pipelines.conditioning import encode
-from spectral_core.pipelines.distil import DISTIL, DistilJob, distil
+from spectral_core.pipelines.distil import DISTIL, DistilJob, _samples, distil
 from spectral_core.targets import find_targets
+from spectral_core.training.distillation import examples
 
 PROMPTS = [("a b", "b"), ("a c",)]
 FAST = DistilJob(samples=2, preserve=("a",), sample_steps=2, size=(16, 16))
@@ -82,6 +83,20 @@ def test_the_student_comes_nearer_and_the_pipeline_is_as_it_was(pipe: Any, adapt
     assert [p["name"] for p in done.adapter.provenance.parents] == ["b", "c"]
     again = distil(pipe, fused, adapters, PROMPTS, FAST, config)
     assert again.adapter.content_hash == done.adapter.content_hash
+
+
+def test_samples_are_what_each_concepts_own_adapter_draws(pipe: Any, adapters: list[Any]) -> None:
+    shown, places = examples(PROMPTS, ("a",), 3, 0.1)
+    drawn = _samples(pipe, FAST, adapters, shown, places, 7, None)
+    told = ["a b", "b", "a b", "a c", "a c", "a c", "a", "a", "a"]
+    assert len(drawn) == len(told)
+    for number, (latent, prompt) in enumerate(zip(drawn, told, strict=True)):
+        with apply(pipe, *adapters[number // 3 : number // 3 + 1]):
+            expected = pipe(
+                prompt, num_inference_steps=2, guidance_scale=4.0, width=16, height=16, output_type="latent",
+                generator=torch.Generator().manual_seed(7 + number),
+            ).images[0]  # fmt: skip
+        assert torch.allclose(latent, expected, atol=1e-4), number
 
 
 def test_what_cannot_be_distilled_is_said(pipe: Any, adapters: list[Any]) -> None:
