@@ -8,7 +8,8 @@ Shapes: none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 from .adapter import Adapter
 from .errors import SpectralAdapterError
@@ -45,6 +46,27 @@ def own_prompts(adapter: Adapter) -> tuple[str, ...]:
     """Four prompts with the concept's words; none where it names no word."""
     words = words_of(adapter)[:_WORDS]
     return tuple(template.format(words[i % len(words)]) for i, template in enumerate(TEMPLATES) if words)
+
+
+def without_concepts(
+    preserve: Sequence[str], adapters: Sequence[Adapter], prompts: Sequence[Sequence[str]]
+) -> tuple[tuple[str, ...], list[str]]:
+    """Prompts to be preserved that show no concept, and a note about the others: one prompt cannot be both.
+
+    A prompt shows a concept when it has the adapter's words in it, or is one of the concept's prompts.
+    """
+    words = {word.lower().strip() for adapter in adapters for word in words_of(adapter) if word.strip()}
+    given = {text.lower().strip() for texts in prompts for text in texts}
+    kept = tuple(p for p in preserve if p.lower().strip() not in given and not _has(p.lower(), words))
+    dropped = [repr(p) for p in preserve if p not in kept]
+    if not dropped:
+        return kept, []
+    return kept, [f"not preserved, because a concept is in it: {', '.join(dropped)}"]
+
+
+def _has(prompt: str, words: Iterable[str]) -> bool:
+    """Whether one of the words is in the prompt, as a whole."""
+    return any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompt) for word in words)
 
 
 def read(text: str, labels: Sequence[str], adapters: Sequence[Adapter]) -> list[tuple[str, ...]]:

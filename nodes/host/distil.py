@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ...spectral_core.adapter import Adapter
 from ...spectral_core.attach import Attachment, attach
+from ...spectral_core.concept_prompts import without_concepts
 from ...spectral_core.fileformat import load, save
 from ...spectral_core.training.config import TrainConfig
 from ...spectral_core.training.distillation import (
@@ -134,7 +135,8 @@ def _student(given: Inputs, path: Path) -> tuple[Adapter, list[str]]:
 def _carry_out(job: Job, given: Inputs, student: Adapter, at: At) -> Trained:
     guided = job.cfg > 1
     dropout = job.config.caption_dropout if guided else 0.0
-    shown, places = examples(given.prompts, job.preserve, job.samples, dropout)
+    preserve, left_out = without_concepts(job.preserve, given.adapters, given.prompts)
+    shown, places = examples(given.prompts, preserve, job.samples, dropout)
     latents = _samples(job, given, shown, places)
     words = _Words(given, student, shown)
     progress = Progress(at.place.name, job.config.steps, NODE)
@@ -144,8 +146,9 @@ def _carry_out(job: Job, given: Inputs, student: Adapter, at: At) -> Trained:
         trained_parts = [part for part in student.parts if part in trees]
         rate = job.config.learning_rate or default_rate(student, trained_parts)
         config = replace(job.config, learning_rate=rate, caption_dropout=0.0, precision=ready.precision)
-        notes = [*at.notes, f"learning rate {rate:.2g}, from the size of what was fused"]
-        notes = at.notes if job.config.learning_rate else notes
+        notes = [*at.notes, *left_out]
+        if not job.config.learning_rate:
+            notes.append(f"learning rate {rate:.2g}, from the size of what was fused")
         teachers = []
         for adapter in given.adapters:
             fitted, _, _ = training_layers.fitted(adapter, given.model)

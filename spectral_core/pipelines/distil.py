@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..adapter import Adapter
 from ..attach import attach
-from ..concept_prompts import PRESERVE
+from ..concept_prompts import PRESERVE, without_concepts
 from ..errors import SpectralAdapterError
 from ..training.config import TrainConfig
 from ..training.distillation import (
@@ -49,8 +49,8 @@ _DRAWN_TOGETHER = 8
 @dataclass(frozen=True)
 class DistilJob:
     """samples: pictures that are drawn of every concept with its own adapter, and as many of ``preserve``,
-    prompts without any concept under which the model shall draw what it draws alone; empty: it may change
-    there. sample_steps, guidance, size: of these."""
+    prompts without any concept under which the model shall draw what it draws alone (those with a concept's
+    word in them are left out); empty: it may change there. sample_steps, guidance, size: of these."""
 
     samples: int = 16
     preserve: tuple[str, ...] = PRESERVE
@@ -110,7 +110,8 @@ def distil(
     if "unet" not in student.parts:
         raise SpectralAdapterError("the fused adapter changes no layer of the denoiser: nothing to distil")
     dropout = config.caption_dropout if job.guidance > 1 else 0.0
-    shown, places = examples([p for _, p in pairs], job.preserve, job.samples, dropout)
+    preserve, notes = without_concepts(job.preserve, taught, [p for _, p in pairs])
+    shown, places = examples([p for _, p in pairs], preserve, job.samples, dropout)
     rate = config.learning_rate or default_rate(student, ["unet"])
     config = replace(config, learning_rate=rate, caption_dropout=0.0)
     drawn = _samples(pipe, job, taught, shown, places, config.seed, on_sample)
@@ -145,7 +146,7 @@ def distil(
         **config.as_dict(),
         "steps_done": len(result.losses),
     }
-    return Distilled(trained.with_provenance(training=record), result, tuple(result.notes))
+    return Distilled(trained.with_provenance(training=record), result, (*notes, *result.notes))
 
 
 @torch.no_grad()

@@ -40,3 +40,15 @@ def test_a_concept_without_words_is_named():
     concept_prompts.require([("a",), True], ["cat", "dog"], "prompts")
     with pytest.raises(SpectralAdapterError, match=r"dog names no trigger word.*line 2 of prompts"):
         concept_prompts.require([("a",), ()], ["cat", "dog"], "prompts")
+
+
+def test_what_shows_a_concept_is_not_preserved():
+    one = Adapter({}, Provenance(name="one", trigger_words=("dog", "sks style")))
+    two = Adapter({}, Provenance(name="two"), tokens={"<b.t>": {}})
+    preserve = ("a Dog on grass", "a dogwood", "in SKS style", "a <b.t>", "a <bxt>", "a house", "", "a Ring ")
+    kept, notes = concept_prompts.without_concepts(preserve, [one, two], [("a dog",), ("a ring",)])
+    assert kept == ("a dogwood", "a <bxt>", "a house", "")
+    assert notes == [
+        "not preserved, because a concept is in it: 'a Dog on grass', 'in SKS style', 'a <b.t>', 'a Ring '"
+    ]
+    assert concept_prompts.without_concepts(("a", ""), [two], [("b",)]) == (("a", ""), [])

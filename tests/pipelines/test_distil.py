@@ -110,6 +110,10 @@ def test_what_cannot_be_distilled_is_said(pipe: Any, adapters: list[Any]) -> Non
     words = concept(pipe, LoRAConfig(2), 3, "b", ("text_encoder",))
     with pytest.raises(SpectralAdapterError, match="no layer of the denoiser"):
         distil(pipe, words, adapters, PROMPTS, FAST)
+    drawn: list[int] = []
+    two = [adapters[0], adapters[1].scaled(0.0)]
+    distil(pipe, fused, two, [("a b",), ()], FAST, replace(DISTIL, steps=1), on_sample=drawn.append)
+    assert sum(drawn) == 4, "strength 0 is left out"
     for wrong in ({"samples": 0}, {"sample_steps": 0}):
         with pytest.raises(SpectralAdapterError):
             DistilJob(**wrong)
