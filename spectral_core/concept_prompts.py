@@ -16,7 +16,6 @@ from .errors import SpectralAdapterError
 
 TEMPLATES = ("a {}", "a picture of a {}", "a {} on a white background", "a {} on a dark background")
 PRESERVE = (
-    "",
     "a man",
     "a woman",
     "a dog",
@@ -32,6 +31,7 @@ PRESERVE = (
     "a red circle on a blue background",
     "a portrait of a person",
     "the sea",
+    "flowers in a vase",
 )
 """Prompts without a concept, under which a model shall stay as it is."""
 _WORDS = 2  # trigger words of LoRA files may be a long list of tags

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,9 @@ def run(namespace: argparse.Namespace) -> int:
 
     def make(name: str, around: Run) -> tuple[Adapter, TrainResult, Sequence[str]]:
         fused = given or _closed_form(pipe, adapters, prompts, job, config, values.get("rank"))
-        done = distil(pipe, fused, adapters, prompts, job, config, around)
+        groups = sum(bool(a.strength) for a in adapters) + bool(job.preserve)
+        with samples_bar(groups * job.samples, namespace.json) as drawn:
+            done = distil(pipe, fused, adapters, prompts, job, config, around, drawn)
         return done.adapter.with_provenance(name=name), done.result, done.notes
 
     folder = Path(values.get("output", "adapters"))
@@ -145,6 +148,24 @@ def run(namespace: argparse.Namespace) -> int:
         folder, values.get("run_name", "distilled"), values.get("checkpoint_every", 100), namespace.json
     )
     return runs.carry_out(named, config, settings, make)
+
+
+@contextmanager
+def samples_bar(total: int, silent: bool) -> Iterator[Callable[[int], None]]:
+    """A bar of the samples that are drawn before the training; gone when all of them are."""
+    from tqdm import tqdm
+
+    bar = tqdm(total=total, desc="samples", unit="picture", disable=silent, leave=False, dynamic_ncols=True)
+
+    def drawn(count: int) -> None:
+        bar.update(count)
+        if bar.n >= total:
+            bar.close()
+
+    try:
+        yield drawn
+    finally:
+        bar.close()
 
 
 def _closed_form(
