@@ -18,7 +18,7 @@ from ..errors import SpectralAdapterError
 from ..moments import Statistics, pooled
 from . import Fused
 
-ROUNDS = 2  # what one more round gains is lost in the noise (docs/fusion.md)
+ROUNDS = 2  # a third gains a third as much again (docs/fusion.md)
 
 ByConcept = Sequence[Mapping[str, Statistics]]
 Look = Callable[["Adapter | None"], ByConcept]
