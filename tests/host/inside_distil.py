@@ -43,18 +43,18 @@ def losses(name):
 
 
 def two_adapters_become_one_that_is_saved():
-    made, curve, report = distil(LORA, GATED, run_name="both", steps=30, learning_rate=0.003)
+    made, curve, report = distil(LORA, GATED, run_name="both", steps=20, learning_rate=0.005)
     assert made.mergeable and made.layers.keys() == LORA.layers.keys() | GATED.layers.keys()
-    assert curve.shape[3] == 3 and "30 steps" in report and "saved as" in report, report
+    assert curve.shape[3] == 3 and "20 steps" in report and "saved as" in report, report
     stored = fileformat.load(SAVED / "both.safetensors")
     assert stored.content_hash == made.content_hash and stored.provenance.name == "both"
     assert stored.provenance.training["distilled"]["preserve"] == ["a heart"]
     assert len(stored.provenance.parents) == 2
     lost = losses("both")
     print("  ", lost[:5], lost[-5:])
-    assert sum(lost[-10:]) < 0.8 * sum(lost[:10]), lost
+    assert sum(lost[-6:]) < 0.85 * sum(lost[:6]), lost
     BASE.check(flags=False)
-    again, _, report = distil(LORA, GATED, run_name="both", steps=30, learning_rate=0.003)
+    again, _, report = distil(LORA, GATED, run_name="both", steps=20, learning_rate=0.005)
     assert "nothing was trained" in report and again.content_hash == made.content_hash
     _, _, report = distil(LORA, GATED, run_name="both", steps=2)
     assert (SAVED / "both-2.safetensors").is_file() and "learning rate" in report, report
