@@ -18,7 +18,7 @@ errors = pack("spectral_core.errors")
 statistics = pack("nodes.host.statistics")
 statistics_file = pack("spectral_core.statistics_file")
 fuse_node = pack("nodes.fuse").FuseAdapters
-WORDS = {"prompts": "a red star | a star\na blue ring", "sample_steps": 1}
+WORDS = {"prompts": "a red star | a star\na blue ring", "sample_steps": 1, "sample_rounds": 1}
 
 with torch.inference_mode():
     model, clip = pack("nodes.host.demo_model").load_model(), pack("nodes.host.demo_model").load_clip()
