@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from . import fuse, inputs, results, tensors, train
@@ -165,7 +166,7 @@ class DistilAdapters:
         checkpoint_every: int = 100,
     ) -> dict[str, Any]:
         from ..spectral_core.errors import SpectralAdapterError
-        from ..spectral_core.training.config import TrainConfig
+        from ..spectral_core.training.distillation import DISTIL
         from .host import distil
 
         given, texts = _concepts(
@@ -178,12 +179,12 @@ class DistilAdapters:
             )
         begin = None if fused is None else results.need_adapter(fused, "fused")
         looking = (latent, _LOOKING_STEPS, sample_cfg, seed)
-        config = TrainConfig(
+        config = replace(
+            DISTIL,
             steps=steps,
             batch_size=batch_size,
             accumulation=accumulation,
             learning_rate=learning_rate,
-            schedule="cosine",
             checkpointing=gradient_checkpointing,
             seed=seed,
         )

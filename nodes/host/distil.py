@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ from ...spectral_core.training.distillation import (
     BASE,
     DistilDenoiser,
     DistilExample,
-    default_rate,
+    drawn_as,
     examples,
+    settled,
     student_of,
 )
 from ...spectral_core.training.loop import Setup
@@ -40,7 +42,7 @@ from ...spectral_core.training.order import Order
 from ...spectral_core.training.residual import ResidualNoise
 from ...spectral_core.training.result import find_result
 from ...spectral_core.training.run import Run, take_place
-from . import applying, paths, statistics, training_data, training_layers, training_model
+from . import applying, keys, paths, statistics, training_data, training_layers, training_model
 from .training import RUNS, losses_of
 from .training_progress import Progress, check_interrupt
 from .training_run import At, Trained, saved, train_explained
@@ -98,7 +100,7 @@ def run(job: Job, given: Inputs) -> Trained:
     it was.
     """
     for adapter in given.adapters:  # before anything is drawn
-        training_layers.fitted(adapter, given.model)
+        _fitted(given, adapter)
     shape = statistics.empty_latent(given.model, given.latent).shape
     settings = {
         "config": job.config.as_dict(),
@@ -144,15 +146,11 @@ def _carry_out(job: Job, given: Inputs, student: Adapter, at: At) -> Trained:
     with training_model.ready(given.model, job.precision, shape) as ready, ExitStack() as undo:
         trees = training_layers.trees(ready.patcher)
         trained_parts = [part for part in student.parts if part in trees]
-        rate = job.config.learning_rate or default_rate(student, trained_parts)
-        config = replace(job.config, learning_rate=rate, caption_dropout=0.0, precision=ready.precision)
+        config = settled(replace(job.config, precision=ready.precision), student, trained_parts)
         notes = [*at.notes, *left_out]
         if not job.config.learning_rate:
-            notes.append(f"learning rate {rate:.2g}, from the size of what was fused")
-        teachers = []
-        for adapter in given.adapters:
-            fitted, _, _ = training_layers.fitted(adapter, given.model)
-            teachers.append(_attached(undo, fitted, trees))
+            notes.append(f"learning rate {config.learning_rate:.2g}, from the size of what was fused")
+        teachers = [_attached(undo, a, trees) for a in map(partial(_fitted, given), given.adapters)]
         learner = _attached(undo, student, trees, trainable=True)
         conditions = training_model.Conditions(ready.patcher, words.entries, latents)
         denoiser = training_model.Denoiser(ready, conditions)
@@ -181,6 +179,15 @@ def _carry_out(job: Job, given: Inputs, student: Adapter, at: At) -> Trained:
     return saved(adapter.with_provenance(name=at.place.name), result, at, progress, config, notes)
 
 
+def _fitted(given: Inputs, adapter: Adapter) -> Adapter:
+    """The adapter with the names that its layers have here; without any where it changes the text encoders
+    alone. Raises SpectralAdapterError for an adapter of another model."""
+    places = keys.place(adapter, given.model, given.clip)
+    if places.clip and not places.model:
+        return replace(adapter, layers={})
+    return training_layers.fitted(adapter, given.model)[0]
+
+
 def _attached(
     undo: ExitStack, adapter: Adapter, trees: dict[str, Any], trainable: bool = False
 ) -> list[Attachment]:
@@ -205,9 +212,7 @@ def _learned(
 
 def _samples(job: Job, given: Inputs, shown: Sequence[DistilExample], places: Sequence[int]) -> list[Tensor]:
     """Latents (C, H, W), as the model has them, of every sample: drawn with its concept's own adapter."""
-    said: dict[int, DistilExample] = {}
-    for example, number in zip(shown, places, strict=True):
-        said.setdefault(number, example)
+    said = drawn_as(shown, places)
     empty = statistics.empty_latent(given.model, given.latent)
     bar = comfy.utils.ProgressBar(len(said) * job.sample_steps)
     groups: dict[DistilExample, list[int]] = {}

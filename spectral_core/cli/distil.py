@@ -138,8 +138,8 @@ def run(namespace: argparse.Namespace) -> int:
 
     def make(name: str, around: Run) -> tuple[Adapter, TrainResult, Sequence[str]]:
         fused = given or _closed_form(pipe, adapters, prompts, job, config, values.get("rank"))
-        groups = sum(bool(a.strength) for a in adapters) + bool(job.preserve)
-        with samples_bar(groups * job.samples, namespace.json) as drawn:
+        drawn_for = sum(bool(a.strength) for a in adapters) + bool(job.preserve)
+        with samples_bar(drawn_for * job.samples, namespace.json) as drawn:
             done = distil(pipe, fused, adapters, prompts, job, config, around, drawn)
         return done.adapter.with_provenance(name=name), done.result, done.notes
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -27,10 +27,12 @@ from ..errors import SpectralAdapterError
 from ..training.config import TrainConfig
 from ..training.distillation import (
     BASE,
+    DISTIL,
     DistilDenoiser,
     DistilExample,
-    default_rate,
+    drawn_as,
     examples,
+    settled,
     student_of,
 )
 from ..training.loop import Setup, TrainResult, train
@@ -41,8 +43,6 @@ from .applying import apply
 from .concept import diffusion_of
 from .conditioning import Conditioning, encode, joined_rows
 
-DISTIL = TrainConfig(steps=200, batch_size=4, schedule="cosine")
-"""The training settings to begin with."""
 _DRAWN_TOGETHER = 8
 
 
@@ -112,8 +112,7 @@ def distil(
     dropout = config.caption_dropout if job.guidance > 1 else 0.0
     preserve, notes = without_concepts(job.preserve, taught, [p for _, p in pairs])
     shown, places = examples([p for _, p in pairs], preserve, job.samples, dropout)
-    rate = config.learning_rate or default_rate(student, ["unet"])
-    config = replace(config, learning_rate=rate, caption_dropout=0.0)
+    config = settled(config, student, ["unet"])
     drawn = _samples(pipe, job, taught, shown, places, config.seed, on_sample)
     texts = _texts(pipe, job, taught, student, shown)
     noise = ResidualNoise(diffusion_of(pipe))
@@ -161,9 +160,7 @@ def _samples(
 ) -> list[Tensor]:
     """The latents (C, h, w) of every sample, each drawn with its concept's own adapter, or with none."""
     sides = {} if job.size is None else {"width": job.size[0], "height": job.size[1]}
-    said: dict[int, DistilExample] = {}
-    for example, number in zip(shown, places, strict=True):
-        said.setdefault(number, example)
+    said = drawn_as(shown, places)
     found: dict[int, Tensor] = {}
     for concept in dict.fromkeys(e.concept for e in said.values()):
         numbers = [number for number, e in said.items() if e.concept == concept]

@@ -26,8 +26,11 @@ from ..attach import Attachment
 from ..errors import SpectralAdapterError
 from ..fusion.linear import plain_term
 from ..lowrank import concatenate, recompress
+from .config import TrainConfig
 from .diffusion import NoiseProcess
 
+DISTIL = TrainConfig(steps=200, batch_size=4, schedule="cosine")
+"""The training settings to begin with."""
 BASE = -1  # in place of a concept: the model alone
 RATE = 0.02  # of the parameters' root mean square; docs/evidence.md has the sweep
 
@@ -71,6 +74,14 @@ def examples(
     return found, places
 
 
+def drawn_as(shown: Sequence[DistilExample], places: Sequence[int]) -> dict[int, DistilExample]:
+    """Sample number -> the example that it is drawn as, which is the one with its prompt."""
+    found: dict[int, DistilExample] = {}
+    for example, number in zip(shown, places, strict=True):
+        found.setdefault(number, example)
+    return found
+
+
 def student_of(fused: Adapter) -> Adapter:
     """The adapter as plain LoRA with everything folded in, down and up of equal size, so that both learn.
 
@@ -102,6 +113,15 @@ def default_rate(student: Adapter, parts: Sequence[str]) -> float:
     count = sum(v.numel() for v in values)
     power = sum(float(v.square().sum()) for v in values) / max(count, 1)
     return RATE * power**0.5 or 1e-4  # an update of zeros has no size
+
+
+def settled(config: TrainConfig, student: Adapter, parts: Sequence[str]) -> TrainConfig:
+    """The settings as the trainer gets them: with a rate where none is given, and no captions dropped, which
+    the examples do themselves. Prodigy finds its rate itself."""
+    rate = config.learning_rate
+    if not rate and config.optimiser != "prodigy":
+        rate = default_rate(student, parts)
+    return replace(config, learning_rate=rate, caption_dropout=0.0)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from spectral_core.training.distillation import (
     DistilExample,
     default_rate,
     examples,
+    settled,
     student_of,
 )
 from spectral_core.training.loop import Setup, train
@@ -213,6 +214,15 @@ def test_the_default_rate_follows_the_size_of_the_parameters() -> None:
         2 * default_rate(student, ["unet"])
     )
     assert default_rate(student, ["text_encoder"]) == 1e-4
+
+
+def test_settings_get_a_rate_where_none_is_given_but_prodigys() -> None:
+    student = student_of(lora(1))
+    found = settled(TrainConfig(caption_dropout=0.1), student, ["unet"])
+    assert found.learning_rate == default_rate(student, ["unet"]) and found.caption_dropout == 0
+    assert settled(TrainConfig(learning_rate=0.5), student, ["unet"]).learning_rate == 0.5
+    alone = settled(TrainConfig(optimiser="prodigy"), student, ["unet"])
+    assert alone.rate_for("lora") == TrainConfig(optimiser="prodigy").rate_for("lora")
 
 
 def test_attachment_strengths_are_restored() -> None:

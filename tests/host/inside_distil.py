@@ -121,6 +121,12 @@ def a_flow_model_with_fused_layers():
     assert all(torch.equal(before[k], v) for k, v in model.model.state_dict().items())
 
 
+def a_concept_of_the_text_encoder_alone():
+    made, _, report = distil(TEXT, LORA, run_name="words", steps=1, learning_rate=1e-3)
+    assert set(made.layers) == set(TEXT.layers) | set(LORA.layers), report
+    BASE.check(flags=False)
+
+
 def a_weight_counts():
     """The teacher of half the strength is the student of half the strength."""
     given = {"preserve": "-", "steps": 1, "weight_2": 0.0}
@@ -227,6 +233,7 @@ CHECKS = [
     two_adapters_become_one_that_is_saved,
     a_student_that_is_its_teacher_has_nothing_to_learn,
     a_flow_model_with_fused_layers,
+    a_concept_of_the_text_encoder_alone,
     a_weight_counts,
     preserved_prompts_are_the_models_own,
     a_stopped_run_goes_on_and_ends_like_one_that_was_not_stopped,
