@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import cast
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from .adapter import Adapter, AdapterLayer, Term
 from .errors import SpectralAdapterError
+from .folded import folded_together
 from .gate import GateRuntime
 from .live import Control, Dispatcher, LayerUpdate, term_name
 from .methods import method_of
@@ -87,6 +89,14 @@ class Attachment:
                     value = term.params[key]
                     assert isinstance(value, nn.Parameter)
                     yield f"{term_name(str(update.name), i)}.{key}", value
+
+    def folded_together(self) -> AbstractContextManager[None]:
+        """For a training step: inside, all layers' factors are folded at once, in few operations.
+
+        Around one forward pass and its backward; no parameter may change in between. Without it every layer
+        folds its own when it runs, which gives the same up to the rounding of the transforms.
+        """
+        return folded_together(piece for _, update in self._updates for piece in update.pieces)
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         """(layer name, module) of every adapted layer."""

@@ -8,6 +8,8 @@ Shapes: down (R, in, *kernel), up (out, R).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import Tensor
 from .adapter import AdapterLayer, Term
 from .layers import LayerShape
 from .lowrank import Factors, concatenate
-from .methods import method_of
+from .methods import Fold, fold_many, method_of
 
 _KEPT = 2  # folded factors kept per piece: of one (device, dtype) in use, and of one before
 
@@ -30,13 +32,15 @@ input."""
 class Piece:
     """Terms that act through one pair of factors; a term with an adaptive gate is a piece of its own.
 
-    trained: the terms hold leaf tensors that an optimiser changes.
+    trained: the terms hold leaf tensors that an optimiser changes. given: their factors at strength 1, while
+    :func:`folded_together` lasts.
     """
 
     shape: LayerShape
     terms: tuple[Term, ...]
     gate_name: str
     trained: bool = False
+    given: Factors | None = None
     _cache: dict[Any, Ready] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -49,8 +53,9 @@ class Piece:
     def ready(self, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
         """down, up and the gate's tensors of strength · ΔW; folded once, or each time where they are trained.
 
-        Each time, and not once per step: a graph that two backward passes share is gone after the first, and
-        torch's fused optimisers change a tensor without counting up its version.
+        Each time, and not once per step, unless somebody says where a step begins and ends: a graph that two
+        backward passes share is gone after the first, and torch's fused optimisers change a tensor without
+        counting up its version.
         """
         if self.trained:
             return self._fold(device, dtype, strength)
@@ -78,18 +83,47 @@ class Piece:
     def _fold(self, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
         """The factors in float32 or better, and the one cast to the precision of the forward pass."""
         params = [{k: v.to(device) for k, v in t.params.items()} for t in self.terms]
-        if torch.is_autocast_enabled(device.type):  # it would fold in half precision
-            with torch.autocast(device.type, enabled=False):
-                factors = self._factors(params, strength)
+        if self.given is not None and strength == 1.0:
+            factors = self.given
         else:
-            factors = self._factors(params, strength)
-        return factors.down.to(dtype), factors.scaled_up().to(dtype), params[0] if self.gated else {}
+            with _in_full(device):
+                pairs = zip(self.terms, params, strict=True)
+                factors = concatenate(
+                    [method_of(t.config).fold(*fold_of(t, self.shape, p, strength)) for t, p in pairs]
+                )
+        down, up = factors.down.to(device, dtype), factors.scaled_up().to(device, dtype)
+        return down, up, params[0] if self.gated else {}
 
-    def _factors(self, params: list[dict[str, Tensor]], strength: float) -> Factors:
-        pairs = zip(self.terms, params, strict=True)
-        return concatenate(
-            [method_of(t.config).fold(t.config, self.shape, p, strength * t.weight) for t, p in pairs]
-        )
+
+def fold_of(term: Term, shape: LayerShape, params: Mapping[str, Tensor], strength: float) -> Fold:
+    return Fold(term.config, shape, params, strength * term.weight)
+
+
+def _in_full(device: torch.device) -> AbstractContextManager[object]:
+    """Folding under autocast would fold in half precision."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+@contextmanager
+def folded_together(pieces: Iterable[Piece]) -> Iterator[None]:
+    """Inside, the trained pieces are folded already, the like of all layers in few operations: for one
+    forward pass and its backward, between which no parameter may change."""
+    ready = [piece for piece in pieces if piece.trained and piece.linear]
+    folds = [fold_of(term, piece.shape, term.params, 1.0) for piece in ready for term in piece.terms]
+    devices = {t.device.type for fold in folds for t in fold.params.values()}
+    with ExitStack() as around:
+        for kind in devices:
+            around.enter_context(_in_full(torch.device(kind)))
+        factors = iter(fold_many(folds))
+    for piece in ready:
+        piece.given = concatenate([next(factors) for _ in piece.terms])
+    try:
+        yield
+    finally:
+        for piece in ready:
+            piece.given = None
 
 
 def _plain(tensor: Tensor) -> Tensor:

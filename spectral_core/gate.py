@@ -90,32 +90,37 @@ def tokens_of(z: Tensor, is_convolution: bool) -> tuple[int, ...]:
     return tuple(range(2, z.dim())) if is_convolution else tuple(range(1, z.dim() - 1))
 
 
-def features(z: Tensor, rows_per_gate: int, is_convolution: bool) -> Tensor:
-    """φ (B, rank) = log(mean over tokens or space of |z|² + 1e-12), in float32 from before the squaring.
+def energy(z: Tensor, rows_per_gate: int, is_convolution: bool) -> tuple[Tensor, int]:
+    """(Σ over tokens or space of |z|², (B, rank), in float32 from before the squaring; how many those are).
 
     A 2-D z is (B, R): every row is its own batch row. rows_per_gate 2 pairs row i with row i + rank: Re² +
     Im².
     """
     over = tokens_of(z, is_convolution)
-    energy = as_fp32(z).square()
+    found = as_fp32(z).square()
     if over:
-        energy = energy.mean(over)
+        found = found.sum(over)
     if rows_per_gate == 2:
-        real, imaginary = energy.chunk(2, 1)
-        energy = real + imaginary
-    return torch.log(energy + FLOOR)
+        real, imaginary = found.chunk(2, 1)
+        found = real + imaginary
+    tokens = 1
+    for axis in over:
+        tokens *= z.shape[axis]
+    return found, tokens
 
 
-def network(
-    phi: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, bias: Tensor, mu: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(input, W₁·input + b₁, its SiLU, bias + W₂·SiLU); φ (B, rank), or (n, B, rank) as for ``logits``."""
-    level = phi.mean(-1, keepdim=True) - mu
-    seen = torch.cat([F.layer_norm(phi, phi.shape[-1:], eps=NORM_EPS), level], -1)
-    product = torch.addmm if phi.dim() == 2 else torch.baddbmm
+def features(z: Tensor, rows_per_gate: int, is_convolution: bool) -> Tensor:
+    """φ (B, rank) = log(mean over tokens or space of |z|² + 1e-12), in float32."""
+    total, tokens = energy(z, rows_per_gate, is_convolution)
+    return torch.log(total / tokens + FLOOR)
+
+
+def network(seen: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(W₁·seen + b₁, its SiLU, bias + W₂·SiLU); seen (B, rank + 1), or (n, B, rank + 1) as for ``logits``."""
+    product = torch.addmm if seen.dim() == 2 else torch.baddbmm
     hidden = product(b1, seen, w1.mT)
     active = F.silu(hidden)
-    return seen, hidden, active, product(bias, active, w2.mT)
+    return hidden, active, product(bias, active, w2.mT)
 
 
 def logits(params: Params, phi: Tensor, kind: str) -> Tensor:
@@ -125,7 +130,9 @@ def logits(params: Params, phi: Tensor, kind: str) -> Tensor:
     """
     w1, b1, w2, bias, *entropy = (params[name].to(phi.dtype) for name in trainable(kind))
     with full_precision(phi):  # a product in half precision would move the threshold
-        out = network(phi, w1, b1, w2, bias, params["gate.mu"].to(phi.dtype))[-1]
+        level = phi.mean(-1, keepdim=True) - params["gate.mu"].to(phi.dtype)
+        seen = torch.cat([F.layer_norm(phi, phi.shape[-1:], eps=NORM_EPS), level], -1)
+        out = network(seen, w1, b1, w2, bias)[-1]
     if kind == "entropy":
         scale, shift = entropy
         p = torch.sigmoid(out)
@@ -156,17 +163,18 @@ def values(
     """G(z) (B, R) in z's dtype, of the folded down projection z of one layer before alpha and strength."""
     phi = features(z, rows_per_gate, is_convolution)
     params = {**params, "gate.mu": runtime.mu(name, params["gate.mu"])}
-    runtime.watch_level(name, phi)
     raw = logits(params, phi, kind)
-    if runtime.mode != "hard" or runtime.watches:
+    p = None
+    if runtime.mode != "hard" or runtime.wants_p:
         p = torch.sigmoid(raw / runtime.temperature)
-        runtime.watch_open(name, raw, p)
-    if runtime.mode == "hard":
-        found = (raw > 0).to(z.dtype)
-    elif runtime.mode == "straight_through":
+    runtime.watch(name, phi, raw, p)
+    if runtime.mode == "soft":
+        assert p is not None
+        found = p.to(z.dtype)
+    elif p is not None and runtime.mode == "straight_through":
         found = (p + ((raw > 0).to(p.dtype) - p).detach()).to(z.dtype)
     else:
-        found = p.to(z.dtype)
+        found = (raw > 0).to(z.dtype)
     return torch.cat([found, found], 1) if rows_per_gate == 2 else found
 
 

@@ -12,19 +12,20 @@ Shapes: z (B, …, R) or (B, R, *space), R = rank · rows_per_gate; values (B, R
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .gate import NORM_EPS, features, network, tokens_of
+from .gate import FLOOR, NORM_EPS, energy, network, tokens_of
 from .gate_runtime import GateRuntime
 from .layers import channel_view
 
 
 class _Gate(torch.autograd.Function):
-    """(z or, where ``multiply``, G(z)·z; G(z); p; φ; logits); the last two without gradients.
+    """(z or, where ``multiply``, G(z)·z; G(z); p where ``with_p``; φ; logits); no gradients of the last two.
 
     The gradient of the first output has to be a tensor that nobody else holds.
     """
@@ -41,27 +42,38 @@ class _Gate(torch.autograd.Function):
         temperature: float,
         hard: bool,
         multiply: bool,
+        with_p: bool,
         rows_per_gate: int,
         is_convolution: bool,
-    ) -> tuple[Tensor, ...]:
-        phi = features(z, rows_per_gate, is_convolution)
-        seen, hidden, active, logits = network(phi, w1, b1, w2, bias, mu)
+    ) -> tuple[Tensor | None, ...]:
+        total, tokens = energy(z, rows_per_gate, is_convolution)
+        mean_square = torch.add(_floor(total.dtype, total.device), total, alpha=1 / tokens)
+        phi = mean_square.log()
+        normed, level, scale = torch.native_layer_norm(phi, phi.shape[1:], None, None, NORM_EPS)
+        seen = torch.cat([normed, level - mu], 1)
+        hidden, active, logits = network(seen, w1, b1, w2, bias)
         p = torch.sigmoid(logits / temperature)
         values = ((logits > 0) if hard else p).to(z.dtype)
-        values = torch.cat([values, values], 1) if rows_per_gate == 2 else values.clone()
+        if rows_per_gate == 2:
+            values = torch.cat([values, values], 1)
+        elif with_p and not hard:
+            values = values.clone()
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(z, values, p, phi, seen, hidden, active, w1, w2)
+        kept = (mean_square, phi, level, scale, seen, hidden, active)
+        ctx.save_for_backward(z, values, p, *kept, w1, w2)
         ctx.mark_non_differentiable(phi, logits)
         ctx.temperature, ctx.multiply = temperature, multiply
         ctx.pairs, ctx.is_convolution = rows_per_gate == 2, is_convolution
-        return z * channel_view(values, z, is_convolution) if multiply else z, values, p, phi, logits
+        rows = z * channel_view(values, z, is_convolution) if multiply else z
+        return rows, values, p if with_p else None, phi, logits
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, d_rows: Tensor | None, d_values: Tensor | None, d_p: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
-        z, values, p, phi, seen, hidden, active, w1, w2 = ctx.saved_tensors
+        z, values, p, *kept, w1, w2 = ctx.saved_tensors
+        mean_square, phi, level, scale, seen, hidden, active = kept
         over = tokens_of(z, ctx.is_convolution)
         if ctx.multiply and d_rows is not None:
             share = d_rows * z
@@ -75,29 +87,38 @@ class _Gate(torch.autograd.Function):
         if d_p is not None:
             d_open = d_p if d_open is None else d_open + d_p
         if d_open is None:
-            return d_rows, *(None,) * 10
+            return d_rows, *(None,) * 11
         d_logits = torch.ops.aten.sigmoid_backward(d_open, p) / ctx.temperature
         d_hidden = torch.ops.aten.silu_backward(d_logits @ w2, hidden)
-        d_phi = _features_gradient(d_hidden @ w1, phi)
-        # φ = log(mean z² + floor), so ∂φ/∂z = 2z / (count · exp φ)
-        slope = d_phi * torch.exp(-phi) * (2 * values.numel() / z.numel())
+        # φ = log m with m = mean z² + floor, so ∂φ/∂z = 2z / (tokens · m)
+        slope = _features_gradient(d_hidden @ w1, phi, level, scale) / mean_square
         slope = torch.cat([slope, slope], 1) if ctx.pairs else slope
         slope = channel_view(slope.to(z.dtype), z, ctx.is_convolution)
+        factor = 2 * values.numel() / z.numel()
         if d_rows is None:
-            d_z = z * slope
+            d_z = z * slope * factor
+        elif d_rows.is_contiguous():
+            d_z = d_rows.addcmul_(z, slope, value=factor)
         else:  # an expanded gradient cannot be added to
-            d_z = d_rows.addcmul_(z, slope) if d_rows.is_contiguous() else torch.addcmul(d_rows, z, slope)
+            d_z = torch.addcmul(d_rows, z, slope, value=factor)
         weights = d_hidden.mT @ seen, d_hidden.sum(0), d_logits.mT @ active, d_logits.sum(0)
-        return d_z, *weights, *(None,) * 6
+        return d_z, *weights, *(None,) * 7
 
 
-def _features_gradient(d_seen: Tensor, phi: Tensor) -> Tensor:
-    """The gradient of φ (B, rank) from that of [LayerNorm(φ), mean(φ) − μ] (B, rank + 1)."""
+@lru_cache(maxsize=16)
+def _floor(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As a tensor: then scaling and adding are one operation."""
+    with torch.inference_mode(False):
+        return torch.full((), FLOOR, dtype=dtype, device=device)
+
+
+def _features_gradient(d_seen: Tensor, phi: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """The gradient of φ (B, rank) from that of [LayerNorm(φ), mean(φ) − μ] (B, rank + 1); mean and scale are
+    the LayerNorm's."""
     rank = phi.shape[1]
-    _, mean, scale = torch.native_layer_norm(phi, [rank], None, None, NORM_EPS)
     inputs = d_seen[:, :rank].contiguous(), phi, [rank], mean, scale, None, None, [True, False, False]
     through_norm: Tensor = torch.ops.aten.native_layer_norm_backward(*inputs)[0]
-    return through_norm + d_seen[:, rank:] / rank
+    return torch.add(through_norm, d_seen[:, rank:], alpha=1 / rank)
 
 
 def fits(z: Tensor, kind: str, mode: str) -> bool:
@@ -125,9 +146,8 @@ def open_rows(
     weights = (params[key] for key in ("gate.w1", "gate.b1", "gate.w2", "gate.bias"))
     hard, mu = runtime.mode != "soft", runtime.mu(name, params["gate.mu"])
     found = _Gate.apply(  # type: ignore[no-untyped-call]
-        z, *weights, mu, runtime.temperature, hard, multiply, rows_per_gate, is_convolution
+        z, *weights, mu, runtime.temperature, hard, multiply, runtime.wants_p, rows_per_gate, is_convolution
     )
     rows, values, p, phi, logits = found
-    runtime.watch_level(name, phi)
-    runtime.watch_open(name, logits, p)
+    runtime.watch(name, phi, logits, p)
     return rows, values

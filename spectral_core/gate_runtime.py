@@ -85,6 +85,7 @@ class GateRuntime:
     _mu: dict[str, _Mean] = field(default_factory=dict, repr=False)
     _open: dict[str, _Mean] = field(default_factory=dict, repr=False)
     _calibrating: bool = field(default=False, repr=False)
+    _seen: list[tuple[str, Tensor | None, Tensor | None]] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         self.set_mode(self.mode, self.temperature)
@@ -113,6 +114,7 @@ class GateRuntime:
 
     def end_step(self) -> None:
         """Close a training step: what its forward passes saw enters μ, until μ is settled."""
+        self._count()
         for name, seen in self._levels.items():
             _add(self._mu, name, seen.value, 1)
         self._levels.clear()
@@ -133,15 +135,18 @@ class GateRuntime:
 
     def start_calibration(self) -> None:
         """Count E[p] afresh from here on, in any mode."""
+        self._count()
         self._open.clear()
         self._calibrating = True
 
     def mean_open(self, name: str) -> Tensor | None:
         """E[p] (rank,) of a layer since ``start_calibration()``; None if it has not run since."""
+        self._count()
         return self._open[name].value if name in self._open else None
 
     def buffers(self) -> dict[str, dict[str, Tensor]]:
         """Layer → the buffers learned so far (``gate.mu``, ``gate.mean_open``), for the adapter."""
+        self._count()
         learned: dict[str, dict[str, Tensor]] = {}
         for buffer, means in (("gate.mu", self._mu), ("gate.mean_open", self._open)):
             for name, mean in means.items():
@@ -151,6 +156,7 @@ class GateRuntime:
     def state(self) -> dict[str, Any]:
         """Everything that later steps depend on, for :meth:`restore`; it stays as it is while training goes
         on."""
+        self._count()
         means = {"mu": self._mu, "open": self._open, "levels": self._levels}
         kept = {kind: {n: (m.total, m.count) for n, m in found.items()} for kind, found in means.items()}
         return {"mode": self.mode, "temperature": self.temperature, "calibrating": self._calibrating} | kept
@@ -164,31 +170,55 @@ class GateRuntime:
             for kind in ("mu", "open", "levels")
         )
         self._penalties.clear()
+        self._seen.clear()
 
     def average(self, mean: Callable[[list[Tensor]], list[Tensor]]) -> None:
         """Several processes that train on parts of one batch: what each saw becomes the mean over them."""
+        self._count()
         seen = [*self._levels.values(), *self._open.values()]
         for one, total in zip(seen, mean([one.total for one in seen]), strict=True):
             one.total = total
 
-    def watch_level(self, name: str, phi: Tensor) -> None:
-        """Remember mean(φ) of a training forward pass; ``end_step`` takes it into μ."""
-        settled = name in self._mu and self._mu[name].count >= self.settle_steps
-        if self.counting and self.mode != "hard" and self.settle_steps > 0 and not settled:
-            _add(self._levels, name, phi.detach().mean(1).sum(), phi.shape[0])
+    def watch(self, name: str, phi: Tensor, logits_: Tensor, p: Tensor | None) -> None:
+        """See one layer's gates (B, rank) in a forward pass; p where the runtime ``wants_p``.
 
-    def watch_open(self, name: str, logits_: Tensor, p: Tensor) -> None:
-        """Penalty, calibration and recording of one layer's gates (B, rank)."""
-        if self.target_open is not None and self.penalty_weight > 0 and p.requires_grad:
+        ``end_step`` takes mean(φ) into μ. What is averaged is only kept here: a model has hundreds of gates,
+        and those of all layers are counted in few operations later.
+        """
+        if p is not None and self.penalised and p.requires_grad:
+            assert self.target_open is not None
             self._penalties[name] = F.relu(p.mean() - self.target_open).square()
         if not self.counting:
             return
-        if self._calibrating:
-            _add(self._open, name, p.detach().sum(0), p.shape[0])
+        settled = name in self._mu and self._mu[name].count >= self.settle_steps
+        learns = self.mode != "hard" and self.settle_steps > 0 and not settled
+        opened = p.detach() if self._calibrating and p is not None else None
+        if learns or opened is not None:
+            self._seen.append((name, phi.detach() if learns else None, opened))
         if self.recorder is not None:
             self.recorder.record(name, logits_.detach() > 0, self.progress)
 
+    def _count(self) -> None:
+        """Add what was seen to the means."""
+        for means, place in ((self._levels, 1), (self._open, 2)):
+            alike: dict[Any, list[tuple[str, Tensor]]] = {}
+            for seen in self._seen:
+                value = seen[place]
+                if isinstance(value, Tensor):
+                    alike.setdefault((value.shape, value.device), []).append((seen[0], value))
+            for group in alike.values():
+                together = torch.stack([value for _, value in group])
+                totals = (together.mean(2) if means is self._levels else together).sum(1)
+                for (name, _), total in zip(group, totals.unbind(), strict=True):
+                    _add(means, name, total, together.shape[1])
+        self._seen.clear()
+
     @property
-    def watches(self) -> bool:
-        """Whether anyone wants p of a hard gate, which needs only the sign of its logits."""
-        return self._calibrating or self.recorder is not None
+    def penalised(self) -> bool:
+        """Whether p's gradient is wanted for the penalty."""
+        return self.target_open is not None and self.penalty_weight > 0
+
+    @property
+    def wants_p(self) -> bool:
+        """Whether p is wanted besides the gate's values."""
+        return self._calibrating or self.penalised

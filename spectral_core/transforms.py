@@ -10,6 +10,7 @@ Shapes: every function transforms one axis of length n and leaves the others.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 TRANSFORMS = ("dct", "dft", "none")
+_TOGETHER = 2**18  # numbers in one transform of several factors: what it holds on the way stays small
 
 
 def dct_matrix(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -80,112 +82,163 @@ def _plan(n: int, dtype: torch.dtype, device: torch.device) -> _Plan:
         )
 
 
-def _pick(x: Tensor, index: Tensor, dim: int) -> Tensor:
-    """The entries ``index`` along ``dim``, which becomes the last, contiguous axis."""
-    return x.index_select(dim, index).movedim(dim, -1).contiguous()
+def _idct(rows: Tensor) -> Tensor:
+    """DCT-III of rows (N, n)."""
+    n = rows.shape[1]
+    plan = _plan(n, rows.dtype, rows.device)
+    pairs = rows.index_select(1, plan.into_half).unflatten(1, (n // 2 + 1, 2))
+    pairs[:, 0, 1] = 0
+    samples = torch.fft.irfft(torch.view_as_complex(pairs).mul_(plan.inverse), n=n)
+    return samples.index_select(1, plan.from_time)
 
 
-def _idct(x: Tensor, dim: int) -> Tensor:
-    """DCT-III along ``dim`` ≥ 0."""
-    n = x.shape[dim]
-    plan = _plan(n, x.dtype, x.device)
-    pairs = _pick(x, plan.into_half, dim).unflatten(-1, (n // 2 + 1, 2))
-    pairs[..., 0, 1] = 0
-    samples = torch.fft.irfft(torch.view_as_complex(pairs) * plan.inverse, n=n)
-    return samples.index_select(-1, plan.from_time).movedim(-1, dim)
+def _dct(rows: Tensor) -> Tensor:
+    """DCT-II of rows (N, n), the transpose and inverse of :func:`_idct`."""
+    plan = _plan(rows.shape[1], rows.dtype, rows.device)
+    spectrum = torch.fft.rfft(rows.index_select(1, plan.into_time)).mul_(plan.forward)
+    return torch.view_as_real(spectrum).flatten(1).index_select(1, plan.from_half)
 
 
-def _dct(x: Tensor, dim: int) -> Tensor:
-    """DCT-II along ``dim`` ≥ 0, the transpose and inverse of :func:`_idct`."""
-    plan = _plan(x.shape[dim], x.dtype, x.device)
-    spectrum = torch.fft.rfft(_pick(x, plan.into_time, dim)) * plan.forward
-    return torch.view_as_real(spectrum).flatten(-2).index_select(-1, plan.from_half).movedim(-1, dim)
+def _real_dft(rows: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """[Re Fx; Im Fx] (2N, n) of real rows (N, n), F unitary: so for each of the blocks of ``sizes`` rows."""
+    n = rows.shape[1]
+    plan = _plan(n, rows.dtype, rows.device)
+    half = torch.view_as_real(torch.fft.rfft(rows, norm="ortho")).flatten(1)
+    imaginary = half.index_select(1, plan.imaginary)
+    imaginary[:, n // 2 + 1 :].neg_()
+    both = torch.cat([half.index_select(1, plan.real), imaginary])
+    return both if len(sizes) == 1 else both.index_select(0, _block_order(sizes, rows.device)[0])
 
 
-class _InverseDCT(torch.autograd.Function):
-    """The transform is orthonormal, so its backward is the forward DCT: one node instead of a dozen."""
+def _real_dft_transposed(rows: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """The transpose of :func:`_real_dft`, (2N, n) to (N, n): Re(F⁻¹ g) with g = g_re + i·g_im, which is one
+    real FFT of g's Hermitian part (g_k + conj g_{n−k})/2."""
+    n = rows.shape[1]
+    plan = _plan(n, rows.dtype, rows.device)
+    if len(sizes) > 1:
+        rows = rows.index_select(0, _block_order(sizes, rows.device)[1])
+    real, imaginary = rows.chunk(2)
+    half = real.new_empty(len(real), n // 2 + 1, 2)
+    torch.add(real[:, : n // 2 + 1], real.index_select(1, plan.mirror), out=half[..., 0])
+    torch.sub(imaginary[:, : n // 2 + 1], imaginary.index_select(1, plan.mirror), out=half[..., 1])
+    return torch.fft.irfft(torch.view_as_complex(half), n=n, norm="ortho").mul_(0.5)
+
+
+@lru_cache(maxsize=64)
+def _block_order(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """From all real rows and then all imaginary ones to a block after the other, and back."""
+    with torch.inference_mode(False):
+        blocks = torch.arange(sum(sizes)).split(list(sizes))
+        order = torch.cat([torch.cat([block, block + sum(sizes)]) for block in blocks])
+        return order.to(device), order.argsort().to(device)
+
+
+class _Folded(torch.autograd.Function):
+    """The transform of each tensor along its axis of ``dims``, all of one length n: their rows together.
+
+    For ``dft`` the first other axis is doubled. The transforms are orthonormal, so their backward is their
+    transpose: one node, which keeps nothing, instead of a dozen for each tensor.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
-        ctx.dim = dim
-        return _idct(x, dim)
+    def forward(ctx: Any, transform: str, dims: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.transform, ctx.dims = transform, dims
+        ctx.shapes = tuple(_moved(x.shape, dim) for x, dim in zip(tensors, dims, strict=True))
+        sizes = tuple(math.prod(shape[:-1]) for shape in ctx.shapes)
+        rows = _joined_rows(tensors, dims)
+        if transform == "dct":
+            return _parts(_idct(rows), ctx.shapes, dims)
+        doubled = tuple((2 * shape[0], *shape[1:]) for shape in ctx.shapes)
+        return _parts(_real_dft(rows, sizes), doubled, dims)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _dct(grad, ctx.dim), None
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        seen = [i for i, grad in enumerate(grads) if grad is not None]
+        found: list[Tensor | None] = [None] * len(grads)
+        if seen:  # a layer that did not run has no gradient, which is not a gradient of zero
+            dims, shapes = tuple(ctx.dims[i] for i in seen), tuple(ctx.shapes[i] for i in seen)
+            rows = _joined_rows([g for g in grads if g is not None], dims)
+            if ctx.transform == "dct":
+                rows = _dct(rows)
+            else:
+                rows = _real_dft_transposed(rows, tuple(math.prod(shape[:-1]) for shape in shapes))
+            for i, part in zip(seen, _parts(rows, shapes, dims), strict=True):
+                found[i] = part
+        return None, None, *found
 
 
-class _InverseDCTPair(torch.autograd.Function):
-    """Both factors of a square layer at once, (a along 1, b along 0): one transform of twice the rows."""
+def _moved(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
+    """The shape with axis ``dim`` last."""
+    return (*shape[:dim], *shape[dim + 1 :], shape[dim])
 
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        down, up = _idct(torch.cat([a, b.mT]), 1).split(len(a))
-        return down, up.mT
 
-    @staticmethod
-    def backward(ctx: Any, d_down: Tensor, d_up: Tensor) -> tuple[Tensor, Tensor]:
-        a, b = _dct(torch.cat([d_down, d_up.mT]), 1).split(len(d_down))
-        return a, b.mT
+def _joined_rows(tensors: Sequence[Tensor], dims: Sequence[int]) -> Tensor:
+    """(N, n): all that lies along the axes ``dims``, tensor by tensor."""
+    rows = [_turned(x, dim, x.dim() - 1).flatten(0, -2) for x, dim in zip(tensors, dims, strict=True)]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+def _parts(rows: Tensor, shapes: Sequence[tuple[int, ...]], dims: Sequence[int]) -> tuple[Tensor, ...]:
+    """The rows of each tensor in its shape, of which ``shapes`` has the axis ``dims`` last."""
+    split = rows.split([math.prod(shape[:-1]) for shape in shapes])
+    each = zip(split, shapes, dims, strict=True)
+    return tuple(_turned(part.view(shape), len(shape) - 1, dim) for part, shape, dim in each)
+
+
+def _turned(x: Tensor, source: int, target: int) -> Tensor:
+    return x if source == target else x.movedim(source, target)
 
 
 def dct(x: Tensor, dim: int = -1) -> Tensor:
     """C·x along ``dim``: orthonormal DCT-II. x float32 or float64."""
-    return x if x.shape[dim] == 1 else _dct(x, dim % x.dim())
+    if x.shape[dim] == 1:
+        return x
+    dim %= x.dim()
+    return _parts(_dct(_joined_rows([x], [dim])), [_moved(x.shape, dim)], [dim])[0]
 
 
 def idct(x: Tensor, dim: int = -1) -> Tensor:
     """Cᵀ·x along ``dim``: orthonormal DCT-III, differentiable. x float32 or float64."""
-    if x.shape[dim] == 1:
-        return x
-    return _InverseDCT.apply(x, dim % x.dim())  # type: ignore[no-any-return, no-untyped-call]
-
-
-class _RealDFT(torch.autograd.Function):
-    """[Re Fx; Im Fx] of a real x, F unitary, doubled along the first axis that is not ``dim``.
-
-    Its backward is Re(F⁻¹ g) with g = g_re + i·g_im: one real FFT of g's Hermitian part (g_k + conj
-    g_{n−k})/2.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
-        ctx.dim = dim
-        n = x.shape[dim]
-        plan = _plan(n, x.dtype, x.device)
-        rows = x.movedim(dim, -1)
-        half = torch.view_as_real(torch.fft.rfft(rows, norm="ortho")).flatten(-2)
-        imaginary = half.index_select(-1, plan.imaginary)
-        imaginary[..., n // 2 + 1 :].neg_()
-        return torch.cat([half.index_select(-1, plan.real), imaginary]).movedim(-1, dim)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        real, imaginary = grad.movedim(ctx.dim, -1).chunk(2)
-        n = real.shape[-1]
-        plan = _plan(n, grad.dtype, grad.device)
-        half = real.new_empty(*real.shape[:-1], n // 2 + 1, 2)
-        torch.add(real[..., : n // 2 + 1], real.index_select(-1, plan.mirror), out=half[..., 0])
-        torch.sub(imaginary[..., : n // 2 + 1], imaginary.index_select(-1, plan.mirror), out=half[..., 1])
-        samples = torch.fft.irfft(torch.view_as_complex(half), n=n, norm="ortho")
-        return samples.mul_(0.5).movedim(-1, ctx.dim), None
+    return fold(x, "dct", dim % x.dim())
 
 
 def fold(x: Tensor, transform: str, dim: int) -> Tensor:
-    """The factor x (frequency space along ``dim`` 0 or 1) as a plain real factor, differentiable.
+    """The factor x (frequency space along ``dim``) as a plain real factor, differentiable.
 
     ``none`` leaves it, ``dct`` gives idct(x), ``dft`` gives [Re Fx; Im Fx] (F unitary) joined along the rank,
     x's other leading axis: [Re AF; Im AF] for a down and [Re F⁻¹B, −Im F⁻¹B] for an up projection, both real.
     """
-    if transform == "none" or x.numel() == 0:  # a frozen gate may have closed every row
-        return x
-    if transform == "dct":
-        return idct(x, dim)
-    return _RealDFT.apply(x, dim)  # type: ignore[no-any-return, no-untyped-call]
+    return fold_many([(x, dim)], transform)[0]
 
 
-def fold_pair(a: Tensor, b: Tensor, transform: str) -> tuple[Tensor, Tensor]:
-    """(fold(a, transform, 1), fold(b, transform, 0)) for a (r, in, …) and b (out, r)."""
-    if transform == "dct" and a.dim() == 2 and a.shape == b.mT.shape and a.shape[1] > 1 and a.numel():
-        return _InverseDCTPair.apply(a, b)  # type: ignore[no-any-return, no-untyped-call]
-    return fold(a, transform, dim=1), fold(b, transform, dim=0)
+def fold_many(factors: Sequence[tuple[Tensor, int]], transform: str) -> list[Tensor]:
+    """:func:`fold` of every (x, dim), those of one length together: a model has hundreds of small factors,
+    and a transform of one costs mostly its dozen calls."""
+    found = [x for x, _ in factors]
+    if transform == "none":
+        return found
+    alike: dict[Any, list[int]] = {}
+    for i, (x, dim) in enumerate(factors):
+        if x.numel() and (transform == "dft" or x.shape[dim] > 1):  # a frozen gate may have closed every row
+            alike.setdefault((x.shape[dim], x.dtype, x.device), []).append(i)
+    for places in alike.values():
+        for group in _chunks(places, [x.numel() for x, _ in factors]):
+            dims = tuple(factors[i][1] for i in group)
+            folded = _Folded.apply(transform, dims, *(factors[i][0] for i in group))  # type: ignore[no-untyped-call]
+            for i, part in zip(group, folded, strict=True):
+                found[i] = part
+    return found
+
+
+def _chunks(places: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
+    """The places in groups of at most ``_TOGETHER`` numbers, at least one place each."""
+    groups: list[list[int]] = []
+    held = 0
+    for place in places:
+        if not groups or held + sizes[place] > _TOGETHER:
+            groups.append([])
+            held = 0
+        groups[-1].append(place)
+        held += sizes[place]
+    return groups

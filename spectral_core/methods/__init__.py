@@ -7,7 +7,7 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..errors import SpectralAdapterError
 from ..layers import LayerShape
 from ..lowrank import Factors
 from . import foura, lora, orthogonal, spectral_a, spectral_r
+from .common import Fold, FoldMany, one_by_one, together
 from .foura import FouRAConfig
 from .lora import LoRAConfig
 from .orthogonal import OrthogonalConfig
@@ -37,6 +38,7 @@ class Method:
     with it) trainable(config)                   names of those that training changes init(config, shape,
     basis, gen)     initial tensors in float32; ΔW = 0. ``basis`` only where needs_basis fold(config, shape,
     params, strength)  exact Factors of strength·ΔW (without an adaptive gate), differentiable
+    fold_many(folds)                    the same for many layers, in fewer operations where there are fewer
     mergeable(config)                   whether the factors are all of the method (no adaptive gate)
     """
 
@@ -47,6 +49,7 @@ class Method:
     trainable: Callable[[Any], tuple[str, ...]]
     init: Callable[[Any, LayerShape, Basis | None, Generator | None], dict[str, Tensor]]
     fold: Callable[[Any, LayerShape, Params, float], Factors]
+    fold_many: FoldMany
     mergeable: Callable[[Any], bool]
 
 
@@ -59,6 +62,7 @@ def _method(module: Any, config: type[Any], needs_basis: bool) -> Method:
         module.trainable,
         module.init,
         module.fold,
+        getattr(module, "fold_many", None) or one_by_one(module.fold),
         module.mergeable,
     )
 
@@ -75,6 +79,13 @@ METHODS: dict[str, Method] = {
 def method_of(config: MethodConfig) -> Method:
     """The functions that belong to a configuration."""
     return METHODS[config.method]
+
+
+def fold_many(folds: Sequence[Fold]) -> list[Factors]:
+    """``fold`` of every one, of whatever methods, the like of them together."""
+    return together(
+        folds, lambda each: each.config.method, lambda alike: method_of(alike[0].config).fold_many(alike)
+    )
 
 
 def config_from_dict(values: Mapping[str, Any]) -> MethodConfig:

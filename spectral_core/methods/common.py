@@ -6,12 +6,43 @@ Shapes: u (out, r), s (r,), v (fan_in, r) a basis; down (rank, in, *kernel).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
 from ..errors import SpectralAdapterError
 from ..layers import LayerShape
+from ..lowrank import Factors
+
+
+class Fold(NamedTuple):
+    """What ``fold`` takes, for one layer."""
+
+    config: Any
+    shape: LayerShape
+    params: Mapping[str, Tensor]
+    strength: float = 1.0
+
+
+FoldMany = Callable[[Sequence[Fold]], list[Factors]]
+
+
+def one_by_one(fold: Callable[..., Factors]) -> FoldMany:
+    """``fold_many`` of a method whose fold is so short that there is nothing to share."""
+    return lambda folds: [fold(*each) for each in folds]
+
+
+def together(folds: Sequence[Fold], key: Callable[[Fold], Hashable], fold_alike: FoldMany) -> list[Factors]:
+    """The factors of every fold in its place, computed by those groups that ``key`` makes."""
+    alike: dict[Hashable, list[int]] = {}
+    for i, each in enumerate(folds):
+        alike.setdefault(key(each), []).append(i)
+    found: dict[int, Factors] = {}
+    for group in alike.values():
+        found.update(zip(group, fold_alike([folds[i] for i in group]), strict=True))
+    return [found[i] for i in range(len(folds))]
 
 
 def check_rank(rank: object, method: str) -> None:

@@ -12,7 +12,7 @@ Shapes: a (rank, in, *kernel), b (out, rank); gate tensors in :mod:`..gate`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -91,12 +91,25 @@ def fold(
     config: FouRAConfig, shape: LayerShape, params: Mapping[str, Tensor], strength: float = 1.0
 ) -> Factors:
     """down = A·F, up = F⁻¹·B: with a frozen gate the open rows only, with an adaptive one all."""
-    a, b = as_fp32(params["a"]), as_fp32(params["b"])
-    if config.gate == "frozen":
-        is_open = params["gate.mask"] > 0.5
-        a, b = a[is_open], b[:, is_open]
-    down, up = transforms.fold_pair(a, b, config.transform)
-    return Factors(down, up, config.scale * strength)
+    return fold_many([common.Fold(config, shape, params, strength)])[0]
+
+
+def fold_many(folds: Sequence[common.Fold]) -> list[Factors]:
+    """:func:`fold` of many layers, their transforms together."""
+    return common.together(folds, lambda each: each.config.transform, _fold_alike)
+
+
+def _fold_alike(folds: Sequence[common.Fold]) -> list[Factors]:
+    wanted = []
+    for config, _, params, _ in folds:
+        a, b = as_fp32(params["a"]), as_fp32(params["b"])
+        if config.gate == "frozen":
+            is_open = params["gate.mask"] > 0.5
+            a, b = a[is_open], b[:, is_open]
+        wanted += [(a, 1), (b, 0)]
+    folded = transforms.fold_many(wanted, folds[0].config.transform)
+    each = zip(folds, folded[::2], folded[1::2], strict=True)
+    return [Factors(down, up, fold.config.scale * fold.strength) for fold, down, up in each]
 
 
 def mergeable(config: FouRAConfig) -> bool:

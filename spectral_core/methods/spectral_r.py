@@ -9,7 +9,7 @@ optional s_scale (r,): the singular values become S₁·(1 + s_scale).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -76,19 +76,43 @@ def fold(
     config: SpectralRConfig, shape: LayerShape, params: Mapping[str, Tensor], strength: float = 1.0
 ) -> Factors:
     """up = U₁·M, down = V₁ᵀ with M = (S − S₁) + K_U S + S K_Vᵀ + K_U S K_Vᵀ, S = S₁·(1 + s_scale)."""
-    u, s, v, q_u, q_v = (as_fp32(params[name]) for name in ("u", "s", "v", "q_u", "q_v"))
-    angle = strength if config.strength_law == "rotation" else 1.0
-    k_u, k_v = (cayley_minus_identity(q * angle, config.rank) for q in (q_u, q_v))
-    change = torch.zeros_like(s)
+    return fold_many([common.Fold(config, shape, params, strength)])[0]
+
+
+def fold_many(folds: Sequence[common.Fold]) -> list[Factors]:
+    """:func:`fold` of many layers: those of one rank are rotated together."""
+
+    def alike(each: common.Fold) -> Hashable:
+        angle = each.strength if each.config.strength_law == "rotation" else 1.0
+        kinds = (each.params[name] for name in ("s", "q_u"))
+        return each.config.rank, each.config.train_scale, angle, *((p.device, p.dtype) for p in kinds)
+
+    return common.together(folds, alike, _fold_alike)
+
+
+def _fold_alike(folds: Sequence[common.Fold]) -> list[Factors]:
+    config, rotates = folds[0].config, folds[0].config.strength_law == "rotation"
+    angle = folds[0].strength if rotates else 1.0
+
+    def stacked(*names: str) -> Tensor:
+        return torch.stack([as_fp32(fold.params[name]) for name in names for fold in folds])
+
+    s, q = stacked("s"), stacked("q_u", "q_v")
+    k_u, k_v = cayley_minus_identity(q if angle == 1 else q * angle, config.rank).chunk(2)
+    change = None
     if config.train_scale:
-        change = s * as_fp32(params["s_scale"]) * angle
+        change = s * stacked("s_scale") * angle
         s = s + change
-    turned = k_u * s
-    with full_precision(u):
-        core = torch.diag(change) + turned + s[:, None] * k_v.mT + turned @ k_v.mT
-        up = u @ core
-    scale = 1.0 if config.strength_law == "rotation" else strength
-    return Factors(v.mT.reshape(-1, shape.in_features, *shape.kernel), up, scale)
+    turned = k_u * s[:, None]
+    with full_precision(s):
+        core = turned + s[:, :, None] * k_v.mT + turned @ k_v.mT
+        core = core if change is None else core + torch.diag_embed(change)
+        ups = [as_fp32(fold.params["u"]) @ each for fold, each in zip(folds, core.unbind(), strict=True)]
+    found = []
+    for fold, up in zip(folds, ups, strict=True):
+        down = as_fp32(fold.params["v"]).mT.reshape(-1, fold.shape.in_features, *fold.shape.kernel)
+        found.append(Factors(down, up, 1.0 if rotates else fold.strength))
+    return found
 
 
 def mergeable(config: SpectralRConfig) -> bool:

@@ -34,14 +34,19 @@ class OpenGates(GateRecorder):
 
     def record(self, layer: str, is_open: Tensor, progress: float | Tensor | None) -> None:
         self._ranks[layer] = is_open.shape[1]
-        self._step.setdefault(layer, []).append(is_open.sum(1).float().mean())
+        self._step.setdefault(layer, []).append(is_open)
 
     def step(self) -> dict[str, float]:
-        """Layer -> mean open gates of the step just done; one transfer for all layers."""
-        if not self._step:
-            return {}
-        means = torch.stack([torch.stack(seen).mean() for seen in self._step.values()]).tolist()
-        found = dict(zip(self._step, means, strict=True))
+        """Layer -> mean open gates of the step just done; one transfer for all layers of a shape."""
+        alike: dict[Any, list[str]] = {}
+        for layer, seen in self._step.items():
+            alike.setdefault(tuple((one.shape, one.device) for one in seen), []).append(layer)
+        counted: dict[str, float] = {}
+        for layers in alike.values():
+            passes = zip(*(self._step[layer] for layer in layers), strict=True)
+            means = torch.stack([torch.stack(seen).sum(2).float().mean(1) for seen in passes]).mean(0)
+            counted.update(zip(layers, means.tolist(), strict=True))
+        found = {layer: counted[layer] for layer in self._step}
         self._step.clear()
         return found
 

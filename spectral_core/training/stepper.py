@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,10 +115,13 @@ class Stepper:
             if self.world.any(cancelled is not None and cancelled(), self.device):
                 raise KeyboardInterrupt
             share = batch.weight / self.config.accumulation
-            loss, target = self.loss(batch)
-            scaled = loss if share == 1 else loss * share
-            amplified = scaled if self.scaler is None else self.scaler.scale(scaled)
-            amplified.backward()  # type: ignore[no-untyped-call]
+            with ExitStack() as around:
+                for attachment in self.setup.attachments:
+                    around.enter_context(attachment.folded_together())
+                loss, target = self.loss(batch)
+                scaled = loss if share == 1 else loss * share
+                amplified = scaled if self.scaler is None else self.scaler.scale(scaled)
+                amplified.backward()  # type: ignore[no-untyped-call]
             total += scaled.detach()
             power += target / len(batches)
         if self.scaler is not None:

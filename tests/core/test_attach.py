@@ -568,6 +568,49 @@ def test_two_forwards_two_backwards_and_checkpointing(model: Mixed) -> None:
         assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(again, plain, strict=True))
 
 
+@pytest.mark.parametrize("case", ALL)
+def test_folded_together_is_folded_one_by_one(model: Mixed, case: str) -> None:
+    """Outputs and gradients, also where a layer is checkpointed, the strength changes and a layer does not
+    run."""
+    x = mixed_input().requires_grad_()
+    with attach(model, make(model, case), trainable=True) as attachment:
+
+        def gradients() -> list[Tensor | None]:
+            attachment.set_strength(0.7)
+            y = model(x).square().mean()
+            attachment.set_strength(-1.3)
+            y = y + checkpoint(model, 0.5 * x, use_reentrant=False).square().mean()  # type: ignore[union-attr]
+            y = y + model.linear(model.conv(x).flatten(2).mT[..., :13].tanh().sum() * torch.ones(2, 13)).sum()
+            return [y, *torch.autograd.grad(y, [x, *attachment.parameters()], allow_unused=True)]
+
+        alone = gradients()
+        with attachment.folded_together():
+            together = gradients()
+        for found, expected in zip(together, alone, strict=True):
+            assert found is not None and expected is not None
+            assert (found - expected).norm() <= 1e-5 * expected.norm() + 1e-7
+        with attachment.folded_together():
+            model.linear(torch.ones(2, 13)).sum().backward()
+        ran = {n for n, p in attachment.named_parameters() if p.grad is not None and bool(p.grad.any())}
+    assert ran and all(name.startswith("unet.linear.") for name in ran)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_what_was_folded_together_ends_with_the_block(model: Mixed, error: type[BaseException]) -> None:
+    """A parameter that changed is seen afterwards, whatever ended the block."""
+    x = mixed_input()
+    with attach(model, make(model, "foura-dct"), trainable=True) as attachment:
+        before = model(x)
+        with pytest.raises(error), attachment.folded_together():
+            assert torch.allclose(model(x), before, atol=1e-5)
+            raise error
+        with torch.no_grad():
+            for parameter in attachment.parameters():
+                parameter.zero_()
+        changed = model(x)
+    assert torch.equal(changed, model(x)) and not torch.allclose(changed, before, atol=1e-3)
+
+
 def test_fused_terms_add_up(model: Mixed) -> None:
     """A layer of several terms, gated and fixed: the sum of what each gives alone, in use and in training."""
     net, x = nn.Linear(6, 5), torch.randn(2, 3, 6)

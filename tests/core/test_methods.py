@@ -145,7 +145,9 @@ def transform_matrix(transform: str, n: int) -> Tensor:
 
 
 def rotation_by_definition(entries: Tensor, r: int, angle: float) -> Tensor:
-    """R = (I + Q)(I − Q)⁻¹, Q = angle · (A − Aᵀ)/2 with 2·entries above A's diagonal."""
+    """R = (I + Q)(I − Q)⁻¹, Q = angle · (A − Aᵀ)/2 with 2·entries above A's diagonal; several at once."""
+    if entries.dim() > 1:
+        return torch.stack([rotation_by_definition(one, r, angle) for one in entries])
     a = torch.zeros(r, r, dtype=torch.float64)
     row, column = torch.triu_indices(r, r, 1)
     a = a.index_put((row, column), 2 * entries)
@@ -427,8 +429,11 @@ def _spectral_a_without(term: str) -> Callable[..., lowrank.Factors]:
     return fold
 
 
-def _wrong_transform(kind: str) -> Callable[..., Tensor]:
-    right = transforms.fold
+def _wrong_transform(kind: str) -> Callable[..., list[Tensor]]:
+    def right(x: Tensor, transform: str, dim: int) -> Tensor:
+        return every([(x, dim)], transform)[0]
+
+    every = transforms.fold_many
 
     def fold(x: Tensor, transform: str, dim: int) -> Tensor:
         if kind == "direction":
@@ -441,16 +446,16 @@ def _wrong_transform(kind: str) -> Callable[..., Tensor]:
             return right(x, "dct" if transform == "dft" else "none", dim)
         return right(x, transform, dim) * x.shape[dim] ** 0.5
 
-    return fold
+    return lambda factors, transform: [fold(x, transform, dim) for x, dim in factors]
 
 
 MUTATIONS: dict[str, tuple[str, object, str, object]] = {
     "no mutation": ("foura dct", transforms, "TRANSFORMS", transforms.TRANSFORMS),
-    "dct for its inverse": ("foura dct", transforms, "fold", _wrong_transform("direction")),
-    "no dct": ("foura dct", transforms, "fold", _wrong_transform("other")),
-    "dct for dft": ("foura dft", transforms, "fold", _wrong_transform("other")),
-    "sign of the imaginary part": ("foura dft", transforms, "fold", _wrong_transform("imaginary sign")),
-    "not orthonormal": ("foura dft", transforms, "fold", _wrong_transform("norm")),
+    "dct for its inverse": ("foura dct", transforms, "fold_many", _wrong_transform("direction")),
+    "no dct": ("foura dct", transforms, "fold_many", _wrong_transform("other")),
+    "dct for dft": ("foura dft", transforms, "fold_many", _wrong_transform("other")),
+    "sign of the imaginary part": ("foura dft", transforms, "fold_many", _wrong_transform("imaginary sign")),
+    "not orthonormal": ("foura dft", transforms, "fold_many", _wrong_transform("norm")),
     "alpha lost": ("foura dct alpha", FouRAConfig, "scale", 1.0),
     "lora's alpha lost": ("lora alpha", LoRAConfig, "scale", 1.0),
     "mask ignored": ("foura dct frozen", torch.Tensor, "__gt__", lambda a, b: torch.ones_like(a).bool()),

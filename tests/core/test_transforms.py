@@ -96,3 +96,33 @@ def test_plans_made_in_inference_mode_serve_training_later() -> None:
 def test_no_rows_fold_to_no_rows(transform: str) -> None:
     assert transforms.fold(torch.zeros(0, 6), transform, 1).shape == (0, 6)
     assert transforms.fold(torch.zeros(6, 0), transform, 0).shape == (6, 0)
+
+
+@pytest.mark.parametrize("together", [1, 2**18])
+@pytest.mark.parametrize("transform", transforms.TRANSFORMS)
+def test_many_at_once_are_each_alone(transform: str, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Factors of mixed lengths, axes and kernels, one without rows, values and gradients; in any grouping.
+
+    One output is not used: its factor has no gradient, as for a layer that did not run.
+    """
+    monkeypatch.setattr(transforms, "_TOGETHER", together)
+    draw = torch.Generator().manual_seed(2)
+    shapes = [((3, 12), 1), ((12, 3), 0), ((2, 7), 1), ((12, 1), 0), ((3, 12, 3, 2), 1), ((0, 12), 1)]
+    shapes += [((5, 1), 1), ((12, 4), 0)]
+    given = [torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_() for shape, _ in shapes]
+    wanted = [(x, dim) for x, (_, dim) in zip(given, shapes, strict=True)]
+    many = transforms.fold_many(wanted, transform)
+    alone = [transforms.fold(x, transform, dim) for x, dim in wanted]
+    weights = [torch.randn(y.shape, generator=draw, dtype=torch.float64) for y in alone]
+    for found, expected in zip(many, alone, strict=True):
+        assert torch.allclose(found, expected, rtol=0, atol=1e-12) and found.shape == expected.shape
+
+    def gradients(folded: list[Tensor]) -> list[Tensor | None]:
+        parts = [(y * w).sum() for y, w in zip(folded[1:], weights[1:], strict=True)]
+        return list(torch.autograd.grad(torch.stack(parts).sum(), given, allow_unused=True))
+
+    found, expected = gradients(many), gradients(alone)
+    assert found[0] is None and expected[0] is None
+    for one, other in zip(found[1:], expected[1:], strict=True):
+        assert one is not None and other is not None
+        assert torch.allclose(one, other, rtol=0, atol=1e-12)
