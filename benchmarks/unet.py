@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ class Candidate:
 
     unet: nn.Module
     parameters: list[nn.Parameter]
+    around: Callable[[], AbstractContextManager[None]] = nullcontext  # of a pass and its backward
 
     def __post_init__(self) -> None:
         self.optimiser = torch.optim.AdamW(self.parameters, lr=1e-4, fused=True)  # as the trainer has it
@@ -97,7 +99,8 @@ class Candidate:
         return F.mse_loss(self.unet(latents, torch.tensor([500]), context).sample, noise)
 
     def step(self) -> None:
-        self.loss().backward()
+        with self.around():
+            self.loss().backward()
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
 
@@ -114,7 +117,8 @@ def candidate(unet: nn.Module, name: str, rank: int) -> Candidate:
         return Candidate(tree, [p for p in tree.parameters() if p.requires_grad])
     weights, _ = find_targets(tree, "unet", "attention")
     adapter = create(weights, configurations(rank)[name], _any_basis(rank))
-    return Candidate(tree, list(attach(tree, adapter, trainable=True).parameters()))
+    attachment = attach(tree, adapter, trainable=True)
+    return Candidate(tree, list(attachment.parameters()), attachment.folded_together)
 
 
 def _any_basis(rank: int) -> Callable[[str, Tensor], tuple[Tensor, Tensor, Tensor]]:

@@ -81,6 +81,8 @@ class TrainAdapter:
         text_learning_rate: Any = 0.0,
         sample_every: Any = 0,
         sample_prompt: Any = "",
+        prior_images: Any = "none",
+        prior_weight: Any = 1.0,
     ) -> dict[str, Any]:
         given = {name: _first(value) for name, value in locals().items() if name != "self"}
         given |= {"latents": _listed(latents), "conditioning": _conditionings(conditioning)}
@@ -94,31 +96,39 @@ class TrainAdapter:
         return shown(done, int(given["steps"]), "train_adapter")
 
     @classmethod
-    def VALIDATE_INPUTS(cls, images: Any = None) -> bool | str:
+    def VALIDATE_INPUTS(cls, images: Any = None, prior_images: Any = None) -> bool | str:
         from ..spectral_core.errors import SpectralAdapterError
         from .host import training_data
 
-        name = _first(images)
-        if not isinstance(name, str) or name == training_data.NO_FOLDER:
-            return True
         try:
-            training_data.folder_named(name)
+            for name in _folders(images, prior_images):
+                training_data.folder_named(name)
         except SpectralAdapterError as error:
             return str(error)
         return True
 
     @classmethod
-    def IS_CHANGED(cls, images: Any = None, **_others: Any) -> str:
+    def IS_CHANGED(cls, images: Any = None, prior_images: Any = None, **_others: Any) -> str:
         from ..spectral_core.errors import SpectralAdapterError
         from .host import training_data
 
-        name = _first(images)
-        if not isinstance(name, str) or name == training_data.NO_FOLDER:
-            return ""
         try:
-            return training_data.state_of_folder(name)
+            return " ".join(training_data.state_of_folder(name) for name in _folders(images, prior_images))
         except SpectralAdapterError as error:
             return str(error)
+
+
+def _folders(*given: Any) -> list[str]:
+    """The folders among the values of widgets."""
+    names = (_first(value) for value in given)
+    return [name for name in names if isinstance(name, str) and _chosen(name)]
+
+
+def _chosen(name: str) -> str:
+    """A folder's name, empty for the choice of none."""
+    from .host import training_data
+
+    return "" if name == training_data.NO_FOLDER else name
 
 
 def _listed(value: Any) -> list[Any]:
@@ -136,7 +146,6 @@ def _conditionings(value: Any) -> list[Any]:
 def job_of(given: dict[str, Any], adapter: Any = None) -> Any:
     """The widgets' values as a :class:`.host.training_job.Job`; SpectralAdapterError for what cannot be."""
     from ..spectral_core.training.config import TrainConfig
-    from .host import training_data
     from .host.training_job import Job, parse_columns
 
     config = TrainConfig(
@@ -155,6 +164,7 @@ def job_of(given: dict[str, Any], adapter: Any = None) -> Any:
         weighting=given["weighting"],
         target_open=given["target_open"] or None,
         freeze_gates=given["freeze_gates"],
+        prior_weight=given["prior_weight"],
         seed=given["seed"],
     )
     same: tuple[str, ...] = (
@@ -172,7 +182,8 @@ def job_of(given: dict[str, Any], adapter: Any = None) -> Any:
     return Job(
         config=config,
         columns=parse_columns(given["columns"]),
-        images="" if given["images"] == training_data.NO_FOLDER else given["images"],
+        images=_chosen(given["images"]),
+        prior_images=_chosen(given["prior_images"]),
         continued=adapter,
         **{name: given[name] for name in same},
     )

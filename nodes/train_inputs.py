@@ -211,4 +211,12 @@ def _choices() -> dict[str, Any]:
                 "tooltip": "What the samples show. Empty: the first caption. Needs clip.",
             },
         ),
+        "prior_images": inputs.combo(
+            _folders(),
+            "A folder of pictures of the concept's class (dogs, for your dog), so that the model goes on "
+            "drawing those. Uncaptioned ones are called 'a picture of' init_words. Needs vae and clip.",
+        ),
+        "prior_weight": number(
+            "FLOAT", 1.0, 0.0, 100.0, "How much the prior_images count beside the concept's.", step=0.05
+        ),
     }

@@ -192,7 +192,11 @@ class LayerUpdate:
             if z is None:
                 z = project(x, down, self.geometry)
             trained = begun is not None and self.name.rows is None and z.dtype == y.dtype
-            z, factor = self._row_factors(z, piece, gate, rows, trained and not _on_up(z, up))
+            network = self._gate_node(piece, gate, z)
+            if trained and rows is None and network is not None and y.is_contiguous() and z.dim() == 3:
+                y = network.add_opened(y, z, up, scale, _on_up(z, up), in_place and not self.gives_view)
+                continue
+            z, factor = self._row_factors(z, piece, gate, network, rows, trained and not _on_up(z, up))
             if trained and y.is_contiguous():
                 y = self._add_trained(y, z, factor, up, scale, piece, in_place)
             else:
@@ -210,23 +214,35 @@ class LayerUpdate:
             z = z * channel_view(factor, z, False)
         return products.add(y, z, up, scale, piece.frozen_columns, in_place)
 
+    def _gate_node(self, piece: Piece, gate: Mapping[str, Tensor], z: Tensor) -> gate_node.Gate | None:
+        """The piece's gate as one node of the graph, where it can be one."""
+        config: Any = piece.terms[0].config
+        runtime = self.control.gates
+        if not (self.trained and piece.gated and gate_node.fits(z, config.gate_kind, runtime.mode)):
+            return None
+        return gate_node.Gate(gate, config.rows_per_gate, self.is_convolution, runtime, piece.gate_name)
+
     def _row_factors(
-        self, z: Tensor, piece: Piece, gate: Mapping[str, Tensor], rows: Tensor | None, multiply: bool
+        self,
+        z: Tensor,
+        piece: Piece,
+        gate: Mapping[str, Tensor],
+        network: gate_node.Gate | None,
+        rows: Tensor | None,
+        multiply: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """(z, what multiplies it, (B, R) or (B, 1)): the gate's values and the schedule's; None for nothing.
 
         multiply: the gate's values may be in z already.
         """
         found = None
-        if piece.gated:
+        if network is not None:
+            z, values = network.open_rows(z, multiply)
+            found = None if multiply else values
+        elif piece.gated:
             config: Any = piece.terms[0].config
-            kind, pairs, runtime = config.gate_kind, config.rows_per_gate, self.control.gates
-            place = self.is_convolution, runtime, piece.gate_name
-            if self.trained and gate_node.fits(z, kind, runtime.mode):
-                z, values = gate_node.open_rows(z, gate, pairs, *place, multiply)
-                found = None if multiply else values
-            else:
-                found = gates.values(z, gate, kind, pairs, *place)
+            place = self.is_convolution, self.control.gates, piece.gate_name
+            found = gates.values(z, gate, config.gate_kind, config.rows_per_gate, *place)
         if rows is None:
             return z, found
         per_row = self._per_row(rows, z)[:, None]

@@ -66,23 +66,45 @@ class _Add(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(z if ctx.needs_input_grad[2] else None, up)
         ctx.scale, ctx.frozen = scale, frozen
-        rows = z.flatten(0, -2)
         if in_place:
             ctx.mark_dirty(y)
-            y.flatten(0, -2).addmm_(rows, up.mT, alpha=scale)
-            return y
-        return torch.addmm(y.flatten(0, -2), rows, up.mT, alpha=scale).view_as(y)
+        return added(y, z, up, scale, in_place)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         z, up = ctx.saved_tensors
-        rows, d_up = dy.flatten(0, -2), None
-        if z is not None:
-            d_up = _product_like(up, rows, z.flatten(0, -2)[:, : up.shape[1] - ctx.frozen])
-            d_up = d_up if ctx.scale == 1.0 else d_up * ctx.scale
-            d_up = F.pad(d_up, (0, ctx.frozen)) if ctx.frozen else d_up
-        dz = dy @ (up if ctx.scale == 1.0 else up * ctx.scale) if ctx.needs_input_grad[1] else None
+        dz, d_up = gradients(dy, z, up, ctx.scale, ctx.frozen, ctx.needs_input_grad[1])
         return dy, dz, d_up, None, None, None
+
+
+def added(y: Tensor, z: Tensor, up: Tensor, scale: float, in_place: bool) -> Tensor:
+    """y + scale · up·z; y contiguous, written to where ``in_place``."""
+    rows = z.flatten(0, -2)
+    if in_place:
+        y.flatten(0, -2).addmm_(rows, up.mT, alpha=scale)
+        return y
+    return torch.addmm(y.flatten(0, -2), rows, up.mT, alpha=scale).view_as(y)
+
+
+def added_batched(y: Tensor, z: Tensor, right: Tensor, scale: float, in_place: bool) -> Tensor:
+    """y + scale · z·right, a matrix ``right`` (B, R, out) for each batch row."""
+    product = y.baddbmm_ if in_place else y.baddbmm
+    return product(z, right, alpha=scale)
+
+
+def gradients(
+    dy: Tensor, z: Tensor | None, up: Tensor, scale: float, frozen: int = 0, of_z: bool = True
+) -> tuple[Any, Tensor | None]:
+    """The gradients of z (where ``of_z``) and of up (where z is given) from that of y + scale · up·z.
+
+    The last ``frozen`` columns of up get none.
+    """
+    d_up = None
+    if z is not None:
+        d_up = _product_like(up, dy.flatten(0, -2), z.flatten(0, -2)[:, : up.shape[1] - frozen])
+        d_up = d_up if scale == 1.0 else d_up * scale
+        d_up = F.pad(d_up, (0, frozen)) if frozen else d_up
+    return dy @ (up if scale == 1.0 else up * scale) if of_z else None, d_up
 
 
 def _product_like(like: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -99,20 +121,26 @@ class _AddGated(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(z, up, factor)
         ctx.scale = scale
-        right = (up * factor[:, None, :]).mT
         if in_place:
             ctx.mark_dirty(y)
-            return y.baddbmm_(z, right, alpha=scale)
-        return torch.baddbmm(y, z, right, alpha=scale)
+        return added_batched(y, z, (up * factor[:, None, :]).mT, scale, in_place)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         z, up, factor = ctx.saved_tensors
-        each = factor[:, None, :] * ctx.scale
-        dz = torch.bmm(dy, up * each)
-        outer = torch.bmm(dy.mT, z)  # (B, out, R)
-        d_factor = (outer * up).sum(1) * ctx.scale if ctx.needs_input_grad[3] else None
-        return dy, dz, (outer * each).sum(0), d_factor, None, None
+        dz, d_up, d_factor = gated_gradients(dy, z, up, factor, ctx.scale)
+        return dy, dz, d_up, d_factor, None, None
+
+
+def gated_gradients(
+    dy: Tensor, z: Tensor, up: Tensor, factor: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of z, up and factor from that of y + scale · up·(factor·z)."""
+    factor = factor if scale == 1.0 else factor * scale
+    each = factor[:, None, :]
+    outer = torch.bmm(dy.mT, z)  # (B, out, R)
+    d_factor = (outer * up).sum(1)
+    return torch.bmm(dy, up * each), (outer * each).sum(0), d_factor if scale == 1.0 else d_factor * scale
 
 
 def project(x: Tensor, down: Tensor, tie: Tensor | None = None) -> tuple[Tensor, Tensor]:

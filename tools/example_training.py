@@ -30,6 +30,8 @@ TRAINING = {  # the widgets of Train Adapter that the example leaves as they are
     "text_learning_rate": 0.0,
     "sample_every": 0,
     "sample_prompt": "",
+    "prior_images": "none",
+    "prior_weight": 1.0,
 }
 
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,28 +72,45 @@ def run(job: Job, given: Inputs) -> Trained:
 # --- before the run is known ----------------------------------------------------------------------------
 
 
-def _source(job: Job, given: Inputs) -> Data | Pictures:
-    """The data as far as it must be known to tell one run from another."""
+@dataclass(frozen=True)
+class Source:
+    """What is trained on, as far as it must be known to tell one run from another, and the prior pictures."""
+
+    concept: Data | Pictures
+    prior: Pictures | None
+
+    @property
+    def digest(self) -> str:
+        return self.concept.digest + ("" if self.prior is None else f" {self.prior.digest}")
+
+
+def _source(job: Job, given: Inputs) -> Source:
     if job.images and (given.latents or given.conditionings):
         raise SpectralAdapterError(
             "images and latents are both given: choose 'none' as images, or disconnect latents and "
             "conditioning"
         )
-    if job.images:
+    if job.needs_vae:
         missing = [name for name in ("vae", "clip") if getattr(given, name) is None]
         if missing:
+            name = "images" if job.images else "prior_images"
             raise SpectralAdapterError(
-                f"images {job.images!r}: {' and '.join(missing)} not connected; a folder of pictures needs "
-                "the model's VAE and CLIP"
+                f"{name} {getattr(job, name)!r}: {' and '.join(missing)} not connected; a folder of pictures "
+                "needs the model's VAE and CLIP"
             )
-        step = _pixels_per_cell(given.vae)
-        return training_data.look_at(job.images, job.trigger_word, job.resolution, job.keep_proportions, step)
+        framing = training_data.Framing(job.resolution, job.keep_proportions, _pixels_per_cell(given.vae))
+    prior = None
+    if job.prior_images:
+        prior = training_data.look_at_prior(job.prior_images, job.init_words, framing)
+    if job.images:
+        return Source(training_data.look_at(job.images, job.trigger_word, framing), prior)
     if not given.latents or not given.conditionings:
         raise SpectralAdapterError(
             "nothing to train on: choose a folder as images (with vae and clip connected), or connect "
             "latents and conditioning"
         )
-    return training_data.from_nodes(given.model, given.latents, given.conditionings, given.clip)
+    data = training_data.from_nodes(given.model, given.latents, given.conditionings, given.clip)
+    return Source(data, prior)
 
 
 def _pixels_per_cell(vae: Any) -> int:
@@ -100,11 +118,11 @@ def _pixels_per_cell(vae: Any) -> int:
     return ratio if isinstance(ratio, int) else 8
 
 
-def _settings(job: Job, given: Inputs, shown: Data | Pictures, base: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(job: Job, given: Inputs, shown: Source, base: Mapping[str, Any]) -> dict[str, Any]:
     """What the result depends on; compared when a run of this name is there already."""
     model = hashlib.sha256(json.dumps(base, sort_keys=True).encode()).hexdigest()[:16]
     found = {"config": job.config.as_dict(), "job": job.settings(), "pictures": shown.digest, "model": model}
-    if job.images:
+    if job.needs_vae:
         found["vae"] = training_data.digest_of_weights(given.vae.patcher)
     if given.clip is not None:
         found["clip"] = training_data.digest_of_weights(given.clip.patcher)
@@ -127,8 +145,11 @@ def _words(job: Job, given: Inputs) -> dict[str, dict[str, torch.Tensor]]:
     return {word: training_text.initial_rows(given.clip, word, job.init_words)}
 
 
-def _data(job: Job, shown: Data | Pictures, given: Inputs) -> Data:
-    if isinstance(shown, Data):
-        return shown
+def _data(job: Job, shown: Source, given: Inputs) -> Data:
     clip = None if job.trains_text else given.clip
-    return training_data.from_pictures(given.model, shown, given.vae, clip, check_interrupt)
+
+    def encoded(pictures: Pictures) -> Data:
+        return training_data.from_pictures(given.model, pictures, given.vae, clip, check_interrupt)
+
+    data = shown.concept if isinstance(shown.concept, Data) else encoded(shown.concept)
+    return data if shown.prior is None else data.with_prior(encoded(shown.prior))

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,8 @@ class Data:
     """Latents, their [tensor, options] conditionings (None: the empty caption), masks, repeats; what is odd.
 
     digest: changes with everything that the training sees. groups: a batch holds examples of one group.
-    captions: in place of conditionings where the text encoders train.
+    captions: in place of conditionings where the text encoders train. prior_from: the first of the examples
+    that only keep the model as it is, which come last; None without any.
     """
 
     latents: list[Tensor]
@@ -58,6 +59,38 @@ class Data:
     repeats: list[Repeats] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     captions: dict[int | None, str] = field(default_factory=dict)
+    prior_from: int | None = None
+
+    @property
+    def concept_count(self) -> int:
+        return len(self.latents) if self.prior_from is None else self.prior_from
+
+    def shown(self, prior: bool) -> list[Repeats]:
+        """The repeats of the concept's examples or of the prior ones, none of the others."""
+        return [
+            kept if (i >= self.concept_count) == prior else Repeats(0) for i, kept in enumerate(self.repeats)
+        ]
+
+    def with_prior(self, prior: Data) -> Data:
+        """With the examples of another behind these, as prior ones."""
+        count = len(self.latents)
+        masks = None
+        if self.masks is not None or prior.masks is not None:
+            masks = [m for d in (self, prior) for m in d.masks or [None] * len(d.latents)]
+
+        def behind(own: dict[int | None, Any], more: dict[int | None, Any]) -> dict[int | None, Any]:
+            return own | {i + count: value for i, value in more.items() if i is not None}
+
+        return replace(
+            self,
+            latents=[*self.latents, *prior.latents],
+            entries=behind(self.entries, prior.entries),
+            masks=masks,
+            repeats=[*self.repeats, *prior.repeats],
+            notes=[*self.notes, *prior.notes],
+            captions=behind(self.captions, prior.captions),
+            prior_from=count,
+        )
 
     @property
     def groups(self) -> list[tuple[int, ...]]:
@@ -212,27 +245,52 @@ class Pictures:
         return digest.hexdigest()[:16]
 
 
-def look_at(name: str, trigger_word: str, resolution: int, keep_proportions: bool, step: int) -> Pictures:
+@dataclass(frozen=True)
+class Framing:
+    """Pictures as large as ``resolution`` squared, which is a multiple of ``step``, the pixels of a latent
+    cell; all square, or each in its proportions."""
+
+    resolution: int
+    keep_proportions: bool
+    step: int
+
+    def __post_init__(self) -> None:
+        if self.resolution % self.step:
+            raise SpectralAdapterError(
+                f"resolution {self.resolution}: expected a multiple of {self.step} for this VAE"
+            )
+
+    def sizes(self, examples: Sequence[Example]) -> list[tuple[int, int]]:
+        """The size of each, for which all of them are opened, with their masks."""
+        shown = [picture_size(e.path) for e in examples]
+        for example in examples:
+            if example.mask is not None:
+                picture_size(example.mask)
+        size = (self.resolution, self.resolution)
+        fits = self.keep_proportions
+        return buckets.assign_buckets(shown, size, max(self.step, 8)) if fits else [size] * len(shown)
+
+
+def look_at(name: str, trigger_word: str, framing: Framing) -> Pictures:
     """The folder's pictures, every one opened once.
 
-    Raises SpectralAdapterError for an empty folder, a broken picture, no captions at all, and a size that
-    is no multiple of ``step``, the pixels of a latent cell.
+    Raises SpectralAdapterError for an empty folder, a broken picture, and no captions at all.
     """
-    if resolution % step:
-        raise SpectralAdapterError(f"resolution {resolution}: expected a multiple of {step} for this VAE")
     examples = find_examples(folder_named(name), trigger_word.strip())
     if not trigger_word.strip() and not any(e.captioned for e in examples):
         raise SpectralAdapterError(
             f"image folder {name!r}: none of its {len(examples)} pictures has a caption; put a text file of "
             "the same name beside each (cat.jpg, cat.txt), or set trigger_word"
         )
-    shown = [picture_size(e.path) for e in examples]
-    for example in examples:
-        if example.mask is not None:
-            picture_size(example.mask)
-    size = (resolution, resolution)
-    sizes = buckets.assign_buckets(shown, size, max(step, 8)) if keep_proportions else [size] * len(shown)
-    return Pictures(tuple(examples), tuple(sizes), tuple(checks.caption_warnings(examples)))
+    return Pictures(tuple(examples), tuple(framing.sizes(examples)), tuple(checks.caption_warnings(examples)))
+
+
+def look_at_prior(name: str, init_words: str, framing: Framing) -> Pictures:
+    """Pictures of the concept's class; those without a caption get ``a picture of <init_words>``, or an empty
+    one."""
+    plain = f"a picture of {init_words.strip()}" if init_words.strip() else ""
+    examples = [e if e.captioned else replace(e, caption=plain) for e in find_examples(folder_named(name))]
+    return Pictures(tuple(examples), tuple(framing.sizes(examples)), ())
 
 
 def from_pictures(model: Any, pictures: Pictures, vae: Any, clip: Any, interrupted: Any) -> Data:

@@ -37,7 +37,8 @@ class Job:
     """run_name, method and layers; where the pictures come from; how often to save and to draw a sample.
 
     init_words: known words from which the trigger word starts as a new word of its own; empty: it stays as
-    the CLIP reads it. text_targets: layers of the text encoders, empty for none. ``continued`` is an adapter
+    the CLIP reads it. text_targets: layers of the text encoders, empty for none. prior_images: a folder of
+    pictures of the concept's class, which the model shall go on drawing. ``continued`` is an adapter
     whose method, rank, columns and layers are taken over; its words and text layers stay as they are.
     """
 
@@ -60,6 +61,7 @@ class Job:
     checkpoint_every: int = 100
     sample_every: int = 0
     sample_prompt: str = ""
+    prior_images: str = ""
     continued: Adapter | None = None
 
     def __post_init__(self) -> None:
@@ -104,6 +106,11 @@ class Job:
         return bool(self.text_targets.strip() or self.init_words.strip())
 
     @property
+    def needs_vae(self) -> bool:
+        """Whether pictures are encoded."""
+        return bool(self.images or self.prior_images)
+
+    @property
     def needs_columns(self) -> bool:
         return self.method.startswith("spectral")
 
@@ -120,15 +127,16 @@ class Job:
     def settings(self) -> dict[str, Any]:
         """What the result depends on, JSON-able; the pictures and the models count by content, elsewhere."""
         apart: tuple[str, ...] = ("run_name", "config", "checkpoint_every", "images", "continued")
-        apart += ("sample_every", "sample_prompt")
+        apart += ("sample_every", "sample_prompt", "prior_images")
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         for name in ("init_words", "text_targets"):
             values[name] = values[name].strip()
             if not values[name]:  # which runs of earlier versions did not have
                 del values[name]
         if not self.images:
-            for name in ("trigger_word", "resolution", "keep_proportions"):
-                del values[name]
+            del values["trigger_word"]
+        if not self.needs_vae:
+            del values["resolution"], values["keep_proportions"]
         if self.continued is not None:
             for name in ("rank", "columns", "train_scale", "transform", "gate", "targets"):
                 del values[name]

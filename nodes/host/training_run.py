@@ -164,14 +164,18 @@ def _setup(
 ) -> Setup:
     device = denoiser.ready.device
     masks = None if data.masks is None else [None if m is None else m.to(device) for m in data.masks]
+    prior = None
+    if data.prior_from is not None:
+        prior = Order(data.shown(prior=True), config.batch_size, config.seed + 1, data.groups)
     return Setup(
         denoiser=denoiser,
         latents=[latent.to(device) for latent in data.latents],
-        order=Order(data.repeats, config.batch_size, config.seed, data.groups),
+        order=Order(data.shown(prior=False), config.batch_size, config.seed, data.groups),
         diffusion=denoiser.ready.noise,
         attachments=attachments,
         tokens=[] if text is None else text.parameters,
         masks=masks,
+        prior=prior,
         roots=[denoiser.ready.root],
     )
 
@@ -195,7 +199,7 @@ def _learned(
         **config.as_dict(),
         "learning_rate": config.rate_for(job.method),
         "optimizer": config.optimiser,  # the words under which other programs show them
-        "images": len(data.latents),
+        "images": data.concept_count,
         "steps_done": len(result.losses),
     }
     words = {} if text is None else text.values()

@@ -17,7 +17,7 @@ from pathlib import Path
 # `svd` stands for svd.py, svd/ and svd_*.py; what is not listed works on adapters and stands with attach.
 LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
-    frozenset({"layers", "lowrank", "transforms", "svd", "cayley", "unet_layout"}),
+    frozenset({"layers", "lowrank", "products", "transforms", "svd", "cayley", "unet_layout"}),
     frozenset({"gate", "methods"}),
     frozenset({"adapter", "schedule"}),
     frozenset({"attach", "merge", "fusion", "fileformat", "lora", "keys", "analysis", "plots"}),

@@ -48,7 +48,7 @@ def test_the_node_is_the_gate(
         runtime.start_calibration()
         place = pairs, is_convolution, runtime, "layer"
         if as_node:
-            rows, values = gate_node.open_rows(1 * z, p, *place, multiply)
+            rows, values = gate_node.Gate(p, *place).open_rows(1 * z, multiply)
             rows = rows if multiply else rows * gate.channel_view(values, rows, is_convolution)
         else:
             rows = gate.apply(1 * z, p, "mlp", *place)
@@ -68,13 +68,12 @@ def test_the_node_is_the_gate(
 
 def test_half_precision_is_gated_in_float32() -> None:
     z = activations((2, 20, RANK), False, 1).bfloat16().requires_grad_()
-    rows, values = gate_node.open_rows(1 * z, params(), 1, False, GateRuntime("soft", 1.0), "layer", True)
+    node = gate_node.Gate(params(), 1, False, GateRuntime("soft", 1.0), "layer")
+    rows, values = node.open_rows(1 * z, True)
     exact = gate.probabilities(params(), gate.features(z.detach().float(), 1, False), "mlp", 1.0)
     assert rows.dtype == values.dtype == torch.bfloat16
     assert torch.equal(values, exact.bfloat16())
-    (
-        rows.sum() + gate_node.open_rows(z, params(), 1, False, GateRuntime("soft", 1.0), "", False)[0].sum()
-    ).backward()
+    (rows.sum() + node.open_rows(z, False)[0].sum()).backward()
     assert z.grad is not None and z.grad.dtype == torch.bfloat16 and z.grad.isfinite().all()
 
 
@@ -101,8 +100,9 @@ def test_training_with_the_node_is_training_without_it(
     adapter = trained(FouRAConfig(4, transform=transform), weights, 3)
     x = torch.randn(2, tokens, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
     used = []
-    plain = gate_node.open_rows
-    monkeypatch.setattr(gate_node, "open_rows", lambda *a: used.append(1) or plain(*a))
+    for name in ("open_rows", "add_opened"):
+        own = getattr(gate_node.Gate, name)
+        monkeypatch.setattr(gate_node.Gate, name, lambda *a, n=name, f=own: used.append(n) or f(*a))
 
     def run() -> list[Tensor]:
         with attach(net, adapter, trainable=True) as attachment:

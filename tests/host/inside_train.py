@@ -131,6 +131,36 @@ def lists_of_latents_and_conditionings():
     BASE.check()
 
 
+def prior_pictures_keep_the_model_drawing_them():
+    """Pictures under words that the run teaches something else: as the prior they are kept, and the more they
+    count the more; beside latents, beside a folder, and with a new word."""
+    words = text("a plain house")
+    given = {"method": "lora", "targets": "attention", "steps": 15, "vae": VAE, "clip": CLIP}
+    changed = {"samples": -2.0 * latent(0)["samples"]}
+    other = {"latents": [changed], "conditioning": [words]}
+
+    def error(run_name, **more):
+        adapter = train(MODEL, run_name=run_name, **given, **more)[0]
+        assert adapter.provenance.training["images"] == 1
+        return denoising_error(applying.apply(adapter, MODEL, None, 1.0, 1.0).model, words)
+
+    without = error("spoiled", **other)
+    kept = error("kept", **other, prior_images="prior")
+    more = error("kept", **other, prior_images="prior", prior_weight=4.0)
+    print(f"  error {without:.4f} without, {kept:.4f} with, {more:.4f} weighing four times")
+    assert more < kept < without
+    assert (SAVED / "kept-2.safetensors").is_file(), "another weight is another run"
+    again = call(MODEL, run_name="kept", **given, **other, prior_images="prior")[2]
+    assert "nothing was trained" in again
+    new_word = {**FOLDER_RUN, "images": "one", "init_words": "house", "prior_images": "prior"}
+    adapter, _, _ = train(MODEL, run_name="kept_word", method="lora", steps=2, **new_word)
+    assert set(adapter.tokens) == {"<house>"}
+    bad = {"model": MODEL, "run_name": "bad", "clip": CLIP, **other}
+    refused("prior_images", "vae", **bad, prior_images="prior")
+    refused("nowhere", **bad, vae=VAE, prior_images="nowhere")
+    BASE.check()
+
+
 def a_stopped_run_goes_on_and_ends_like_one_that_was_not_stopped():
     given = {"method": "foura", "steps": 6, "schedule": "cosine", **FOLDER_RUN}
     whole = train(MODEL, run_name="whole", **given)[0]
@@ -245,6 +275,7 @@ CHECKS = [
     a_folder_is_learned_and_used_at_once,
     the_same_again_returns_the_file_and_other_settings_begin_a_second_run,
     lists_of_latents_and_conditionings,
+    prior_pictures_keep_the_model_drawing_them,
     a_stopped_run_goes_on_and_ends_like_one_that_was_not_stopped,
     the_bars_own_interrupt_is_no_error,
     errors_leave_the_model_and_a_checkpoint,

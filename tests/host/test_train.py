@@ -37,14 +37,16 @@ def checks() -> list[str]:
 
 def write_pictures(root: Path) -> None:
     """Folders as a user may have them: right ones and wrong ones."""
-    for name, count in (("concept", 3), ("one", 1), ("broken", 1), ("uncaptioned", 1), ("empty", 0)):
+    counts = {"concept": 3, "prior": 3, "one": 1, "broken": 1, "uncaptioned": 1, "empty": 0}
+    for name, count in counts.items():
         folder = root / name
         folder.mkdir(parents=True)
         for i in range(count):
             picture, caption = draw_concept("house", i)
             picture.save(folder / f"{i}.png")
+            said = "a plain house" if name == "prior" else caption.replace("house", "<TOK>")
             if name != "uncaptioned":
-                (folder / f"{i}.txt").write_text(caption.replace("house", "<TOK>"), encoding="utf-8")
+                (folder / f"{i}.txt").write_text(said, encoding="utf-8")
     broken = root / "broken" / "0.png"
     broken.write_bytes(broken.read_bytes()[:200])
 

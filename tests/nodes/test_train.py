@@ -83,13 +83,15 @@ def test_settings_tell_runs_apart(ours: Pack) -> None:
     plain = job(ours).settings()
     for same in ({"run_name": "other"}, {"checkpoint_every": 7}, {"trigger_word": "without images"}):
         assert job(ours, **same).settings() == plain
-    for same in ({"sample_every": 5}, {"sample_prompt": "a cat"}, {"text_targets": " "}):
+    for same in ({"sample_every": 5}, {"sample_prompt": "a cat"}, {"text_targets": " "}, {"resolution": 64}):
         assert job(ours, **same).settings() == plain
     assert not {"init_words", "text_targets"} & set(plain), "runs of earlier versions are found again"
     folder = {"images": "cats", "trigger_word": "<x>"}
     for other in ({"text_targets": "attention"}, {"init_words": "dog"}):
         assert job(ours, **folder, **other).settings() != job(ours, **folder).settings()
         assert job(ours, **folder, **other).trains_text and not job(ours, **folder).trains_text
+    assert job(ours, prior_images="cats", resolution=64).settings()["resolution"] == 64
+    assert job(ours, prior_weight=0.5).config.prior_weight == 0.5
     for other in ({"rank": 3}, {"method": "lora"}, {"targets": "all"}, {"precision": "bf16"}):
         assert job(ours, **other).settings() != plain
     with pytest.raises(ours.error, match="a connected adapter"):
@@ -106,26 +108,55 @@ def test_folders_below_the_input_folder(ours: Pack, pictures: Path) -> None:
     assert node.VALIDATE_INPUTS(["cats"]) is True and node.VALIDATE_INPUTS("none") is True
     for wrong in ("dogs", "../input/cats", "/etc"):
         assert isinstance(node.VALIDATE_INPUTS([wrong]), str)
+    assert isinstance(node.VALIDATE_INPUTS("none", ["dogs"]), str)
+    assert node.VALIDATE_INPUTS(["cats"], ["cats/10_mine"]) is True
     before = node.IS_CHANGED(["cats"], steps=[1])
-    assert before == node.IS_CHANGED("cats")
+    assert before == node.IS_CHANGED("cats") == node.IS_CHANGED("cats", "none")
+    assert node.IS_CHANGED("cats", ["cats"]) != before != node.IS_CHANGED("none", "cats/10_mine")
     os.utime(pictures / "cats/10_mine/a.txt", (1, 1))
     assert node.IS_CHANGED(["cats"]) != before
 
 
 def test_pictures_are_looked_at_before_anything_is_loaded(ours: Pack, pictures: Path) -> None:
     data = ours.module("nodes.host.training_data")
-    seen = data.look_at("cats", "", 64, True, 8)
+    square = data.Framing(64, False, 8)
+    seen = data.look_at("cats", "", data.Framing(64, True, 8))
     assert [e.repeats for e in seen.examples] == [10, 10] and len(seen.notes) == 1
     assert seen.sizes[0][0] > seen.sizes[0][1] and seen.sizes[1][0] < seen.sizes[1][1]
-    assert data.look_at("cats", "<it>", 64, True, 8).digest != seen.digest
+    assert data.look_at("cats", "<it>", data.Framing(64, True, 8)).digest != seen.digest
+    prior = data.look_at_prior("cats", " dog ", square)
+    assert [e.caption for e in prior.examples] == ["a cat", "a picture of dog"]
+    assert [e.caption for e in data.look_at_prior("cats", "", square).examples] == ["a cat", ""]
+    assert prior.sizes == ((64, 64), (64, 64)) and prior.notes == ()
     (pictures / "cats/10_mine/a.txt").unlink()
     with pytest.raises(ours.error, match="none of its 2 pictures has a caption"):
-        data.look_at("cats", "", 64, False, 8)
+        data.look_at("cats", "", square)
     with pytest.raises(ours.error, match="multiple of 8"):
-        data.look_at("cats", "x", 60, False, 8)
+        data.Framing(60, False, 8)
     (pictures / "cats/10_mine/b.png").write_bytes(b"no picture")
-    with pytest.raises(ours.error, match=r"b\.png"):
-        data.look_at("cats", "x", 64, False, 8)
+    for look in (data.look_at, data.look_at_prior):
+        with pytest.raises(ours.error, match=r"b\.png"):
+            look("cats", "x", square)
+
+
+def test_prior_pictures_stand_behind_the_concepts(ours: Pack) -> None:
+    data = ours.module("nodes.host.training_data")
+
+    def made(count: int, entries: dict[Any, Any], masks: Any = None, **more: Any) -> Any:
+        latents = [torch.full((1,), float(i)) for i in range(count)]
+        return data.Data(latents, entries, "x", masks, [data.Repeats(3)] * count, **more)
+
+    own = made(2, {None: "empty", 0: "a", 1: "b"}, notes=["odd"])
+    prior = made(1, {None: "other", 0: "c"}, [torch.ones(1)])
+    both = own.with_prior(prior)
+    assert both.entries == {None: "empty", 0: "a", 1: "b", 2: "c"} and both.notes == ["odd"]
+    assert both.masks[:2] == [None, None] and torch.equal(both.masks[2], torch.ones(1))
+    assert [r.repeats for r in both.shown(prior=False)] == [3, 3, 0]
+    assert [r.repeats for r in both.shown(prior=True)] == [0, 0, 3]
+    assert (both.concept_count, own.concept_count) == (2, 2)
+    assert [r.repeats for r in own.shown(prior=False)] == [3, 3] and len(own.latents) == 2
+    words = made(1, {}, captions={None: "", 0: "a"}).with_prior(made(1, {}, captions={None: "", 0: "c"}))
+    assert words.captions == {None: "", 0: "a", 1: "c"} and words.masks is None
 
 
 class Model:
