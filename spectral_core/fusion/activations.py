@@ -46,7 +46,8 @@ def with_inputs(
     if base is not None and layer.name in base:
         inputs[-1] = base[layer.name]
     device = wide(next(iter(layer.sources[0].term.params.values()))).device
-    moved = {p: replace(s, second_moment=s.second_moment.to(device)) for p, s in inputs.items()}
+    # widened once here: every formula works in float64, and asks for a moment a dozen times
+    moved = {p: replace(s, second_moment=wide(s.second_moment.to(device))) for p, s in inputs.items()}
     return replace(layer, inputs=_one_space(moved, layer.name))
 
 

@@ -51,9 +51,9 @@ class Problem:
 
     def rows(self, lam: float, to_prior: bool) -> Tensor:
         """(cross + λ·prior)(total + λI)⁻¹, with the pseudo-inverse for λ = 0: (R, fan_in)."""
-        size = self.total.shape[0]
         if lam > 0:
-            system = self.total + lam * torch.eye(size, dtype=self.total.dtype, device=self.total.device)
+            system = self.total.clone()
+            system.diagonal().add_(lam)
             target = self.cross + lam * self.prior if to_prior else self.cross
             found = torch.cholesky_solve(target.mT, torch.linalg.cholesky(system)).mT
         else:
