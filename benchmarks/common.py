@@ -14,10 +14,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -89,8 +90,8 @@ def interleave(
 ) -> Times:
     """Measure all candidates in turn, ``repetitions`` rounds in one run.
 
-    The order turns by one place each round, so that no candidate always follows the same neighbour (a cold
-    cache after the largest one). A candidate faster than ``minimum_seconds`` is called several times per
+    The order is drawn anew each round, so that no candidate always follows the same neighbour (a cold cache
+    after the largest one). A candidate faster than ``minimum_seconds`` is called several times per
     measurement, and the time is per call. On a GPU every measurement ends with a synchronisation.
     """
     if repetitions < 1 or not candidates:
@@ -102,11 +103,17 @@ def interleave(
         calls[name] = max(1, round(minimum_seconds / max(_seconds(run, 1), 1e-9))) if minimum_seconds else 1
     names = list(candidates)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(repetitions):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
+    for order in orders(names, repetitions):
+        for name in order:
             seconds[name].append(_seconds(candidates[name], calls[name]))
     return Times({name: tuple(values) for name, values in seconds.items()})
+
+
+def orders(names: Sequence[str], rounds: int) -> Iterator[list[str]]:
+    """All names in an order of its own for each round, the same orders every time."""
+    draw = random.Random(5)
+    for _ in range(rounds):
+        yield draw.sample(list(names), len(names))
 
 
 def _seconds(run: Callable[[], object], calls: int) -> float:

@@ -37,7 +37,7 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from benchmarks.common import Target, Times, finish, kept_for_backward
+from benchmarks.common import Target, Times, finish, kept_for_backward, orders
 from spectral_core.adapter import create
 from spectral_core.attach import attach
 from spectral_core.methods import FouRAConfig, MethodConfig, SpectralAConfig, SpectralRConfig
@@ -157,8 +157,8 @@ def measure_steps(rank: int, repetitions: int) -> tuple[list[dict[str, Any]], li
     saved = {name: c.saved_bytes() for name, c in found.items()}  # which warms up, too
     seconds: dict[str, list[float]] = {name: [] for name in names}
     peaks: dict[str, list[int]] = {name: [] for name in names}
-    for turn in range(repetitions):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+    for order in orders(names, repetitions):
+        for name in order:
             took, peak = timed_and_peak(found[name].step)
             seconds[name].append(took)
             peaks[name].append(peak)

@@ -25,6 +25,7 @@ MODES = ("soft", "straight_through", "hard")
 ANNEALED_FRACTION = 0.7  # of the training steps; τ falls from 1 to FINAL_TEMPERATURE over them
 FINAL_TEMPERATURE = 0.5  # not lower: at τ = 0.1 the gradient at logit 2 is 2e-8
 SETTLE_STEPS = 100  # training steps whose mean becomes μ
+_COUNT_EVERY = 8192  # gates seen, where nobody closes a step
 
 
 def temperature_at(fraction: float) -> float:
@@ -195,6 +196,8 @@ class GateRuntime:
         opened = p.detach() if self._calibrating and p is not None else None
         if learns or opened is not None:
             self._seen.append((name, phi.detach() if learns else None, opened))
+            if len(self._seen) >= _COUNT_EVERY:
+                self._count()
         if self.recorder is not None:
             self.recorder.record(name, logits_.detach() > 0, self.progress)
 
