@@ -99,38 +99,25 @@ def _dct(rows: Tensor) -> Tensor:
     return torch.view_as_real(spectrum).flatten(1).index_select(1, plan.from_half)
 
 
-def _real_dft(rows: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """[Re Fx; Im Fx] (2N, n) of real rows (N, n), F unitary: so for each of the blocks of ``sizes`` rows."""
+def _real_dft(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(Re Fx, Im Fx) of real rows x (N, n), F unitary."""
     n = rows.shape[1]
     plan = _plan(n, rows.dtype, rows.device)
     half = torch.view_as_real(torch.fft.rfft(rows, norm="ortho")).flatten(1)
     imaginary = half.index_select(1, plan.imaginary)
     imaginary[:, n // 2 + 1 :].neg_()
-    both = torch.cat([half.index_select(1, plan.real), imaginary])
-    return both if len(sizes) == 1 else both.index_select(0, _block_order(sizes, rows.device)[0])
+    return half.index_select(1, plan.real), imaginary
 
 
-def _real_dft_transposed(rows: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """The transpose of :func:`_real_dft`, (2N, n) to (N, n): Re(F⁻¹ g) with g = g_re + i·g_im, which is one
-    real FFT of g's Hermitian part (g_k + conj g_{n−k})/2."""
-    n = rows.shape[1]
-    plan = _plan(n, rows.dtype, rows.device)
-    if len(sizes) > 1:
-        rows = rows.index_select(0, _block_order(sizes, rows.device)[1])
-    real, imaginary = rows.chunk(2)
+def _real_dft_transposed(real: Tensor, imaginary: Tensor) -> Tensor:
+    """The transpose of :func:`_real_dft`: Re(F⁻¹ g) of g = real + i·imaginary, which is one real FFT of g's
+    Hermitian part (g_k + conj g_{n−k})/2."""
+    n = real.shape[1]
+    plan = _plan(n, real.dtype, real.device)
     half = real.new_empty(len(real), n // 2 + 1, 2)
     torch.add(real[:, : n // 2 + 1], real.index_select(1, plan.mirror), out=half[..., 0])
     torch.sub(imaginary[:, : n // 2 + 1], imaginary.index_select(1, plan.mirror), out=half[..., 1])
     return torch.fft.irfft(torch.view_as_complex(half), n=n, norm="ortho").mul_(0.5)
-
-
-@lru_cache(maxsize=64)
-def _block_order(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """From all real rows and then all imaginary ones to a block after the other, and back."""
-    with torch.inference_mode(False):
-        blocks = torch.arange(sum(sizes)).split(list(sizes))
-        order = torch.cat([torch.cat([block, block + sum(sizes)]) for block in blocks])
-        return order.to(device), order.argsort().to(device)
 
 
 class _Folded(torch.autograd.Function):
@@ -145,12 +132,13 @@ class _Folded(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.transform, ctx.dims = transform, dims
         ctx.shapes = tuple(_moved(x.shape, dim) for x, dim in zip(tensors, dims, strict=True))
-        sizes = tuple(math.prod(shape[:-1]) for shape in ctx.shapes)
-        rows = _joined_rows(tensors, dims)
+        rows = _joined(_rows(tensors, dims))
         if transform == "dct":
             return _parts(_idct(rows), ctx.shapes, dims)
+        sizes = [math.prod(shape[:-1]) for shape in ctx.shapes]
+        pairs = zip(*(part.split(sizes) for part in _real_dft(rows)), strict=True)
         doubled = tuple((2 * shape[0], *shape[1:]) for shape in ctx.shapes)
-        return _parts(_real_dft(rows, sizes), doubled, dims)
+        return _parts(torch.cat([part for pair in pairs for part in pair]), doubled, dims)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -158,11 +146,12 @@ class _Folded(torch.autograd.Function):
         found: list[Tensor | None] = [None] * len(grads)
         if seen:  # a layer that did not run has no gradient, which is not a gradient of zero
             dims, shapes = tuple(ctx.dims[i] for i in seen), tuple(ctx.shapes[i] for i in seen)
-            rows = _joined_rows([g for g in grads if g is not None], dims)
+            given = _rows([g for g in grads if g is not None], dims)
             if ctx.transform == "dct":
-                rows = _dct(rows)
+                rows = _dct(_joined(given))
             else:
-                rows = _real_dft_transposed(rows, tuple(math.prod(shape[:-1]) for shape in shapes))
+                halves = zip(*(block.chunk(2) for block in given), strict=True)
+                rows = _real_dft_transposed(*(_joined(half) for half in halves))
             for i, part in zip(seen, _parts(rows, shapes, dims), strict=True):
                 found[i] = part
         return None, None, *found
@@ -173,10 +162,13 @@ def _moved(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
     return (*shape[:dim], *shape[dim + 1 :], shape[dim])
 
 
-def _joined_rows(tensors: Sequence[Tensor], dims: Sequence[int]) -> Tensor:
-    """(N, n): all that lies along the axes ``dims``, tensor by tensor."""
-    rows = [_turned(x, dim, x.dim() - 1).flatten(0, -2) for x, dim in zip(tensors, dims, strict=True)]
-    return rows[0] if len(rows) == 1 else torch.cat(rows)
+def _rows(tensors: Sequence[Tensor], dims: Sequence[int]) -> list[Tensor]:
+    """All that lies along the axes ``dims``, (N, n) of each tensor."""
+    return [_turned(x, dim, x.dim() - 1).flatten(0, -2) for x, dim in zip(tensors, dims, strict=True)]
+
+
+def _joined(rows: Sequence[Tensor]) -> Tensor:
+    return rows[0] if len(rows) == 1 else torch.cat(tuple(rows))
 
 
 def _parts(rows: Tensor, shapes: Sequence[tuple[int, ...]], dims: Sequence[int]) -> tuple[Tensor, ...]:
@@ -195,7 +187,7 @@ def dct(x: Tensor, dim: int = -1) -> Tensor:
     if x.shape[dim] == 1:
         return x
     dim %= x.dim()
-    return _parts(_dct(_joined_rows([x], [dim])), [_moved(x.shape, dim)], [dim])[0]
+    return _parts(_dct(_rows([x], [dim])[0]), [_moved(x.shape, dim)], [dim])[0]
 
 
 def idct(x: Tensor, dim: int = -1) -> Tensor:

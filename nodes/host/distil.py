@@ -42,7 +42,7 @@ from ...spectral_core.training.order import Order
 from ...spectral_core.training.residual import ResidualNoise
 from ...spectral_core.training.result import find_result
 from ...spectral_core.training.run import Run, take_place
-from . import applying, keys, paths, statistics, training_data, training_layers, training_model
+from . import applying, identity, keys, paths, statistics, training_data, training_layers, training_model
 from .training import RUNS, losses_of
 from .training_progress import Progress, check_interrupt
 from .training_run import At, Trained, saved, train_explained
@@ -107,9 +107,11 @@ def run(job: Job, given: Inputs) -> Trained:
         "distil": {**job.settings(), "size": list(shape[1:]), "prompts": [list(p) for p in given.prompts]},
         "adapters": [[a.content_hash, a.strength] for a in given.adapters],
         "fused": given.fused_key,
-        "model": training_data.digest_of_weights(given.model),
-        "clip": training_data.digest_of_weights(given.clip.patcher),
+        "model": identity.digest_of_weights(given.model),
+        "clip": identity.digest_of_weights(given.clip.patcher),
     }
+    if patches := identity.patches_of(given.model, given.clip):
+        settings["patches"] = patches
     folder = Path(folder_paths.get_output_directory(), paths.KEY)
     place = take_place(folder / RUNS, job.run_name, json.loads(json.dumps(settings)))
     expected = find_result(place, folder)

@@ -26,7 +26,7 @@ from ...spectral_core.fingerprint import fingerprint
 from ...spectral_core.training.events import FILE, read_events
 from ...spectral_core.training.result import find_result
 from ...spectral_core.training.run import Place, take_place
-from . import paths, training_data, training_start, training_text
+from . import identity, paths, training_data, training_start, training_text
 from .training_data import Data, Pictures
 from .training_job import Job
 from .training_progress import check_interrupt
@@ -123,9 +123,11 @@ def _settings(job: Job, given: Inputs, shown: Source, base: Mapping[str, Any]) -
     model = hashlib.sha256(json.dumps(base, sort_keys=True).encode()).hexdigest()[:16]
     found = {"config": job.config.as_dict(), "job": job.settings(), "pictures": shown.digest, "model": model}
     if job.needs_vae:
-        found["vae"] = training_data.digest_of_weights(given.vae.patcher)
+        found["vae"] = identity.digest_of_weights(given.vae.patcher)
     if given.clip is not None:
-        found["clip"] = training_data.digest_of_weights(given.clip.patcher)
+        found["clip"] = identity.digest_of_weights(given.clip.patcher)
+    if patches := identity.patches_of(given.model, given.clip):
+        found["patches"] = patches
     return found
 
 

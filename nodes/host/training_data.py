@@ -29,10 +29,10 @@ from ...spectral_core.training.data import (
     picture_size,
 )
 from . import names
+from .identity import content_digest
 
 NO_FOLDER = "none"
 SAMPLE = -1  # the index of what samples show, where that is no example's
-_NOT_IN_EVERY_FILE = ("text_projection", "text_projection.weight", "logit_scale")
 _DEEPEST = 4  # levels of folders below the input folder that are offered
 
 
@@ -115,7 +115,7 @@ def from_nodes(model: Any, latents: Sequence[Any], conditionings: Sequence[Any],
     entries = [row for c in conditionings for entry in _entries(c) for row in _split(entry)]
     order = checks.matched(len(rows), len(entries))
     found: dict[int | None, Any] = {i: entries[k] for i, k in enumerate(order)}
-    digest = _digest([rows, [entries[k] for k in order]])
+    digest = content_digest([rows, [entries[k] for k in order]])
     if clip is not None:
         found[None] = encode_caption(clip, "")
     return Data([taken_in(model, row) for row in rows], found, digest, repeats=[Repeats()] * len(rows))
@@ -154,30 +154,6 @@ def taken_in(model: Any, latent: Tensor) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         scaled: Tensor = wanted.process_in(latent.clone()[None])[0]
         return scaled.clone()
-
-
-def _digest(value: Any) -> str:
-    """SHA-256 over tensors and plain values, however deep in lists and tables."""
-    digest = hashlib.sha256()
-
-    def add(item: Any) -> None:
-        if isinstance(item, Tensor):
-            plain = item.detach().cpu().contiguous()
-            digest.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
-            digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-        elif isinstance(item, Mapping):
-            for key in sorted(map(str, item)):
-                digest.update(key.encode())
-                add(item[key])
-        elif isinstance(item, list | tuple):
-            digest.update(f"[{len(item)}".encode())
-            for each in item:
-                add(each)
-        elif isinstance(item, str | int | float | bool | None):
-            digest.update(repr(item).encode())
-
-    add(value)
-    return digest.hexdigest()[:16]
 
 
 # --- folders ------------------------------------------------------------------------------------------
@@ -342,16 +318,3 @@ def encode_caption(clip: Any, text: str) -> Any:
     with torch.inference_mode():
         (entry,) = clip.encode_from_tokens_scheduled(clip.tokenize(text))
     return entry
-
-
-def digest_of_weights(patcher: Any) -> str:
-    """Names, shapes and a few numbers of every weight of an autoencoder or text encoder: enough to tell two
-    apart, whatever is patched into them at the moment."""
-    parts = []
-    for name, value in patcher.model.state_dict().items():
-        if name.endswith(_NOT_IN_EVERY_FILE):  # the host leaves their memory as it finds it
-            continue
-        value = patcher.backup[name].weight if name in patcher.backup else value
-        if isinstance(value, Tensor) and value.is_floating_point() and not value.is_meta:
-            parts.append([name, list(value.shape), value.detach().reshape(-1)[:4].float().cpu()])
-    return _digest(parts)

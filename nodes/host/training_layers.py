@@ -69,13 +69,17 @@ def trees(patcher: Any) -> dict[str, nn.Module]:
 
 
 def _unet_names(patcher: Any) -> dict[str, str]:
-    """Weight key -> ``unet.<path>``, as far as the host knows diffusers' names for its weights."""
+    """Weight key -> ``unet.<path>``, as far as the host knows diffusers' names for its weights.
+
+    In the order of the model's weights: the host builds its map from sets, so that its order is another one
+    in every process, and with it an adapter's first random numbers would be.
+    """
     found = {}
     for name, key in compat.model_keys(patcher).items():
         path = unflatten(name.removeprefix("lora_unet_")) if name.startswith("lora_unet_") else None
         if path is not None and isinstance(key, str) and key.startswith(f"{NATIVE_PART}."):
             found[key] = f"{UNET}.{path}"
-    return found
+    return {key: found[key] for key in patcher.model.state_dict() if key in found}
 
 
 def _hang(tree: nn.Module, path: str, module: nn.Module) -> None:

@@ -20,6 +20,7 @@ demo = pack("nodes.host.demo_model")
 applying = pack("nodes.host.applying")
 fileformat = pack("spectral_core.fileformat")
 paths = pack("nodes.host.paths")
+identity = pack("nodes.host.identity")
 with torch.inference_mode():
     MODEL, CLIP, VAE = demo.load()
     BASE = Untouched(MODEL)
@@ -104,6 +105,52 @@ def the_same_again_returns_the_file_and_other_settings_begin_a_second_run():
     assert torch.equal(again[1], first[1])
     other = train(MODEL, run_name="twice", method="lora", steps=3, **FOLDER_RUN)
     assert "run twice-2" in other[2] and (SAVED / "twice-2.safetensors").is_file()
+    BASE.check()
+
+
+def the_same_seed_begins_alike_in_every_process():
+    """The host's own map of names comes in an order that depends on the process."""
+    layers, compat = pack("nodes.host.training_layers"), pack("nodes.host.compat")
+    before, own = list(layers.choose(MODEL, "all")), compat.model_keys
+    compat.model_keys = lambda patcher: dict(reversed(own(patcher).items()))
+    try:
+        assert list(layers.choose(MODEL, "all")) == before
+    finally:
+        compat.model_keys = own
+
+
+def what_a_model_carries_tells_runs_apart():
+    """Patches of another node, a live adapter and its strength, another sampling: by content, so that what is
+    equal after a restart is found."""
+
+    def patched(number, strength=0.5):
+        model = MODEL.clone()
+        key = next(name for name in model.model.state_dict() if name.endswith("attn1.to_q.weight"))
+        weight = torch.full_like(model.model.state_dict()[key], number)
+        model.add_patches({key: ("diff", (weight,))}, strength)
+        return model
+
+    def resampled(shift):
+        import comfy_extras.nodes_model_advanced as advanced
+
+        return advanced.ModelSamplingDiscrete().patch(MODEL, "v_prediction", shift)[0]
+
+    adapter = fileformat.load(SAVED / "house.safetensors")
+    live = [applying.apply(adapter, MODEL, None, strength, 1.0).model for strength in (1.0, 1.0, 0.5)]
+    seen = [identity.digest_of_patches(m) for m in (MODEL, patched(1.0), patched(2.0), patched(1.0, 0.7))]
+    seen += [identity.digest_of_patches(m) for m in (live[0], live[2], resampled(False), resampled(True))]
+    assert seen[0] == "" and len(set(seen)) == len(seen), seen
+    assert identity.digest_of_patches(patched(1.0)) == seen[1]
+    assert identity.digest_of_patches(live[1]) == seen[4]
+    assert identity.patches_of(MODEL, None) == {}
+    assert identity.patches_of(live[0], CLIP) == {**identity.patches_of(MODEL, CLIP), "model": seen[4]}
+    given = {"method": "lora", "steps": 1, **FOLDER_RUN, "images": "one"}
+    train(MODEL, run_name="carried", **given)
+    report = call(live[0], run_name="carried", **given)[2]
+    assert "run carried-2" in report
+    again = call(live[1], run_name="carried", **given)[2]
+    assert "run carried-2" in again and "nothing was trained" in again
+    management.unload_all_models()
     BASE.check()
 
 
@@ -274,6 +321,8 @@ def what_cannot_work_is_said_before_the_first_step():
 CHECKS = [
     a_folder_is_learned_and_used_at_once,
     the_same_again_returns_the_file_and_other_settings_begin_a_second_run,
+    the_same_seed_begins_alike_in_every_process,
+    what_a_model_carries_tells_runs_apart,
     lists_of_latents_and_conditionings,
     prior_pictures_keep_the_model_drawing_them,
     a_stopped_run_goes_on_and_ends_like_one_that_was_not_stopped,
