@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spectral_core import gate
+from spectral_core import gate, gate_runtime
 from spectral_core.errors import SpectralAdapterError
 from spectral_core.gate import GateRecorder, GateRuntime
 
@@ -260,6 +260,30 @@ def test_calibration_is_the_mean_opening(mode: str) -> None:
     assert torch.equal(runtime.buffers()["layer"]["gate.mean_open"], runtime.mean_open("layer"))  # type: ignore[arg-type]
     runtime.start_calibration()
     assert runtime.mean_open("layer") is None
+
+
+@pytest.mark.parametrize("every", [1, 3, 8192])
+def test_many_layers_are_counted_each_for_itself(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers of two ranks, batches of two sizes, however many are counted at once; what is undone is not."""
+    monkeypatch.setattr(gate_runtime, "_COUNT_EVERY", every)
+    together = GateRuntime("soft", 0.7)
+    together.start_calibration()
+    for i in range(5):
+        rank = RANK if i % 2 else 4
+        p, alone = params("mlp", rank, seed=i), GateRuntime("soft", 0.7)
+        alone.start_calibration()
+        for batch in (1, 3, 1):
+            z = activations(batch, 5, rank, seed=7 * i + batch)
+            for runtime in (together, alone):
+                gate.apply(z, p, "mlp", 1, False, runtime, f"layer {i}")
+        alone.end_step()
+        wanted = alone.buffers()[f"layer {i}"]
+        state = together.state()
+        gate.apply(activations(2, 5, rank), p, "mlp", 1, False, together, f"layer {i}")
+        together.restore(state)
+        assert torch.allclose(together.mean_open(f"layer {i}"), wanted["gate.mean_open"], atol=1e-6)  # type: ignore[arg-type]
+    together.end_step()
+    assert torch.allclose(together.buffers()["layer 4"]["gate.mu"], wanted["gate.mu"], atol=1e-6)
 
 
 def test_freeze() -> None:

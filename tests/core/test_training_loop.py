@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from spectral_core import folded
 from spectral_core.errors import SpectralAdapterError
 from spectral_core.methods import FouRAConfig, LoRAConfig, MethodConfig
 from spectral_core.training.config import DEFAULT_LEARNING_RATES, TrainConfig
@@ -48,6 +49,18 @@ def test_training_lowers_the_loss_and_leaves_the_model_bit_identical(config: Met
     assert torch.equal(model(x), before_output)
     assert all(torch.equal(v, before_state[k]) for k, v in model.state_dict().items())
     assert not any("forward" in vars(m) for m in model.modules())
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_all_layers_are_folded_together(config: MethodConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once per batch, and no layer by itself."""
+    _, _, setup = set_up(config)
+    folds: list[int] = []
+    together = folded.fold_many
+    monkeypatch.setattr(folded, "fold_many", lambda given: folds.append(len(given)) or together(given))
+    monkeypatch.setattr(folded, "method_of", lambda _: pytest.fail("a layer was folded by itself"))
+    train(setup, TrainConfig(steps=3, accumulation=2), config.method)
+    assert folds == [2] * 6  # both layers, for each of the batches
 
 
 def test_the_gates_of_a_trained_adapter_hold_their_mean_opening() -> None:
