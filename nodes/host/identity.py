@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import live
-
 _NOT_IN_EVERY_FILE = ("text_projection", "text_projection.weight", "logit_scale")
 _SAMPLED = 64  # numbers of a tensor that tell it from another
 
@@ -58,6 +56,8 @@ def digest_of_weights(patcher: Any) -> str:
 def digest_of_patches(patcher: Any) -> str:
     """What a MODEL or CLIP carries besides its weights: patches of any node, live adapters of this pack, and
     replaced parts such as another ``model_sampling``. Empty for nothing."""
+    from . import live  # which needs the host's modules, and what tells the data apart does not
+
     found: list[Any] = []
     for key in sorted(patcher.patches, key=str):
         for strength, what, of_model, offset, *_ in patcher.patches[key]:

@@ -13,13 +13,13 @@ from benchmarks.common import Spread, Target, Times, finish, interleave, table
 
 def test_candidates_are_measured_in_turn_in_a_new_order_each_round() -> None:
     order: list[str] = []
-    times = interleave({n: (lambda n=n: order.append(n)) for n in "abc"}, repetitions=6, warmup=1)
+    times = interleave({n: (lambda n=n: order.append(n)) for n in "abc"}, repetitions=20, warmup=1)
     assert order[:3] == ["a", "b", "c"], "warm-up, not measured"
     rounds = ["".join(order[i : i + 3]) for i in range(3, len(order), 3)]
-    assert len(rounds) == 6 and all(sorted(one) == ["a", "b", "c"] for one in rounds)
+    assert len(rounds) == 20 and all(sorted(one) == ["a", "b", "c"] for one in rounds)
     before = {one[i - 1] for one in rounds for i in (1, 2) if one[i] == "b"}
     assert before == {"a", "c"}, "nobody always follows the same neighbour"
-    assert {name: len(values) for name, values in times.seconds.items()} == {"a": 4, "b": 4, "c": 4}
+    assert {name: len(values) for name, values in times.seconds.items()} == {"a": 20, "b": 20, "c": 20}
 
 
 def test_fast_candidates_are_called_several_times_per_measurement() -> None:
