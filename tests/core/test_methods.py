@@ -19,6 +19,7 @@ from spectral_core import lowrank, transforms
 from spectral_core.errors import SpectralAdapterError
 from spectral_core.layers import Geometry, LayerShape, expand, project
 from spectral_core.methods import (
+    Fold,
     FouRAConfig,
     LoRAConfig,
     MethodConfig,
@@ -27,6 +28,7 @@ from spectral_core.methods import (
     SpectralRConfig,
     config_from_dict,
     config_to_dict,
+    fold_many,
     foura,
     method_of,
     orthogonal,
@@ -491,6 +493,19 @@ def test_a_wrong_formula_is_noticed(mutation: str, monkeypatch: pytest.MonkeyPat
         found = case.delta()
     monkeypatch.undo()
     assert torch.allclose(found, dense(case, 1.0), rtol=1e-9, atol=1e-11) == (mutation == "no mutation")
+
+
+def test_many_folds_are_each_alone_and_in_their_places() -> None:
+    """Of all methods mixed, in layers of several shapes, with strengths of their own."""
+    layers = ("tall", "wide", "conv 3x3")
+    cases = [make(layer, config, seed) for seed, config in enumerate(CONFIGS) for layer in layers]
+    cases = cases[::2] + cases[1::2]
+    strengths = [0.5 + 0.1 * (i % 7) for i in range(len(cases))]
+    folds = [Fold(c.config, c.shape, c.params, s) for c, s in zip(cases, strengths, strict=True)]
+    for found, case, strength in zip(fold_many(folds), cases, strengths, strict=True):
+        alone = method_of(case.config).fold(case.config, case.shape, case.params, strength)
+        assert found.shape == alone.shape and found.scale == alone.scale
+        assert torch.allclose(lowrank.delta(found), lowrank.delta(alone), rtol=1e-9, atol=1e-12)
 
 
 # --- configurations -------------------------------------------------------------------------------

@@ -12,16 +12,16 @@ from spectral_core.targets import find_targets
 from tests.core.adapter_cases import ALL, trained
 
 
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("tokens", "bias"), [(20, False), (20, True), (5, False)])
 @pytest.mark.parametrize("case", ALL)
 def test_the_products_of_training_are_those_of_autograd(
-    case: str, bias: bool, monkeypatch: pytest.MonkeyPatch
+    case: str, tokens: int, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Output and gradients, the input being used elsewhere too; of LoRA the second derivatives as well."""
     net = nn.Sequential(nn.Linear(16, 15, bias=bias), nn.Linear(15, 12, bias=bias))
     weights, _ = find_targets(net, "unet", "all-linear")
     adapter = trained(ALL[case], weights, 3)
-    x = torch.randn(2, 20, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    x = torch.randn(2, tokens, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
 
     def run() -> list[Tensor]:
         with attach(net, adapter, trainable=True) as attachment:

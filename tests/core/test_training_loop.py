@@ -14,6 +14,7 @@ from spectral_core.errors import SpectralAdapterError
 from spectral_core.methods import FouRAConfig, LoRAConfig, MethodConfig
 from spectral_core.training.config import DEFAULT_LEARNING_RATES, TrainConfig
 from spectral_core.training.diffusion import Diffusion
+from spectral_core.training.gates import OpenGates
 from spectral_core.training.loop import Setup, evaluation_loss, train
 from spectral_core.training.run import Run
 from tests.core.training_toy import CONFIGS, Denoiser, Toy
@@ -72,6 +73,18 @@ def test_the_gates_of_a_trained_adapter_hold_their_mean_opening() -> None:
         "E[p] must have been measured, not left at its start value of 1"
     )
     assert opened.mean() < 0.8, "a strong penalty towards a quarter open must close something from 0.88"
+
+
+def test_open_gates_are_means_over_rows_and_passes() -> None:
+    opened = OpenGates()
+    opened.record("a", torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]]).bool(), None)
+    opened.record("b", torch.tensor([[1, 1, 0]]).bool(), None)
+    opened.record("a", torch.ones(1, 4).bool(), None)
+    opened.record("c", torch.tensor([[0, 1, 0]]).bool(), 0.5)
+    step = opened.step()
+    assert step == {"a": (1.5 + 4) / 2, "b": 2.0, "c": 1.0} and list(step) == ["a", "b", "c"]
+    assert opened.share(step) == pytest.approx((2.75 + 2 + 1) / 10)
+    assert opened.step() == {}
 
 
 @pytest.mark.parametrize(("bias", "kind"), [(-6.0, "dead"), (6.0, "always_open")])
