@@ -94,7 +94,8 @@ class Attachment:
         """For a training step: inside, all layers' factors are folded at once, in few operations.
 
         Around one forward pass and its backward; no parameter may change in between. Without it every layer
-        folds its own when it runs, which gives the same up to the rounding of the transforms.
+        folds its own when it runs, which gives the same up to the rounding of the transforms. The parameters
+        of a layer that does not run may get a gradient of zeros inside, where they get none outside.
         """
         return folded_together(piece for _, update in self._updates for piece in update.pieces)
 

@@ -82,17 +82,21 @@ class Piece:
 
     def _fold(self, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
         """The factors in float32 or better, and the one cast to the precision of the forward pass."""
-        params = [{k: v.to(device) for k, v in t.params.items()} for t in self.terms]
         if self.given is not None and strength == 1.0:
             factors = self.given
         else:
             with _in_full(device):
-                pairs = zip(self.terms, params, strict=True)
-                factors = concatenate(
-                    [method_of(t.config).fold(*fold_of(t, self.shape, p, strength)) for t, p in pairs]
-                )
+                factors = concatenate([self._folded(term, device, strength) for term in self.terms])
         down, up = factors.down.to(device, dtype), factors.scaled_up().to(device, dtype)
-        return down, up, params[0] if self.gated else {}
+        return down, up, _on(device, self.terms[0].params) if self.gated else {}
+
+    def _folded(self, term: Term, device: torch.device, strength: float) -> Factors:
+        params = _on(device, term.params)
+        return method_of(term.config).fold(*fold_of(term, self.shape, params, strength))
+
+
+def _on(device: torch.device, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in params.items()}
 
 
 def fold_of(term: Term, shape: LayerShape, params: Mapping[str, Tensor], strength: float) -> Fold:
@@ -112,7 +116,7 @@ def folded_together(pieces: Iterable[Piece]) -> Iterator[None]:
     forward pass and its backward, between which no parameter may change."""
     ready = [piece for piece in pieces if piece.trained and piece.linear]
     folds = [fold_of(term, piece.shape, term.params, 1.0) for piece in ready for term in piece.terms]
-    devices = {t.device.type for fold in folds for t in fold.params.values()}
+    devices = {next(iter(fold.params.values())).device.type for fold in folds}  # a fold's are all on one
     with ExitStack() as around:
         for kind in devices:
             around.enter_context(_in_full(torch.device(kind)))

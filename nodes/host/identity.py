@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _NOT_IN_EVERY_FILE = ("text_projection", "text_projection.weight", "logit_scale")
+_OF_THE_HOST = ("manual_cast_dtype",)  # how the host computes, set by itself on the models that it loads
 _SAMPLED = 64  # numbers of a tensor that tell it from another
 
 
@@ -66,7 +67,7 @@ def digest_of_patches(patcher: Any) -> str:
     for entry in () if stack is None else stack.entries:
         points = None if entry.schedule is None else [list(point) for point in entry.schedule.points]
         found.append([entry.key, list(entry.strengths), points])
-    for name in sorted(patcher.object_patches):
+    for name in sorted(set(patcher.object_patches) - set(_OF_THE_HOST)):
         part = patcher.object_patches[name]
         found.append([name, type(part).__qualname__, _content(getattr(part, "sigmas", None))])
     return content_digest(found) if found else ""

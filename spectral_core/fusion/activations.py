@@ -18,6 +18,8 @@ from ..errors import SpectralAdapterError
 from ..moments import Placed, Statistics, joined, response_of, same_tensors, wide
 from .sources import Concept, LayerSources
 
+_WIDENED = 2**25  # numbers of one layer's moments that may be kept in float64: 256 MiB
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -46,8 +48,10 @@ def with_inputs(
     if base is not None and layer.name in base:
         inputs[-1] = base[layer.name]
     device = wide(next(iter(layer.sources[0].term.params.values()))).device
-    # widened once here: every formula works in float64, and asks for a moment a dozen times
-    moved = {p: replace(s, second_moment=wide(s.second_moment.to(device))) for p, s in inputs.items()}
+    moved = {p: replace(s, second_moment=s.second_moment.to(device)) for p, s in inputs.items()}
+    if sum(s.second_moment.numel() for s in moved.values()) <= _WIDENED:
+        # every formula works in float64, and asks for a moment a dozen times
+        moved = {p: replace(s, second_moment=wide(s.second_moment)) for p, s in moved.items()}
     return replace(layer, inputs=_one_space(moved, layer.name))
 
 
