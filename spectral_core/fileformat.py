@@ -35,6 +35,7 @@ from .layers import LayerShape
 from .lazy_tensors import FileTensors, LazyParams
 from .methods import SpectralRConfig, method_of
 from .safefile import Entry, SafeFile, open_safely
+from .safewrite import Later
 
 VERSION = "1"
 VERSION_KEY = "spectral_adapters.version"
@@ -100,19 +101,14 @@ def save(
     if dtype is not None and dtype not in file_checks.STORED:
         raise SpectralAdapterError(f"{path}: dtype {dtype}: expected float32, float16 or bfloat16")
     config = file_config.of_adapter(adapter, compact_form.SEED if compact else None)
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor | Later] = {}
     for name, layer in adapter.layers.items():
         file_config.check_name(name)
-        for k, term in enumerate(layer.terms):
-            values = {key: _rounded(key, value, dtype) for key, value in term.params.items()}
-            prefix = file_checks.prefix(name, k, len(layer.terms))
-            file_checks.check_term(f"{path}: layer {name}", term.config, layer.shape, values)
-            if compact and compact_form.applies(term.config):
-                values = compact_form.pack(values)
-            _add(tensors, {prefix + key: value for key, value in values.items()})
-    _add(tensors, _token_tensors(adapter, dtype))
-    for key, value in tensors.items():
-        file_checks.check_values(f"{path}: tensor {key}", key, value)
+        for k in range(len(layer.terms)):
+            _add(tensors, _term_tensors(path, name, k, layer, dtype, compact))
+    words = _token_tensors(adapter, dtype)
+    _check_values(path, words)
+    _add(tensors, words)
     text = file_config.to_json(config)
     file_config.from_json(text)  # what could not be read again is not written
     if config_tensor and not compact:
@@ -285,7 +281,31 @@ def _without_config_tensor(file: SafeFile, text: bytes) -> SafeFile:
     return replace(file, entries={key: e for key, e in file.entries.items() if key != CONFIG_KEY})
 
 
-def _add(tensors: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
+def _check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    for key, value in tensors.items():
+        file_checks.check_values(f"{path}: tensor {key}", key, value)
+
+
+def _term_tensors(
+    path: Path, name: str, k: int, layer: AdapterLayer, dtype: torch.dtype | None, compact: bool
+) -> dict[str, Tensor | Later]:
+    """A term's tensors as they are stored: looked at now, and asked for again when they are written, so that
+    an adapter whose tensors are read from files takes the memory of one term, and so does one that is
+    rounded."""
+    term, prefix = layer.terms[k], file_checks.prefix(name, k, len(layer.terms))
+    values = {key: _rounded(key, value, dtype) for key, value in term.params.items()}
+    file_checks.check_term(f"{path}: layer {name}", term.config, layer.shape, values)
+    is_packed = compact and compact_form.applies(term.config)
+    values = compact_form.pack(values) if is_packed else values
+    _check_values(path, {prefix + key: value for key, value in values.items()})
+    return {prefix + key: v if is_packed else _later(term, key, dtype, v) for key, v in values.items()}
+
+
+def _later(term: Term, key: str, dtype: torch.dtype | None, now: Tensor) -> Later:
+    return Later(now.dtype, tuple(now.shape), lambda: _rounded(key, term.params[key], dtype))
+
+
+def _add(tensors: dict[str, Tensor | Later], more: Mapping[str, Tensor | Later]) -> None:
     if twice := set(tensors) & set(more):
         raise SpectralAdapterError(f"two tensors would be called {min(twice)!r}: rename one of the layers")
     tensors.update(more)

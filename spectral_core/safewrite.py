@@ -6,9 +6,11 @@ Shapes: any.
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,8 +23,21 @@ from .safefile import DTYPES, MAX_HEADER
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
+@dataclass(frozen=True)
+class Later:
+    """A tensor that is made when its turn to be written comes: a file of many takes the memory of one."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
 def write(
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor | Later],
     metadata: Mapping[str, str],
     path: str | os.PathLike[str],
     overwrite: bool = False,
@@ -74,15 +89,15 @@ def free_name(path: Path) -> Path:
     return candidate
 
 
-def _write_to(stream: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def _write_to(stream: BinaryIO, tensors: Mapping[str, Tensor | Later], metadata: Mapping[str, str]) -> None:
     """Wide types first, then by name, so that every tensor starts at a multiple of its item size."""
     assert "__metadata__" not in tensors
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     position = 0
     for name in order:
         tensor = tensors[name]
-        stop = position + tensor.numel() * tensor.element_size()
+        stop = position + tensor.nbytes
         header[name] = {
             "dtype": _NAMES[tensor.dtype],
             "shape": list(tensor.shape),
@@ -102,8 +117,19 @@ def _write_to(stream: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping
         )
     stream.write(len(raw).to_bytes(8, "little") + raw)
     for name in order:
-        if tensors[name].numel():
-            stream.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        if tensors[name].nbytes:
+            stream.write(_made(name, tensors[name]).contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _made(name: str, tensor: Tensor | Later) -> Tensor:
+    """The tensor on the CPU, and as it was announced."""
+    found = tensor.make() if isinstance(tensor, Later) else tensor
+    if found.dtype != tensor.dtype or tuple(found.shape) != tuple(tensor.shape):
+        raise SpectralAdapterError(
+            f"tensor {name!r} is {found.dtype} {tuple(found.shape)} now, and was {tensor.dtype} "
+            f"{tuple(tensor.shape)} before: it changed while it was saved"
+        )
+    return found.detach().cpu()
 
 
 def _put(temporary: Path, path: Path, overwrite: bool) -> None:

@@ -52,10 +52,8 @@ class Problem:
     def rows(self, lam: float, to_prior: bool) -> Tensor:
         """(cross + λ·prior)(total + λI)⁻¹, with the pseudo-inverse for λ = 0: (R, fan_in)."""
         if lam > 0:
-            system = self.total.clone()
-            system.diagonal().add_(lam)
             target = self.cross + lam * self.prior if to_prior else self.cross
-            found = torch.cholesky_solve(target.mT, torch.linalg.cholesky(system)).mT
+            found = torch.cholesky_solve(target.mT, torch.linalg.cholesky(_lifted(self.total, lam))).mT
         else:
             values, vectors = torch.linalg.eigh(self.total)
             kept = values > _NEGLIGIBLE * values[-1].clamp(min=0)
@@ -66,6 +64,13 @@ class Problem:
     def mean_moment(self) -> float:
         """tr(total) / d."""
         return float(self.total.trace()) / self.total.shape[0]
+
+
+def _lifted(moment: Tensor, lam: float) -> Tensor:
+    """moment + λI: on its own, so that it is gone before the system is solved."""
+    moment = moment.clone()
+    moment.diagonal().add_(lam)
+    return moment
 
 
 def problem_of(layer: LayerSources, options: FusionOptions, in_rank_space: bool = False) -> Problem:

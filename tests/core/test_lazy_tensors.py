@@ -19,6 +19,7 @@ from spectral_core.fusion import fuse
 from spectral_core.interference import retention
 from spectral_core.lazy_tensors import LazyParams
 from spectral_core.moments import Statistics
+from spectral_core.safefile import SafeFile
 from tests.core.fusion_cases import GATED, adapter, concepts, inputs
 from tests.core.test_fusion_statistics import Rows
 
@@ -112,3 +113,45 @@ def test_the_result_may_replace_one_of_its_sources(tmp_path):
     fused = fuse([load(p, lazy=True) for p in paths]).adapter
     save(fused, paths[0], overwrite=True)
     assert load(paths[0]).content_hash == expected and os.listdir(tmp_path)
+
+
+def test_saving_holds_one_term_at_a_time(tmp_path, monkeypatch):
+    paths = files(tmp_path)
+    alive: list[weakref.ref[Tensor]] = []
+    most = 0
+    read = SafeFile.read
+
+    def counted(self: SafeFile, names: list[str] | None = None) -> dict[str, Tensor]:
+        nonlocal most
+        found = read(self, names)
+        alive.extend(weakref.ref(tensor) for tensor in found.values())
+        most = max(most, sum(each() is not None for each in alive))
+        return found
+
+    fused = fuse([load(p, lazy=True) for p in paths]).adapter
+    monkeypatch.setattr(SafeFile, "read", counted)
+    saved = save(fused, tmp_path / "fused.safetensors")
+    monkeypatch.undo()
+    largest = max(len(term.params) for layer in fused.layers.values() for term in layer.terms)
+    assert len(alive) >= 2 * sum(len(t.params) for layer in fused.layers.values() for t in layer.terms)
+    assert most <= largest + 1
+    whole = save(fuse([load(p) for p in paths]).adapter, tmp_path / "whole.safetensors")
+    assert load(saved).content_hash == load(whole).content_hash
+
+
+def test_a_tensor_that_changes_while_it_is_saved_leaves_no_file(tmp_path):
+    class Growing(LazyParams):
+        asked = 0
+
+        def __getitem__(self, name: str) -> Tensor:
+            self.asked += 1
+            return super().__getitem__(name) if self.asked <= len(self) else torch.zeros(3, 3)
+
+    source = load(files(tmp_path)[0], lazy=True)
+    growing = source.map_terms(
+        lambda name, term: Term(term.config, Growing(dict(term.params), "", tuple(term.params)), term.weight)
+    )
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(SpectralAdapterError, match=r"changed while it was saved"):
+        save(growing, tmp_path / "growing.safetensors")
+    assert sorted(os.listdir(tmp_path)) == before
