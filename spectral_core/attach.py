@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import cast
 
@@ -28,6 +28,7 @@ from .gate import GateRuntime
 from .live import Control, Dispatcher, LayerUpdate, term_name
 from .methods import method_of
 from .placement import AttachReport, joined, place
+from .siblings import forget, relate
 
 
 class Attachment:
@@ -55,6 +56,7 @@ class Attachment:
         """Take the adapters off; with the last one of a module it is exactly as it was before the first."""
         for dispatcher, update in reversed(self._updates):
             dispatcher.take_off(update)
+        forget(update for _, update in self._updates)
 
     def set_progress(self, progress: float | Tensor) -> None:
         """Where the denoising is, 0 = noisiest … 1 = cleanest: one number, or (B,) for the rows of a batch.
@@ -90,14 +92,20 @@ class Attachment:
                     assert isinstance(value, nn.Parameter)
                     yield f"{term_name(str(update.name), i)}.{key}", value
 
-    def folded_together(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def folded_together(self) -> Iterator[None]:
         """For a training step: inside, all layers' factors are folded at once, in few operations.
 
         Around one forward pass and its backward; no parameter may change in between. Without it every layer
         folds its own when it runs, which gives the same up to the rounding of the transforms. The parameters
         of a layer that does not run may get a gradient of zeros inside, where they get none outside.
         """
-        return folded_together(piece for _, update in self._updates for piece in update.pieces)
+        updates = [update for _, update in self._updates]
+        with folded_together(piece for update in updates for piece in update.pieces):
+            try:
+                yield
+            finally:
+                forget(updates)
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         """(layer name, module) of every adapted layer."""
@@ -159,6 +167,8 @@ def attach(
                 attachment._updates.append((dispatcher, update))
                 dispatcher.insert(update)
                 update.prepare(cast(Tensor, p.module.weight))
+        if trainable:
+            relate(update for _, update in attachment._updates)
     except BaseException:  # an interrupt too must not leave half of it behind
         attachment.remove()
         raise

@@ -23,7 +23,7 @@ from .methods import Fold, fold_many, method_of
 
 _KEPT = 2  # folded factors kept per piece: of one (device, dtype) in use, and of one before
 
-Ready = tuple[Tensor, Tensor, dict[str, Tensor]]
+Ready = tuple[Tensor, Tensor, Mapping[str, Tensor]]
 """down (R, in, *kernel), up (out, R) with the scale in it, and the gate's tensors, on the device of the
 input."""
 
@@ -95,7 +95,10 @@ class Piece:
         return method_of(term.config).fold(*fold_of(term, self.shape, params, strength))
 
 
-def _on(device: torch.device, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _on(device: torch.device, params: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A term's tensors, which are all on one device."""
+    if next(iter(params.values())).device == device:
+        return params
     return {name: value.to(device) for name, value in params.items()}
 
 

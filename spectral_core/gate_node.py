@@ -2,11 +2,13 @@
 
 A gate is a dozen operations on a handful of numbers. Left to autograd, it and its backward are about sixty
 calls and five passes over z, more than the two products that it stands between; here they are half as many
-calls and two passes. The formulas are those of :mod:`.gate`, whose ``entropy`` kind stays with autograd.
+calls and two passes, and once for all layers that read one input. The formulas are those of :mod:`.gate`,
+whose ``entropy`` kind stays with autograd.
 
 Saved for backward: z, which the products keep as well, and the handful of numbers.
 
-Shapes: z (B, …, R) or (B, R, *space), R = rank · rows_per_gate; values (B, R); φ, logits and p (B, rank).
+Shapes: z (B, …, n·R) or (B, n·R, *space), R = rank · rows_per_gate, of n gates side by side; values (B, n·R);
+φ (B, n, rank); logits and p (n, B, rank); weights with the n gates as a first axis.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -24,9 +27,11 @@ from .gate import FLOOR, NORM_EPS, energy, network, tokens_of
 from .gate_runtime import GateRuntime
 from .layers import channel_view
 
+_WEIGHTS = ("gate.w1", "gate.b1", "gate.w2", "gate.bias")
+
 
 class _How(NamedTuple):
-    """The gate's temperature, whether its values are 0/1, whether p is wanted beside them, and z's layout."""
+    """The gates' temperature, whether their values are 0/1, whether p is wanted beside them, z's layout."""
 
     temperature: float
     hard: bool
@@ -35,21 +40,33 @@ class _How(NamedTuple):
     is_convolution: bool
 
 
+def _stacked(weights: Sequence[Tensor]) -> list[Tensor]:
+    """W₁, b₁, W₂ and the bias of n gates, all first ones first, as four tensors (n, …), vectors (n, 1, …)."""
+    count = len(weights) // len(_WEIGHTS)
+    groups = [weights[i : i + count] for i in range(0, len(weights), count)]
+    found = [group[0][None] if count == 1 else torch.stack(tuple(group)) for group in groups]
+    return [each if each.dim() == 3 else each[:, None] for each in found]
+
+
 def _opened(z: Tensor, weights: Sequence[Tensor], mu: Tensor, how: _How) -> tuple[Tensor, ...]:
-    """G(z), p, φ, logits, and what :func:`_gradients` needs besides them."""
-    total, tokens = energy(z, how.rows_per_gate, how.is_convolution)
-    mean_square = torch.add(_floor(total.dtype, total.device), total, alpha=1 / tokens)
+    """G(z), p, φ, logits, and what :func:`_gradients` needs besides them. mu (n, 1)."""
+    count, pairs = len(mu), how.rows_per_gate
+    total, tokens = energy(z, 1, how.is_convolution)
+    total = (
+        total.view(len(total), count, -1) if pairs == 1 else total.view(len(total), count, pairs, -1).sum(2)
+    )
+    mean_square = torch.add(_number(FLOOR, total.dtype, total.device), total, alpha=1 / tokens)
     phi = mean_square.log()
-    normed, level, scale = torch.native_layer_norm(phi, phi.shape[1:], None, None, NORM_EPS)
-    seen = torch.cat([normed, level - mu], 1)
+    normed, level, scale = torch.native_layer_norm(phi, phi.shape[2:], None, None, NORM_EPS)
+    seen = torch.cat([normed, level - mu], 2).transpose(0, 1)
     hidden, active, logits = network(seen, *weights)
-    p = torch.sigmoid(logits / how.temperature)
-    values = ((logits > 0) if how.hard else p).to(z.dtype)
-    if how.rows_per_gate == 2:
-        values = torch.cat([values, values], 1)
+    p = torch.sigmoid(logits * _number(1 / how.temperature, logits.dtype, logits.device))
+    values = ((logits > 0) if how.hard else p).to(z.dtype).transpose(0, 1)
+    if pairs == 2:
+        values = torch.cat([values, values], 2)
     elif how.with_p and not how.hard:
         values = values.clone()
-    return values, p, phi, logits, mean_square, level, scale, seen, hidden, active
+    return values.flatten(1), p, phi, logits, mean_square, level, scale, seen, hidden, active
 
 
 def _kept(found: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -66,22 +83,25 @@ def _gradients(
     d_rows: Tensor | None,
     d_values: Tensor | None,
     d_p: Tensor | None,
-) -> tuple[Tensor | None, ...]:
-    """The gradients of z and of the four weights. d_rows: what z has already, which may be written to."""
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """The gradients of z and of all weights. d_rows: what z has already, which may be written to."""
     values, p, phi, mean_square, level, scale, seen, hidden, active = kept
-    d_open = None if d_values is None else d_values.to(p.dtype)
-    if d_open is not None and how.rows_per_gate == 2:
-        d_open = d_open.unflatten(1, (2, -1)).sum(1)
-    if d_p is not None:
-        d_open = d_p if d_open is None else d_open + d_p
+    count, pairs = len(p), how.rows_per_gate
+    d_open = d_p
+    if d_values is not None:
+        split = d_values.to(p.dtype).reshape(len(d_values), count, pairs, -1)
+        own = (split[:, :, 0] if pairs == 1 else split.sum(2)).transpose(0, 1)
+        d_open = own if d_p is None else own + d_p
     if d_open is None:
-        return d_rows, None, None, None, None
-    d_logits = torch.ops.aten.sigmoid_backward(d_open, p) / how.temperature
-    d_hidden = torch.ops.aten.silu_backward(d_logits @ w2, hidden)
+        return d_rows, [None] * (len(_WEIGHTS) * count)
+    d_logits = torch.ops.aten.sigmoid_backward(d_open, p)
+    d_logits = d_logits.mul_(_number(1 / how.temperature, p.dtype, p.device))
+    d_hidden = torch.ops.aten.silu_backward(torch.bmm(d_logits, w2), hidden)
     # φ = log m with m = mean z² + floor, so ∂φ/∂z = 2z / (tokens · m)
-    slope = _features_gradient(d_hidden @ w1, phi, level, scale) / mean_square
-    slope = torch.cat([slope, slope], 1) if how.rows_per_gate == 2 else slope
-    slope = channel_view(slope.to(z.dtype), z, how.is_convolution)
+    d_seen = torch.bmm(d_hidden, w1).transpose(0, 1)
+    slope = _features_gradient(d_seen, phi, level, scale) / mean_square
+    slope = torch.cat([slope, slope], 2) if pairs == 2 else slope
+    slope = channel_view(slope.flatten(1).to(z.dtype), z, how.is_convolution)
     factor = 2 * values.numel() / z.numel()
     if d_rows is None:
         d_z = z * slope * factor
@@ -89,27 +109,21 @@ def _gradients(
         d_z = d_rows.addcmul_(z, slope, value=factor)
     else:  # an expanded gradient cannot be added to
         d_z = torch.addcmul(d_rows, z, slope, value=factor)
-    return d_z, d_hidden.mT @ seen, d_hidden.sum(0), d_logits.mT @ active, d_logits.sum(0)
+    found = torch.bmm(d_hidden.mT, seen), d_hidden.sum(1), torch.bmm(d_logits.mT, active), d_logits.sum(1)
+    return d_z, [gradient for each in found for gradient in each.unbind()]
 
 
 class _Gate(torch.autograd.Function):
-    """(z or, where ``multiply``, G(z)·z; G(z); p where it is wanted; φ; logits).
+    """(z or, where ``multiply``, G(z)·z; G(z); p where it is wanted; φ; logits), of one gate.
 
     φ and the logits have no gradients. That of the first output has to be a tensor that nobody else holds.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        z: Tensor,
-        w1: Tensor,
-        b1: Tensor,
-        w2: Tensor,
-        bias: Tensor,
-        mu: Tensor,
-        how: _How,
-        multiply: bool,
+        ctx: Any, z: Tensor, mu: Tensor, how: _How, multiply: bool, *weights: Tensor
     ) -> tuple[Tensor | None, ...]:
+        w1, b1, w2, bias = _stacked(weights)
         found = _opened(z, (w1, b1, w2, bias), mu, how)
         values, p, phi, logits = found[:4]
         ctx.set_materialize_grads(False)
@@ -131,83 +145,88 @@ class _Gate(torch.autograd.Function):
             share = share.sum(over) if over else share
             d_values = share if d_values is None else d_values + share
             d_rows = d_rows * channel_view(kept[0], z, ctx.how.is_convolution)
-        return *_gradients(z, kept, w1, w2, ctx.how, d_rows, d_values, d_p), None, None, None
+        d_z, d_weights = _gradients(z, kept, w1, w2, ctx.how, d_rows, d_values, d_p)
+        return d_z, None, None, None, *d_weights
 
 
-class _AddOpened(torch.autograd.Function):
-    """(y + scale · up·(G(z)·z); p where it is wanted; φ; logits): the gate and the product behind it.
+class _ProjectOpened(torch.autograd.Function):
+    """(x; p where it is wanted; φ; logits; down·x of every layer; the gates' values of every layer).
 
-    z is (B, T, R). on_up: the values go on a copy of up for each batch row, else on z.
+    ``given``: n down, then W₁, b₁, W₂ and the bias of n gates. φ and the logits have no gradients; that of x
+    has to be a tensor that nobody else holds, and so have those of down·x.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        y: Tensor,
-        z: Tensor,
-        w1: Tensor,
-        b1: Tensor,
-        w2: Tensor,
-        bias: Tensor,
-        up: Tensor,
-        mu: Tensor,
-        how: _How,
-        scale: float,
-        on_up: bool,
-        in_place: bool,
+        ctx: Any, x: Tensor, ties: products.Ties, mu: Tensor, how: _How, *given: Tensor
     ) -> tuple[Tensor | None, ...]:
+        count = len(mu)
+        downs = given[:count]
+        z = F.linear(x, products.joined(downs))
+        w1, b1, w2, bias = _stacked(given[count:])
         found = _opened(z, (w1, b1, w2, bias), mu, how)
         values, p, phi, logits = found[:4]
-        rows = None if on_up else z * values[:, None]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(z, up, rows, *_kept(found), w1, w2)
+        ctx.save_for_backward(x, z, *_kept(found), w1, w2, *downs)
         ctx.mark_non_differentiable(phi, logits)
-        ctx.how, ctx.scale = how, scale
-        if in_place:
-            ctx.mark_dirty(y)
-        if rows is None:
-            added = products.added_batched(y, z, (up * values[:, None]).mT, scale, in_place)
-        else:
-            added = products.added(y, rows, up, scale, in_place)
-        return added, p if how.with_p else None, phi, logits
+        ctx.ties, ctx.how, ctx.count = ties, how, count
+        each = len(downs[0])
+        return x, p if how.with_p else None, phi, logits, *z.split(each, -1), *values.split(each, 1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor | None, d_p: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        z, up, rows, *kept, w1, w2 = ctx.saved_tensors
-        dz = d_values = d_up = None
-        if dy is not None and rows is None:
-            dz, d_up, d_values = products.gated_gradients(dy, z, up, kept[0], ctx.scale)
-        elif dy is not None:
-            d_rows, d_up = products.gradients(dy, rows, up, ctx.scale)
-            d_values = (d_rows * z).sum(1)
-            dz = d_rows.mul_(kept[0][:, None])
-        return dy, *_gradients(z, kept, w1, w2, ctx.how, dz, d_values, d_p), d_up, *(None,) * 5
+    def backward(
+        ctx: Any, dx: Tensor | None, d_p: Tensor | None, _: None, __: None, *given: Tensor | None
+    ) -> tuple[Any, ...]:
+        x, z, *saved = ctx.saved_tensors  # once: gradient checkpointing gives them no second time
+        count, how = ctx.count, ctx.how
+        (*kept, w1, w2), downs = saved[:-count], saved[-count:]
+        widths = [len(down) for down in downs]
+        d_rows, d_values = given[:count], given[count:]
+        dz = products.side_by_side(d_rows, widths)
+        dz, d_weights = _gradients(z, kept, w1, w2, how, dz, products.side_by_side(d_values, widths), d_p)
+        needs_x, needs_down = ctx.needs_input_grad[0], any(ctx.needs_input_grad[4 : 4 + count])
+        dx, d_downs = products.project_gradients(x if needs_down else None, downs, ctx.ties, dx, dz, needs_x)
+        # a layer that did not run has no gradients, which are not gradients of zero
+        ran = [d_p is not None or d_rows[i] is not None or d_values[i] is not None for i in range(count)]
+        found = [each if ran[i % count] else None for i, each in enumerate([*d_downs, *d_weights])]
+        return dx, None, None, None, *found
 
 
-@lru_cache(maxsize=16)
-def _floor(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """As a tensor: then scaling and adding are one operation."""
+@lru_cache(maxsize=64)
+def _number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As a tensor: a plain number is made into one, and converted, whenever it is used."""
     with torch.inference_mode(False):
-        return torch.full((), FLOOR, dtype=dtype, device=device)
+        return torch.full((), value, dtype=dtype, device=device)
 
 
 def _features_gradient(d_seen: Tensor, phi: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    """The gradient of φ (B, rank) from that of [LayerNorm(φ), mean(φ) − μ] (B, rank + 1); mean and scale are
-    the LayerNorm's."""
-    rank = phi.shape[1]
-    inputs = d_seen[:, :rank].contiguous(), phi, [rank], mean, scale, None, None, [True, False, False]
+    """The gradient of φ from that of [LayerNorm(φ), mean(φ) − μ] (B, n, rank + 1); mean and scale are the
+    LayerNorm's."""
+    rank = phi.shape[-1]
+    inputs = d_seen[..., :rank].contiguous(), phi, [rank], mean, scale, None, None, [True, False, False]
     through_norm: Tensor = torch.ops.aten.native_layer_norm_backward(*inputs)[0]
-    return torch.add(through_norm, d_seen[:, rank:], alpha=1 / rank)
+    return torch.add(through_norm, d_seen[..., rank:], alpha=1 / rank)
 
 
-def fits(z: Tensor, kind: str, mode: str) -> bool:
-    """Whether the gate of z is one that the node computes; otherwise :func:`.gate.values` does.
+def fits(x: Tensor, kind: str, mode: str) -> bool:
+    """Whether a gate of what is made from x is one that the node computes; otherwise :func:`.gate.values`
+    does.
 
     A hard gate has no gradients, so there is nothing to save.
     """
-    plain = kind == "mlp" and mode != "hard" and z.dtype != torch.float64 and torch.is_grad_enabled()
-    return plain and not torch.is_autocast_enabled(z.device.type) and not torch.compiler.is_compiling()
+    plain = kind == "mlp" and mode != "hard" and x.dtype != torch.float64 and torch.is_grad_enabled()
+    return plain and not torch.is_autocast_enabled(x.device.type) and not torch.compiler.is_compiling()
+
+
+class Opened(NamedTuple):
+    """One layer's gate values (B, R), and what is known of all gates of the node, of which this is one."""
+
+    values: Tensor
+    phi: Tensor
+    logits: Tensor
+    p: Tensor | None
+    place: int
 
 
 class Gate(NamedTuple):
@@ -219,31 +238,45 @@ class Gate(NamedTuple):
     runtime: GateRuntime
     name: str
 
-    def _given(self) -> tuple[list[Tensor], Tensor, _How]:
-        weights = [self.params[key] for key in ("gate.w1", "gate.b1", "gate.w2", "gate.bias")]
+    @property
+    def _how(self) -> _How:
         now = self.runtime
-        how = _How(now.temperature, now.mode != "soft", now.wants_p, self.rows_per_gate, self.is_convolution)
-        return weights, now.mu(self.name, self.params["gate.mu"]), how
+        return _How(now.temperature, now.mode != "soft", now.wants_p, self.rows_per_gate, self.is_convolution)
+
+    def watch(self, opened: Opened) -> None:
+        """Let the runtime see what the gate did, once for each forward pass of its layer."""
+        if self.runtime.watches(self.name):
+            i, p = opened.place, opened.p
+            self.runtime.watch(self.name, opened.phi[:, i], opened.logits[i], None if p is None else p[i])
 
     def open_rows(self, z: Tensor, multiply: bool) -> tuple[Tensor, Tensor]:
         """(G(z)·z where ``multiply``, else z; G(z) (B, R) in z's dtype), and the runtime has seen them.
 
         Use the z that comes back: its gradient passes through the node, which adds the gate's share in place.
         """
-        weights, mu, how = self._given()
-        rows, values, p, phi, logits = _Gate.apply(z, *weights, mu, how, multiply)  # type: ignore[no-untyped-call]
-        self.runtime.watch(self.name, phi, logits, p)
+        weights = [self.params[key] for key in _WEIGHTS]
+        found = _Gate.apply(z, _levels([self]), self._how, multiply, *weights)  # type: ignore[no-untyped-call]
+        rows, values, p, phi, logits = found
+        self.watch(Opened(values, phi, logits, p, 0))
         return rows, values
 
-    def add_opened(
-        self, y: Tensor, z: Tensor, up: Tensor, scale: float, on_up: bool, in_place: bool
-    ) -> Tensor:
-        """y + scale · up·(G(z)·z), z (B, T, R), written to y where ``in_place``; the runtime sees the gate.
 
-        on_up: multiply a copy of up for each batch row, and not z.
-        """
-        weights, mu, how = self._given()
-        found = _AddOpened.apply(y, z, *weights, up, mu, how, scale, on_up, in_place)  # type: ignore[no-untyped-call]
-        added, p, phi, logits = found
-        self.runtime.watch(self.name, phi, logits, p)
-        return added  # type: ignore[no-any-return]
+def project(
+    x: Tensor, downs: Sequence[Tensor], ties: products.Ties, gates: Sequence[Gate]
+) -> tuple[Tensor, list[Tensor], list[Opened]]:
+    """(x for the layers, z = down·x of each, what each gate does with its z), as :func:`.products.project`.
+
+    The gates are of one rank, layout and runtime. The runtime has not seen them: :meth:`Gate.watch`.
+    """
+    weights = [gate.params[key] for key in _WEIGHTS for gate in gates]
+    found = _ProjectOpened.apply(x, ties, _levels(gates), gates[0]._how, *downs, *weights)  # type: ignore[no-untyped-call]
+    given, p, phi, logits, *rest = found
+    z, values = rest[: len(downs)], rest[len(downs) :]
+    opened = [Opened(each, phi, logits, p, i) for i, each in enumerate(values)]
+    return given if x.requires_grad else x, z, opened
+
+
+def _levels(gates: Sequence[Gate]) -> Tensor:
+    """μ of each, (n, 1)."""
+    levels = [gate.runtime.mu(gate.name, gate.params["gate.mu"]) for gate in gates]
+    return levels[0].view(1, 1) if len(levels) == 1 else torch.stack(levels)[:, None]

@@ -44,16 +44,18 @@ class _Mean:
 
     total: Tensor
     count: int
+    known: Tensor | None = None  # the value, where it was worked out with those of other layers
 
     @property
     def value(self) -> Tensor:
-        return self.total / self.count
+        return self.total / self.count if self.known is None else self.known
 
 
 def _add(means: dict[str, _Mean], name: str, total: Tensor, count: int) -> None:
     if name in means:
         means[name].total = means[name].total + total
         means[name].count += count
+        means[name].known = None
     else:
         means[name] = _Mean(total, count)
 
@@ -116,8 +118,17 @@ class GateRuntime:
     def end_step(self) -> None:
         """Close a training step: what its forward passes saw enters μ, until μ is settled."""
         self._count()
+        alike: dict[Any, list[str]] = {}
         for name, seen in self._levels.items():
-            _add(self._mu, name, seen.value, 1)
+            steps = self._mu[name].count if name in self._mu else 0
+            alike.setdefault((steps, seen.count, seen.total.device), []).append(name)
+        for (steps, count, _), names in alike.items():  # those of all layers in few operations
+            totals = torch.stack([self._levels[name].total for name in names]) / count
+            if steps:
+                totals = torch.stack([self._mu[name].total for name in names]) + totals
+            values = totals / (steps + 1)
+            for name, total, value in zip(names, totals.unbind(), values.unbind(), strict=True):
+                self._mu[name] = _Mean(total, steps + 1, value)
         self._levels.clear()
         self._penalties.clear()
 
@@ -178,7 +189,7 @@ class GateRuntime:
         self._count()
         seen = [*self._levels.values(), *self._open.values()]
         for one, total in zip(seen, mean([one.total for one in seen]), strict=True):
-            one.total = total
+            one.total, one.known = total, None
 
     def watch(self, name: str, phi: Tensor, logits_: Tensor, p: Tensor | None) -> None:
         """See one layer's gates (B, rank) in a forward pass; p where the runtime ``wants_p``.
@@ -191,8 +202,7 @@ class GateRuntime:
             self._penalties[name] = F.relu(p.mean() - self.target_open).square()
         if not self.counting:
             return
-        settled = name in self._mu and self._mu[name].count >= self.settle_steps
-        learns = self.mode != "hard" and self.settle_steps > 0 and not settled
+        learns = self._learns_level(name)
         opened = p.detach() if self._calibrating and p is not None else None
         if learns or opened is not None:
             self._seen.append((name, phi.detach() if learns else None, opened))
@@ -200,6 +210,14 @@ class GateRuntime:
                 self._count()
         if self.recorder is not None:
             self.recorder.record(name, logits_.detach() > 0, self.progress)
+
+    def _learns_level(self, name: str) -> bool:
+        settled = name in self._mu and self._mu[name].count >= self.settle_steps
+        return self.mode != "hard" and self.settle_steps > 0 and not settled
+
+    def watches(self, name: str) -> bool:
+        """Whether :meth:`watch` has anything to do for this layer."""
+        return self.wants_p or self.recorder is not None or self._learns_level(name)
 
     def _count(self) -> None:
         """Add what was seen to the means."""

@@ -26,14 +26,13 @@ from .folded import Piece, Ready, pieces_of, term_name
 from .gate import GateRuntime
 from .layers import Geometry, channel_view, expand, project
 from .schedule import Schedule
+from .siblings import Begun, Siblings, Started
+from .siblings import project as project_together
 from .targets import WEIGHT_DTYPES
 
 # What these return is a fresh tensor that their backward does not need: an update may be added in place.
 # So is their gradient of x: an update's share may be added to it in place.
 _FRESH_OUTPUT = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
-
-Begun = list[tuple[Tensor | None, Ready]]
-"""For each piece: z, where it was projected before the module ran, and the factors."""
 
 
 @dataclass(eq=False)
@@ -93,6 +92,7 @@ class LayerUpdate:
             "text_encoder"
         )  # those run once, before the denoising
         self.trained = trained
+        self.siblings: Siblings | None = None
         self._digest: str | None = None
 
     def snapshot(self, gate_buffers: Mapping[str, Mapping[str, Tensor]]) -> AdapterLayer:
@@ -110,7 +110,7 @@ class LayerUpdate:
             gates_ = GateRuntime(self.control.gates.mode, self.control.gates.temperature, settle_steps=0)
             memo[id(self.control)] = replace(self.control, gates=gates_)
         twin = copy.copy(self)
-        twin.control, twin.trained = memo[id(self.control)], False
+        twin.control, twin.trained, twin.siblings = memo[id(self.control)], False, None
         twin.layer = self.snapshot(self.control.gates.buffers()) if self.trained else self.layer
         twin.pieces = pieces_of(str(self.name), twin.layer, trained=False)
         return twin
@@ -139,23 +139,42 @@ class LayerUpdate:
         """The x that the module has to take, and the down projections of it; (x, None) outside of training.
 
         In training the projections come first, so that their backward comes last and finds the gradient that
-        the module made of x (:mod:`.products`).
+        the module made of x (:mod:`.products`). They are made together with those of the layers that read the
+        same x (:mod:`.siblings`).
         """
-        plain = not (self.trained and x.requires_grad and torch.is_grad_enabled())
-        if plain or self.is_convolution or x.dim() < 2 or torch.compiler.is_compiling():
+        if not self.begins(x):
             return x, None
-        strength = self._strength_now()
-        if self._dtype_for(x) != x.dtype or (not isinstance(strength, Tensor) and strength == 0):
-            return x, None
-        begun: Begun = []
-        for piece in self.pieces:
-            ready = piece.ready(x.device, x.dtype, self._split(strength, piece)[2])
-            if ready[0].shape[0] and ready[0].dim() == 2:
-                x, z = products.project(x, ready[0], piece.tie(x.device, x.dtype))
-                begun.append((z, ready))
-            else:
-                begun.append((None, ready))
+        if self.siblings is None:
+            x, (begun,) = project_together([self], x)
+        else:
+            x, begun = self.siblings.begin(self, x)
+        for piece, started in zip(self.pieces, begun, strict=True):
+            if started.opened is not None:
+                self.gate_of(piece, started.ready).watch(started.opened)
         return x, begun
+
+    def begins(self, x: Tensor) -> bool:
+        """Whether the update projects x before its module runs."""
+        plain = not (self.trained and torch.is_grad_enabled())
+        if plain or self.is_convolution or x.dim() < 2 or torch.compiler.is_compiling():
+            return False
+        strength = self._strength_now()
+        return self._dtype_for(x) == x.dtype and (isinstance(strength, Tensor) or strength != 0)
+
+    def ready(self, piece: Piece, x: Tensor) -> Ready:
+        """The piece's factors for x."""
+        return piece.ready(x.device, x.dtype, self._split(self._strength_now(), piece)[2])
+
+    def gate_of(self, piece: Piece, ready: Ready) -> gate_node.Gate:
+        config: Any = piece.terms[0].config
+        place = self.is_convolution, self.control.gates, piece.gate_name
+        return gate_node.Gate(ready[2], config.rows_per_gate, *place)
+
+    def has_gate_node(self, piece: Piece, x: Tensor) -> bool:
+        """Whether the piece's gate is one node of the graph."""
+        config: Any = piece.terms[0].config
+        fits = piece.gated and gate_node.fits(x, config.gate_kind, self.control.gates.mode)
+        return self.trained and fits
 
     def add(self, x: Tensor, y: Tensor, in_place: bool, begun: Begun | None = None) -> Tensor:
         """y + strength · ΔW·x, in y's dtype; written into y where ``in_place`` allows it.
@@ -185,18 +204,13 @@ class LayerUpdate:
         dtype = self._dtype_for(x)
         for i, piece in enumerate(self.pieces):
             scale, rows, folded = self._split(strength, piece)
-            z, ready = (None, piece.ready(x.device, dtype, folded)) if begun is None else begun[i]
-            down, up, gate = ready
+            started = Started(piece.ready(x.device, dtype, folded)) if begun is None else begun[i]
+            down, up, _ = started.ready
             if down.shape[0] == 0:
                 continue
-            if z is None:
-                z = project(x, down, self.geometry)
+            z = project(x, down, self.geometry) if started.z is None else started.z
             trained = begun is not None and self.name.rows is None and z.dtype == y.dtype
-            network = self._gate_node(piece, gate, z)
-            if trained and rows is None and network is not None and y.is_contiguous() and z.dim() == 3:
-                y = network.add_opened(y, z, up, scale, _on_up(z, up), in_place and not self.gives_view)
-                continue
-            z, factor = self._row_factors(z, piece, gate, network, rows, trained and not _on_up(z, up))
+            z, factor = self._row_factors(z, piece, started, rows, trained and not _on_up(z, up))
             if trained and y.is_contiguous():
                 y = self._add_trained(y, z, factor, up, scale, piece, in_place)
             else:
@@ -208,41 +222,29 @@ class LayerUpdate:
     ) -> Tensor:
         """y + scale · up·(factor·z) in training. With a bias y is a view, and is left as it is."""
         in_place = fresh and not self.gives_view
-        if factor is not None and _on_up(z, up):
-            return products.add_gated(y, z, up, factor, scale, in_place)
+        if factor is not None and z.dim() == 3:
+            return products.add_gated(y, z, up, factor, scale, _on_up(z, up), in_place)
         if factor is not None:
             z = z * channel_view(factor, z, False)
         return products.add(y, z, up, scale, piece.frozen_columns, in_place)
 
-    def _gate_node(self, piece: Piece, gate: Mapping[str, Tensor], z: Tensor) -> gate_node.Gate | None:
-        """The piece's gate as one node of the graph, where it can be one."""
-        config: Any = piece.terms[0].config
-        runtime = self.control.gates
-        if not (self.trained and piece.gated and gate_node.fits(z, config.gate_kind, runtime.mode)):
-            return None
-        return gate_node.Gate(gate, config.rows_per_gate, self.is_convolution, runtime, piece.gate_name)
-
     def _row_factors(
-        self,
-        z: Tensor,
-        piece: Piece,
-        gate: Mapping[str, Tensor],
-        network: gate_node.Gate | None,
-        rows: Tensor | None,
-        multiply: bool,
+        self, z: Tensor, piece: Piece, started: Started, rows: Tensor | None, multiply: bool
     ) -> tuple[Tensor, Tensor | None]:
         """(z, what multiplies it, (B, R) or (B, 1)): the gate's values and the schedule's; None for nothing.
 
         multiply: the gate's values may be in z already.
         """
         found = None
-        if network is not None:
-            z, values = network.open_rows(z, multiply)
+        if started.opened is not None:
+            found = started.opened.values
+        elif self.has_gate_node(piece, z):
+            z, values = self.gate_of(piece, started.ready).open_rows(z, multiply)
             found = None if multiply else values
         elif piece.gated:
             config: Any = piece.terms[0].config
             place = self.is_convolution, self.control.gates, piece.gate_name
-            found = gates.values(z, gate, config.gate_kind, config.rows_per_gate, *place)
+            found = gates.values(z, started.ready[2], config.gate_kind, config.rows_per_gate, *place)
         if rows is None:
             return z, found
         per_row = self._per_row(rows, z)[:, None]

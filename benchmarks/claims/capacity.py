@@ -35,7 +35,7 @@ def budget_cells(lab: Lab) -> Cells:
     """Spectral R and LoRA at several numbers of parameters."""
     return [
         (f"learned__{recipe.name.replace(' ', '_')}__{seed}", lambda r=recipe, s=seed: _learned(lab, r, s))
-        for seed in lab.setting.seeds[:3]
+        for seed in lab.setting.seeds
         for recipe in BUDGETS
     ]
 

@@ -1,0 +1,146 @@
+"""Layers that read one input, such as q, k and v of an attention: in training their first products are one.
+
+The first of them that meets an input projects it for all, and their gates with it; the others find what is
+theirs when they run. One product of 24 rows instead of three of 8, one gate's operations instead of three,
+and one addition to the input's gradient. Which layers are siblings follows from their names and shapes and
+never from what ran before: rounding depends on it, and a resumed training has to go on to the last bit.
+
+Shapes: x (…, in), z (…, R).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+from . import gate_node, products
+
+if TYPE_CHECKING:
+    from .folded import Piece, Ready
+    from .live import LayerUpdate
+
+# Names of layers below one module that read the same input.
+_FAMILIES = (
+    ("to_q", "to_k", "to_v"),
+    ("add_q_proj", "add_k_proj", "add_v_proj"),
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("q", "k", "v"),
+)
+_CROSS = "attn2"  # what UNets call the attention to the words, whose first layer reads something else
+
+
+class Started(NamedTuple):
+    """A piece before its module runs: its factors, z where it was projected, what its gate did with it."""
+
+    ready: Ready
+    z: Tensor | None = None
+    opened: gate_node.Opened | None = None
+
+
+Begun = list[Started]
+"""One for each piece of an update."""
+
+
+def relate(updates: Iterable[LayerUpdate]) -> None:
+    """Tell every trained update its siblings."""
+    alike: dict[Any, list[LayerUpdate]] = {}
+    for update in updates:
+        key = _input_of(update)
+        if key is not None:
+            alike.setdefault(key, []).append(update)
+    for members in alike.values():
+        if len(members) > 1:
+            siblings = Siblings(members)
+            for member in members:
+                member.siblings = siblings
+
+
+def forget(updates: Iterable[LayerUpdate]) -> None:
+    """Hold nothing of what was projected for updates that have not run."""
+    for update in updates:
+        if update.siblings is not None:
+            update.siblings.forget()
+
+
+def _input_of(update: LayerUpdate) -> tuple[Any, ...] | None:
+    """Equal for layers that read one input; None where nothing is known."""
+    parent, _, leaf = update.name.path.rpartition(".")
+    if update.is_convolution:
+        return None
+    if update.name.rows is not None:  # q, k and v in one module
+        return update.name.part, update.name.path
+    for family in _FAMILIES:
+        if leaf in family:
+            apart = leaf == family[0] and parent.rpartition(".")[2] == _CROSS
+            return None if apart else (update.name.part, parent, family, update.layer.shape.in_features)
+    return None
+
+
+class Siblings:
+    """The trained updates that read one input."""
+
+    def __init__(self, members: Sequence[LayerUpdate]) -> None:
+        self._members = [weakref.ref(member) for member in members]
+        self.forget()
+
+    def forget(self) -> None:
+        """Hold nothing of the last input."""
+        self._source: weakref.ref[Tensor] | None = None
+        self._version = 0
+        self._given: Tensor | None = None
+        self._waiting: dict[int, Begun] = {}
+
+    def begin(self, member: LayerUpdate, x: Tensor) -> tuple[Tensor, Begun]:
+        """The x for the member's module, and what its pieces begin with."""
+        if id(member) not in self._waiting or not self._has_met(x):
+            others = [m for m in (ref() for ref in self._members) if m is not None]
+            members = [m for m in others if m is member or m.begins(x)]
+            self._source, self._version = weakref.ref(x), x._version
+            self._given, begun = project(members, x)
+            self._waiting = {id(m): each for m, each in zip(members, begun, strict=True)}
+        given, found = self._given, self._waiting.pop(id(member))
+        assert given is not None
+        if not self._waiting:
+            self.forget()
+        return given, found
+
+    def _has_met(self, x: Tensor) -> bool:
+        """Whether x is what was projected, unchanged since, or what came back for the modules to take."""
+        is_source = self._source is not None and self._source() is x and x._version == self._version
+        return is_source or x is self._given
+
+
+def project(members: Sequence[LayerUpdate], x: Tensor) -> tuple[Tensor, list[Begun]]:
+    """(x for the modules, what each member's pieces begin with); pieces that are alike in one product."""
+    every = [(member, piece, member.ready(piece, x)) for member in members for piece in member.pieces]
+    found = [Started(ready) for _, _, ready in every]
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for i, each in enumerate(every):
+        down = each[2][0]
+        if len(down) and down.dim() == 2:  # a frozen gate may have closed every row
+            alike.setdefault(_kind(*each, x), []).append(i)
+    for (is_gated, *_), places in alike.items():
+        downs = [every[i][2][0] for i in places]
+        ties = [every[i][1].tie(x.device, x.dtype) for i in places]
+        opened: Sequence[gate_node.Opened | None] = [None] * len(places)
+        if is_gated:
+            gates = [member.gate_of(piece, ready) for member, piece, ready in (every[i] for i in places)]
+            x, rows, opened = gate_node.project(x, downs, ties, gates)
+        else:
+            x, rows = products.project(x, downs, ties)
+        for i, z, each_opened in zip(places, rows, opened, strict=True):
+            found[i] = Started(every[i][2], z, each_opened)
+    started = iter(found)
+    return x, [[next(started) for _ in member.pieces] for member in members]
+
+
+def _kind(member: LayerUpdate, piece: Piece, ready: Ready, x: Tensor) -> tuple[Any, ...]:
+    """Whether a gate is opened with the product; equal for pieces that one product may serve."""
+    if not member.has_gate_node(piece, x):
+        return (False,)
+    config: Any = piece.terms[0].config
+    return True, len(ready[0]), config.rows_per_gate, ready[2]["gate.w1"].shape
