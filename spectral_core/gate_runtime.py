@@ -44,7 +44,7 @@ class _Mean:
 
     total: Tensor
     count: int
-    known: Tensor | None = None  # the value, where it was worked out with those of other layers
+    known: Tensor | None = None  # the value, where it was worked out with those of other layers; final then
 
     @property
     def value(self) -> Tensor:
@@ -55,7 +55,6 @@ def _add(means: dict[str, _Mean], name: str, total: Tensor, count: int) -> None:
     if name in means:
         means[name].total = means[name].total + total
         means[name].count += count
-        means[name].known = None
     else:
         means[name] = _Mean(total, count)
 
@@ -189,7 +188,7 @@ class GateRuntime:
         self._count()
         seen = [*self._levels.values(), *self._open.values()]
         for one, total in zip(seen, mean([one.total for one in seen]), strict=True):
-            one.total, one.known = total, None
+            one.total = total
 
     def watch(self, name: str, phi: Tensor, logits_: Tensor, p: Tensor | None) -> None:
         """See one layer's gates (B, rank) in a forward pass; p where the runtime ``wants_p``.

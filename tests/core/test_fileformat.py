@@ -282,6 +282,15 @@ def test_what_could_not_be_loaded_is_not_saved(
     assert not list(tmp_path.iterdir())
 
 
+def test_words_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
+    broken = replace(adapter_of("lora"), tokens={"<x>": {"text_encoder": torch.full((1, 4), float("nan"))}})
+    with pytest.raises(
+        SpectralAdapterError, match=r"a\.safetensors: tensor tokens\.text_encoder.*4 of 4 values are NaN"
+    ):
+        fileformat.save(broken, tmp_path / "a.safetensors")
+    assert not any(tmp_path.iterdir())
+
+
 def test_float16_overflow_is_refused_with_its_layer(tmp_path: Path) -> None:
     adapter = in_first_term(up=torch.full((13, 3), 1e6))(adapter_of("lora"))
     with pytest.raises(SpectralAdapterError, match=r"to_q\.up.*dtype is too narrow"):

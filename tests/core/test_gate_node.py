@@ -102,6 +102,7 @@ def test_training_with_the_node_is_training_without_it(
     used = []
     own = gate_node.project
     monkeypatch.setattr(gate_node, "project", lambda *a: used.append(1) or own(*a))
+    monkeypatch.setattr(gate_node.Gate, "open_rows", lambda *_: pytest.fail("opened a second time"))
 
     def run() -> list[Tensor]:
         with attach(net, adapter, trainable=True) as attachment:

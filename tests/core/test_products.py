@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spectral_core import live
+from spectral_core import live, products
 from spectral_core.attach import attach
 from spectral_core.targets import find_targets
 from tests.core.adapter_cases import ALL, trained
@@ -37,3 +37,29 @@ def test_the_products_of_training_are_those_of_autograd(
     monkeypatch.setattr(live.LayerUpdate, "begin", lambda self, x: (x, None))
     for found, expected in zip(ours, run(), strict=True):
         assert (found - expected).norm() <= 1e-5 * expected.norm() + 1e-7
+
+
+def doubles(*shapes: tuple[int, ...]) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    return [torch.randn(s, generator=draw, dtype=torch.float64).requires_grad_() for s in shapes]
+
+
+@pytest.mark.parametrize("on_up", [False, True])
+def test_first_and_second_derivatives_of_the_gated_product(on_up: bool) -> None:
+    given = doubles((2, 3, 4), (2, 3, 2), (4, 2), (2, 2))
+
+    def run(*t: Tensor) -> Tensor:
+        return products.add_gated(*t, 0.7, on_up, False)
+
+    assert torch.allclose(run(*given), given[0] + 0.7 * (given[1] * given[3][:, None]) @ given[2].mT)
+    assert torch.autograd.gradcheck(run, given) and torch.autograd.gradgradcheck(run, given)
+
+
+def test_first_and_second_derivatives_of_several_projections() -> None:
+    x, *downs = doubles((2, 3, 5), (2, 5), (4, 5))
+
+    def run(x: Tensor, *downs: Tensor) -> Tensor:
+        x, z = products.project(1 * x, downs)
+        return torch.cat([x.sin(), *z], -1)
+
+    assert torch.autograd.gradcheck(run, (x, *downs)) and torch.autograd.gradgradcheck(run, (x, *downs))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from spectral_core import live, siblings
-from spectral_core.adapter import Adapter
+from spectral_core.adapter import Adapter, Term
 from spectral_core.attach import Attachment, attach
-from spectral_core.methods import FouRAConfig
+from spectral_core.methods import FouRAConfig, LoRAConfig, MethodConfig, SpectralAConfig
 from spectral_core.schedule import Schedule
 from spectral_core.targets import find_targets
 from tests.core.adapter_cases import ALL, trained
@@ -50,7 +52,14 @@ def tree(words: int = 16) -> Block:
 
 
 def adapter(net: nn.Module, case: str = "foura-adaptive") -> Adapter:
-    return trained(ALL[case], find_targets(net, "unet", "all-linear")[0], 3)
+    """The level μ of every gate is another one."""
+    levels = itertools.count(-3.0, 0.7)
+
+    def moved(name: str, term: Term) -> Term:
+        level = {"gate.mu": torch.tensor(next(levels))} if "gate.mu" in term.params else {}
+        return replace(term, params=dict(term.params) | level)
+
+    return trained(ALL[case], find_targets(net, "unet", "all-linear")[0], 3).map_terms(moved)
 
 
 def inputs(words: int = 16) -> tuple[Tensor, Tensor]:
@@ -102,13 +111,14 @@ def test_together_is_each_alone(case: str, words: int, monkeypatch: pytest.Monke
         assert (found - expected).norm() <= 1e-5 * expected.norm() + 1e-7
 
 
-def test_a_gradient_is_made_only_of_what_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("case", ["foura-adaptive", "lora"])
+def test_a_gradient_is_made_only_of_what_needs_one(case: str) -> None:
     """The words need none: the layers that read them must not make one."""
     net = tree()
     seen: list[bool] = []
     own = nn.Linear.forward
     x, words = inputs()
-    with attach(net, adapter(net), trainable=True):
+    with attach(net, adapter(net, case), trainable=True):
         for module in (net.attn2.to_k, net.attn1.to_k):
             dispatcher = module.__dict__["forward"]
             dispatcher.base = lambda given, m=module: seen.append(given.requires_grad) or own(m, given)
@@ -280,3 +290,53 @@ def test_who_is_whose_sibling() -> None:
     with attach(net, adapter(net, "lora")) as used:
         assert all(update.siblings is None for _, update in used._updates)
     assert live.Begun is siblings.Begun
+
+
+GATES = {"to_q": FouRAConfig(4), "to_k": FouRAConfig(6), "to_v": LoRAConfig(3), "to_out": FouRAConfig(4)}
+TIES = {"to_q": SpectralAConfig((0, 1, 2)), "to_k": SpectralAConfig((3, 4)), "to_v": LoRAConfig(4)}
+
+
+@pytest.mark.parametrize(("configs", "expected"), [(GATES, [1] * 8), (TIES, [3, 1, 2])])
+def test_siblings_of_different_ranks_and_methods(
+    configs: dict[str, MethodConfig], expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are alike share a product, and x is projected for all of them."""
+    net = tree()
+    weights = find_targets(net, "unet", "all-linear")[0]
+    layers = {
+        name: layer
+        for leaf, config in configs.items()
+        for name, layer in trained(config, {n: w for n, w in weights.items() if leaf in n}, 3).layers.items()
+    }
+    made = products_made(monkeypatch)
+
+    def run() -> list[Tensor]:
+        x, words = inputs()
+        with attach(net, Adapter(layers), trainable=True) as attachment:
+            y = net(x, words).square().mean()
+            return [y, *torch.autograd.grad(y, [x, *attachment.parameters()])]
+
+    ours = run()
+    assert made == expected
+    alone(monkeypatch)
+    for found, wanted in zip(ours, run(), strict=True):
+        assert (found - wanted).norm() <= 1e-5 * wanted.norm() + 1e-7
+
+
+def test_levels_are_learned_once_a_step_and_no_more_when_they_are_settled() -> None:
+    net = tree()
+    with attach(net, adapter(net), trainable=True) as attachment:
+        gates = attachment.gates
+        gates.settle_steps = 2
+        learned = []
+        for step in range(4):
+            x, words = inputs()
+            net((1 + step) * x, words)
+            assert gates.watches("unet.attn1.to_k") == (step < 2)
+            gates.end_step()
+            learned.append(gates.buffers()["unet.attn1.to_k"]["gate.mu"])
+    assert (
+        learned[0] < learned[1]
+        and torch.equal(learned[1], learned[2])
+        and torch.equal(learned[1], learned[3])
+    )
