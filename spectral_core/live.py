@@ -166,6 +166,7 @@ class LayerUpdate:
         return piece.ready(x.device, x.dtype, self._split(self._strength_now(), piece)[2])
 
     def gate_of(self, piece: Piece, ready: Ready) -> gate_node.Gate:
+        """The gate of a piece that :meth:`has_gate_node`."""
         config: Any = piece.terms[0].config
         place = self.is_convolution, self.control.gates, piece.gate_name
         return gate_node.Gate(ready[2], config.rows_per_gate, *place)
