@@ -52,9 +52,8 @@ def _opened(z: Tensor, weights: Sequence[Tensor], mu: Tensor, how: _How) -> tupl
     """G(z), p, φ, logits, and what :func:`_gradients` needs besides them. mu (n, 1)."""
     count, pairs = len(mu), how.rows_per_gate
     total, tokens = energy(z, 1, how.is_convolution)
-    total = (
-        total.view(len(total), count, -1) if pairs == 1 else total.view(len(total), count, pairs, -1).sum(2)
-    )
+    total = total.view(len(total), count, pairs, -1)
+    total = total[:, :, 0] if pairs == 1 else total.sum(2)
     mean_square = torch.add(_number(FLOOR, total.dtype, total.device), total, alpha=1 / tokens)
     phi = mean_square.log()
     normed, level, scale = torch.native_layer_norm(phi, phi.shape[2:], None, None, NORM_EPS)

@@ -5,6 +5,9 @@ theirs when they run. One product of 24 rows instead of three of 8, one gate's o
 and one addition to the input's gradient. Which layers are siblings follows from their names and shapes and
 never from what ran before: rounding depends on it, and a resumed training has to go on to the last bit.
 
+What is made for a sibling belongs to the forward pass of the first: they run in one pass, with one backward,
+and gradient checkpointing goes around all of them or none (:mod:`.training.memory` takes whole blocks).
+
 Shapes: x (…, in), z (…, R).
 """
 
