@@ -45,6 +45,7 @@ from spectral_core.methods import FouRAConfig, LoRAConfig, MethodConfig, method_
 from spectral_core.svd import Columns
 from spectral_core.svd_cache import SVDCache
 from spectral_core.targets import find_targets
+from spectral_core.training.checks import fitting
 from spectral_core.training.config import TrainConfig
 from spectral_core.training.diffusion import Diffusion
 from spectral_core.training.loop import Setup, TrainResult
@@ -112,7 +113,7 @@ def our_trainer(
     """The trainer after its set-up; :meth:`Trainer.advance` is a step."""
     with ExitStack() as around:
         folder = Path(around.enter_context(tempfile.TemporaryDirectory()))
-        weights, _ = find_targets(unet, "unet", targets)
+        weights, _ = fitting(find_targets(unet, "unet", targets)[0], config)  # the last has 4 channels
         adapter = create(weights, config, basis or any_basis)
         attachment = around.enter_context(attach(unet, adapter, trainable=True))
         latents, states = pictures()

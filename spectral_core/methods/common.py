@@ -94,11 +94,20 @@ def basis_shapes(rank: int, shape: LayerShape) -> dict[str, tuple[int, ...]]:
     return {"u": (shape.out_features, rank), "s": (rank,), "v": (shape.fan_in, rank)}
 
 
-def basis_params(basis: tuple[Tensor, Tensor, Tensor] | None, name: str) -> dict[str, Tensor]:
-    """The basis as it is stored, in float32; refused without one."""
+def basis_params(
+    basis: tuple[Tensor, Tensor, Tensor] | None, rank: int, shape: LayerShape, name: str
+) -> dict[str, Tensor]:
+    """The basis as it is stored, in float32; refused without one, or with one of other shapes."""
     if basis is None:
         raise SpectralAdapterError(
             f"{name} needs the singular columns of the pretrained weight to start from"
         )
     u, s, v = (t.detach().float().contiguous() for t in basis)
-    return {"u": u, "s": s, "v": v}
+    params = {"u": u, "s": s, "v": v}
+    for key, wanted in basis_shapes(rank, shape).items():
+        if params[key].shape != wanted:
+            raise SpectralAdapterError(
+                f"{name}: the basis has {key} of shape {tuple(params[key].shape)}, expected {wanted} for "
+                f"{rank} columns; a layer smaller than that has not so many"
+            )
+    return params

@@ -68,7 +68,7 @@ def init(
     generator: Generator | None,
 ) -> dict[str, Tensor]:
     """The basis, and zeros for everything trained."""
-    params = common.basis_params(basis, "Spectral A")
+    params = common.basis_params(basis, config.rank, shape, "Spectral A")
     params |= {"a_u": torch.zeros_like(params["u"]), "a_v": torch.zeros_like(params["v"])}
     return params | ({"a_s": torch.zeros_like(params["s"])} if config.train_scale else {})
 

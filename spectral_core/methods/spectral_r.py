@@ -66,7 +66,7 @@ def init(
     generator: Generator | None,
 ) -> dict[str, Tensor]:
     """The basis, and zeros for everything trained: R = I."""
-    params = common.basis_params(basis, "Spectral R")
+    params = common.basis_params(basis, config.rank, shape, "Spectral R")
     entries = config.rank * (config.rank - 1) // 2
     params |= {"q_u": torch.zeros(entries), "q_v": torch.zeros(entries)}
     return params | ({"s_scale": torch.zeros_like(params["s"])} if config.train_scale else {})

@@ -544,6 +544,15 @@ def test_spectral_methods_need_their_basis() -> None:
             method_of(config).init(config, LayerShape(4, 4), None, None)
 
 
+@pytest.mark.parametrize("config", [SpectralAConfig((0, 1, 2)), SpectralRConfig((0, 1, 2))])
+def test_a_basis_of_another_size_is_refused(config: SpectralAConfig | SpectralRConfig) -> None:
+    u, s, v = torch.randn(5, 3), torch.ones(3), torch.randn(4, 3)
+    assert method_of(config).init(config, LayerShape(5, 4), (u, s, v), None)["u"].shape == (5, 3)
+    for basis in ((u[:, :2], s, v), (u, s[:2], v), (u, s, v[:3]), (v, s, u)):
+        with pytest.raises(SpectralAdapterError, match=r"Spectral [AR]: the basis has . of shape .*expected"):
+            method_of(config).init(config, LayerShape(5, 4), basis, None)
+
+
 def test_layers_that_cannot_be_adapted() -> None:
     with pytest.raises(SpectralAdapterError, match="groups=2"):
         Geometry.of(nn.Conv2d(4, 4, 3, groups=2))
