@@ -196,7 +196,7 @@ def _kept(cell: Mapping[str, Any], how: str) -> list[float]:
 
 
 def _over_concepts(cell: Mapping[str, Any], how: str, key: str) -> float | None:
-    """The mean over the concepts; None where this seed was not fused so: the references run on two only."""
+    """The mean over the concepts; None where this seed was not fused so."""
     return fmean(v[key] for v in cell[how]["concepts"].values()) if how in cell else None
 
 
@@ -214,7 +214,7 @@ def _targets(figures: Figures) -> list[tuple[str, str]]:
     found = []
     lora = _cells(figures, "lora")
     for how in (CLOSED_FORM, DISTILLED):
-        for family in ("lora", "spectral_a same columns"):
+        for family in ("lora", "foura", "spectral_a same columns", "spectral_a own columns"):
             cells = [cell for cell in _cells(figures, family).values() if how in cell]
             each = [fmean(column) for column in zip(*(_kept(c, how) for c in cells), strict=True)]
             text = ", ".join(f"{n} {v:.2f}" for n, v in zip(NAMES, each, strict=False))
@@ -224,13 +224,18 @@ def _targets(figures: Figures) -> list[tuple[str, str]]:
     for other in ("average", "subspaces", "sum"):
         theirs = _mean(lora, lambda c, o=other: _fidelity(c, o))
         found.append((f"{CLOSED_FORM} above {other} (LoRA)", _apart(ours, theirs)))
+    foura = _cells(figures, "foura")
+    for other in ("average", "sum"):
+        both = (_mean(foura, lambda c, h=how: _fidelity(c, h)) for how in (CLOSED_FORM, other))
+        found.append((f"{CLOSED_FORM} above {other} (FouRA)", _apart(*both)))
     orthogonal = _mean(_cells(figures, "orthogonal"), lambda c: _fidelity(c, "orthogonal"))
     found.append((f"{CLOSED_FORM} (LoRA) above Orthogonal Adaptation", _apart(ours, orthogonal)))
     for better in (TWO_ROUNDS, DISTILLED):
         pairs = [(_fidelity(c, better), _fidelity(c, CLOSED_FORM)) for c in lora.values()]
         found.append((f"{better}, above {CLOSED_FORM} (LoRA)", _gain(pairs)))
     own, same = (_cells(figures, f"spectral_a {kind} columns") for kind in ("own", "same"))
-    for ours_by, theirs_by in (("spectral", "sum"), (CLOSED_FORM, CLOSED_FORM), (TWO_ROUNDS, TWO_ROUNDS)):
+    alike = ((how, how) for how in (CLOSED_FORM, TWO_ROUNDS, DISTILLED))
+    for ours_by, theirs_by in (("spectral", "sum"), *alike):
         pairs = [(_fidelity(own[s], ours_by), _fidelity(same[s], theirs_by)) for s in own if s in same]
         how = "" if ours_by == "spectral" else f", both by {ours_by}"
         found.append((f"Spectral A in own columns above the same columns{how}", _gain(pairs)))

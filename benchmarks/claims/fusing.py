@@ -39,7 +39,6 @@ NAMES = ("bot", "fish", "imp")
 GUIDED = "closed-form, statistics under guidance"
 RETAKEN = "closed-form, statistics of the fused model"  # of it alone, those of the first round forgotten
 TWO_ROUNDS = "closed-form, two rounds"
-SLOW = ("closed-form-rank", "gradient")  # references, over the first two seeds
 
 FAMILIES: Mapping[str, tuple[Callable[[int], Recipe], tuple[str, ...]]] = {
     "lora": (
@@ -70,7 +69,6 @@ DISTILLATIONS: Mapping[str, tuple[str, ...]] = {
     "lora attention": (DISTILLED,),
 }
 """Family -> with and without prompts that shall stay as they are; in cells of their own."""
-FEWER = {"foura": 2, "lora attention": 3}  # seeds
 
 
 def cell_name(family: str, seed: int | str) -> str:
@@ -90,8 +88,6 @@ def cells(lab: Lab) -> list[tuple[str, Callable[[], Mapping[str, Any]]]]:
     found: list[tuple[str, Callable[[], Mapping[str, Any]]]] = []
     for seed in lab.setting.seeds:
         for family in FAMILIES:
-            if seed not in lab.setting.seeds[: FEWER.get(family, len(lab.setting.seeds))]:
-                continue
             found.append((cell_name(family, seed), lambda f=family, s=seed: _cell(lab, f, s)))
             if family in ROUNDS:
                 found.append((rounds_name(family, seed), lambda f=family, s=seed: _rounds(lab, f, s)))
@@ -142,8 +138,6 @@ def _cell(lab: Lab, family: str, seed: int) -> dict[str, Any]:
     places = range(len(NAMES))
     statistics = [_statistics(lab, adapters, place, 1.0) for place in places]
     for fusion in fusions:
-        if fusion in SLOW and seed not in lab.setting.seeds[:2]:
-            continue
         seen = statistics
         if fusion == GUIDED:
             seen = [_statistics(lab, adapters, place, GUIDANCE) for place in places]
