@@ -167,14 +167,15 @@ def values(
     p = None
     if runtime.mode != "hard" or runtime.wants_p:
         p = torch.sigmoid(raw / runtime.temperature)
-    runtime.watch(name, phi, raw, p)
+    is_open = raw > 0
+    runtime.watch(name, phi, is_open, p)
     if runtime.mode == "soft":
         assert p is not None
         found = p.to(z.dtype)
     elif p is not None and runtime.mode == "straight_through":
-        found = (p + ((raw > 0).to(p.dtype) - p).detach()).to(z.dtype)
+        found = (p + (is_open.to(p.dtype) - p).detach()).to(z.dtype)
     else:
-        found = (raw > 0).to(z.dtype)
+        found = is_open.to(z.dtype)
     return torch.cat([found, found], 1) if rows_per_gate == 2 else found
 
 

@@ -8,7 +8,7 @@ whose ``entropy`` kind stays with autograd.
 Saved for backward: z, which the products keep as well, and the handful of numbers.
 
 Shapes: z (B, …, n·R) or (B, n·R, *space), R = rank · rows_per_gate, of n gates side by side; values (B, n·R);
-φ (B, n, rank); logits and p (n, B, rank); weights with the n gates as a first axis.
+φ (B, n, rank); which are open, and p, (n, B, rank); weights with the n gates as a first axis.
 """
 
 from __future__ import annotations
@@ -43,33 +43,44 @@ class _How(NamedTuple):
 def _stacked(weights: Sequence[Tensor]) -> list[Tensor]:
     """W₁, b₁, W₂ and the bias of n gates, all first ones first, as four tensors (n, …), vectors (n, 1, …)."""
     count = len(weights) // len(_WEIGHTS)
-    groups = [weights[i : i + count] for i in range(0, len(weights), count)]
-    found = [group[0][None] if count == 1 else torch.stack(tuple(group)) for group in groups]
-    return [each if each.dim() == 3 else each[:, None] for each in found]
+    if count == 1:
+        return [each.view(1, -1, each.shape[-1]) for each in weights]
+    found = [torch.stack(tuple(weights[i : i + count])) for i in range(0, len(weights), count)]
+    return [each if each.dim() == 3 else each.unsqueeze(1) for each in found]
 
 
 def _opened(z: Tensor, weights: Sequence[Tensor], mu: Tensor, how: _How) -> tuple[Tensor, ...]:
-    """G(z), p, φ, logits, and what :func:`_gradients` needs besides them. mu (n, 1)."""
+    """G(z), p, φ, which gates are open, and what :func:`_gradients` needs besides them. mu (n, 1)."""
     count, pairs = len(mu), how.rows_per_gate
     total, tokens = energy(z, 1, how.is_convolution)
-    total = total.view(len(total), count, pairs, -1)
-    total = total[:, :, 0] if pairs == 1 else total.sum(2)
+    if pairs == 2:
+        total = total.view(len(total), count, 2, -1).sum(2)
+    else:
+        total = total.view(len(total), count, -1)
     mean_square = torch.add(_number(FLOOR, total.dtype, total.device), total, alpha=1 / tokens)
     phi = mean_square.log()
     normed, level, scale = torch.native_layer_norm(phi, phi.shape[2:], None, None, NORM_EPS)
     seen = torch.cat([normed, level - mu], 2).transpose(0, 1)
     hidden, active, logits = network(seen, *weights)
+    is_open = logits > 0
     p = torch.sigmoid(logits * _number(1 / how.temperature, logits.dtype, logits.device))
-    values = ((logits > 0) if how.hard else p).to(z.dtype).transpose(0, 1)
+    values = _in(z.dtype, is_open if how.hard else p)
+    values = values[0] if count == 1 else values.transpose(0, 1)
     if pairs == 2:
-        values = torch.cat([values, values], 2)
+        values = torch.cat([values, values], -1)
     elif how.with_p and not how.hard:
         values = values.clone()
-    return values.flatten(1), p, phi, logits, mean_square, level, scale, seen, hidden, active
+    values = values if count == 1 else values.flatten(1)
+    return values, p, phi, is_open, mean_square, level, scale, seen, hidden, active
+
+
+def _in(dtype: torch.dtype, tensor: Tensor) -> Tensor:
+    """In that dtype; asking costs less than a conversion that has nothing to do."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _kept(found: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """All of them but the logits."""
+    """All of them but which are open."""
     return (*found[:3], *found[4:])
 
 
@@ -88,8 +99,12 @@ def _gradients(
     count, pairs = len(p), how.rows_per_gate
     d_open = d_p
     if d_values is not None:
-        split = d_values.to(p.dtype).reshape(len(d_values), count, pairs, -1)
-        own = (split[:, :, 0] if pairs == 1 else split.sum(2)).transpose(0, 1)
+        d_values = _in(p.dtype, d_values)
+        if pairs == 2:
+            own = d_values.reshape(len(d_values), count, 2, -1).sum(2)
+        else:
+            own = d_values.reshape(len(d_values), count, -1)
+        own = own.transpose(0, 1)
         d_open = own if d_p is None else own + d_p
     if d_open is None:
         return d_rows, [None] * (len(_WEIGHTS) * count)
@@ -100,7 +115,7 @@ def _gradients(
     d_seen = torch.bmm(d_hidden, w1).transpose(0, 1)
     slope = _features_gradient(d_seen, phi, level, scale) / mean_square
     slope = torch.cat([slope, slope], 2) if pairs == 2 else slope
-    slope = channel_view(slope.flatten(1).to(z.dtype), z, how.is_convolution)
+    slope = channel_view(_in(z.dtype, slope.flatten(1)), z, how.is_convolution)
     factor = 2 * values.numel() / z.numel()
     if d_rows is None:
         d_z = z * slope * factor
@@ -113,9 +128,9 @@ def _gradients(
 
 
 class _Gate(torch.autograd.Function):
-    """(z or, where ``multiply``, G(z)·z; G(z); p where it is wanted; φ; logits), of one gate.
+    """(z or, where ``multiply``, G(z)·z; G(z); p where it is wanted; φ; which are open), of one gate.
 
-    φ and the logits have no gradients. That of the first output has to be a tensor that nobody else holds.
+    The last two have no gradients. That of the first output has to be a tensor that nobody else holds.
     """
 
     @staticmethod
@@ -124,13 +139,13 @@ class _Gate(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         w1, b1, w2, bias = _stacked(weights)
         found = _opened(z, (w1, b1, w2, bias), mu, how)
-        values, p, phi, logits = found[:4]
+        values, p, phi, is_open = found[:4]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(z, *_kept(found), w1, w2)
-        ctx.mark_non_differentiable(phi, logits)
+        ctx.mark_non_differentiable(phi, is_open)
         ctx.how, ctx.multiply = how, multiply
         rows = z * channel_view(values, z, how.is_convolution) if multiply else z
-        return rows, values, p if how.with_p else None, phi, logits
+        return rows, values, p if how.with_p else None, phi, is_open
 
     @staticmethod
     @once_differentiable
@@ -149,10 +164,10 @@ class _Gate(torch.autograd.Function):
 
 
 class _ProjectOpened(torch.autograd.Function):
-    """(x; p where it is wanted; φ; logits; down·x of every layer; the gates' values of every layer).
+    """(x; p where it is wanted; φ; which are open; down·x of every layer; the gates' values of every layer).
 
-    ``given``: n down, then W₁, b₁, W₂ and the bias of n gates. φ and the logits have no gradients; that of x
-    has to be a tensor that nobody else holds, and so have those of down·x.
+    ``given``: n down, then W₁, b₁, W₂ and the bias of n gates. φ and what is open have no gradients; that of
+    x has to be a tensor that nobody else holds, and so have those of down·x.
     """
 
     @staticmethod
@@ -164,13 +179,14 @@ class _ProjectOpened(torch.autograd.Function):
         z = F.linear(x, products.joined(downs))
         w1, b1, w2, bias = _stacked(given[count:])
         found = _opened(z, (w1, b1, w2, bias), mu, how)
-        values, p, phi, logits = found[:4]
+        values, p, phi, is_open = found[:4]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, z, *_kept(found), w1, w2, *downs)
-        ctx.mark_non_differentiable(phi, logits)
+        ctx.mark_non_differentiable(phi, is_open)
         ctx.ties, ctx.how, ctx.count = ties, how, count
         each = len(downs[0])
-        return x, p if how.with_p else None, phi, logits, *z.split(each, -1), *values.split(each, 1)
+        apart = (z, values) if count == 1 else (*z.split(each, -1), *values.split(each, 1))
+        return x, p if how.with_p else None, phi, is_open, *apart
 
     @staticmethod
     @once_differentiable
@@ -203,9 +219,10 @@ def _features_gradient(d_seen: Tensor, phi: Tensor, mean: Tensor, scale: Tensor)
     """The gradient of φ from that of [LayerNorm(φ), mean(φ) − μ] (B, n, rank + 1); mean and scale are the
     LayerNorm's."""
     rank = phi.shape[-1]
-    inputs = d_seen[..., :rank].contiguous(), phi, [rank], mean, scale, None, None, [True, False, False]
+    d_normed, d_level = d_seen.split([rank, 1], -1)
+    inputs = d_normed.contiguous(), phi, [rank], mean, scale, None, None, [True, False, False]
     through_norm: Tensor = torch.ops.aten.native_layer_norm_backward(*inputs)[0]
-    return torch.add(through_norm, d_seen[..., rank:], alpha=1 / rank)
+    return torch.add(through_norm, d_level, alpha=1 / rank)
 
 
 def fits(x: Tensor, kind: str, mode: str) -> bool:
@@ -223,7 +240,7 @@ class Opened(NamedTuple):
 
     values: Tensor
     phi: Tensor
-    logits: Tensor
+    is_open: Tensor
     p: Tensor | None
     place: int
 
@@ -246,7 +263,7 @@ class Gate(NamedTuple):
         """Let the runtime see what the gate did, once for each forward pass of its layer."""
         if self.runtime.watches(self.name):
             i, p = opened.place, opened.p
-            self.runtime.watch(self.name, opened.phi[:, i], opened.logits[i], None if p is None else p[i])
+            self.runtime.watch(self.name, opened.phi[:, i], opened.is_open[i], None if p is None else p[i])
 
     def open_rows(self, z: Tensor, multiply: bool) -> tuple[Tensor, Tensor]:
         """(G(z)·z where ``multiply``, else z; G(z) (B, R) in z's dtype), and the runtime has seen them.
@@ -255,8 +272,8 @@ class Gate(NamedTuple):
         """
         weights = [self.params[key] for key in _WEIGHTS]
         found = _Gate.apply(z, _levels([self]), self._how, multiply, *weights)  # type: ignore[no-untyped-call]
-        rows, values, p, phi, logits = found
-        self.watch(Opened(values, phi, logits, p, 0))
+        rows, values, p, phi, is_open = found
+        self.watch(Opened(values, phi, is_open, p, 0))
         return rows, values
 
 
@@ -269,9 +286,9 @@ def project(
     """
     weights = [gate.params[key] for key in _WEIGHTS for gate in gates]
     found = _ProjectOpened.apply(x, ties, _levels(gates), gates[0]._how, *downs, *weights)  # type: ignore[no-untyped-call]
-    given, p, phi, logits, *rest = found
+    given, p, phi, is_open, *rest = found
     z, values = rest[: len(downs)], rest[len(downs) :]
-    opened = [Opened(each, phi, logits, p, i) for i, each in enumerate(values)]
+    opened = [Opened(each, phi, is_open, p, i) for i, each in enumerate(values)]
     return given if x.requires_grad else x, z, opened
 
 

@@ -4,7 +4,7 @@ The gate itself is pure functions (:mod:`.gate`); everything that changes from c
 here: the annealing of training, the mean level μ while it is being learned, the mean opening E[p] from which
 a gate can be frozen, the rank target's penalty, and the recorder.
 
-Shapes: φ, logits and p are (B, rank); E[p] is (rank,), μ a scalar.
+Shapes: φ, which gates are open, and p are (B, rank); E[p] is (rank,), μ a scalar.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ class GateRuntime:
         for one, total in zip(seen, mean([one.total for one in seen]), strict=True):
             one.total = total
 
-    def watch(self, name: str, phi: Tensor, logits_: Tensor, p: Tensor | None) -> None:
+    def watch(self, name: str, phi: Tensor, is_open: Tensor, p: Tensor | None) -> None:
         """See one layer's gates (B, rank) in a forward pass; p where the runtime ``wants_p``.
 
         ``end_step`` takes mean(φ) into μ. What is averaged is only kept here: a model has hundreds of gates,
@@ -208,7 +208,7 @@ class GateRuntime:
             if len(self._seen) >= _COUNT_EVERY:
                 self._count()
         if self.recorder is not None:
-            self.recorder.record(name, logits_.detach() > 0, self.progress)
+            self.recorder.record(name, is_open, self.progress)
 
     def _learns_level(self, name: str) -> bool:
         settled = name in self._mu and self._mu[name].count >= self.settle_steps
