@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from spectral_core import gate, gate_node
 from spectral_core.attach import attach
 from spectral_core.gate import GateRuntime
+from spectral_core.gate_record import GateRecorder
 from spectral_core.methods import FouRAConfig
 from spectral_core.targets import find_targets
 from tests.core.adapter_cases import trained
@@ -87,6 +88,48 @@ def test_what_stays_with_autograd() -> None:
         assert not gate_node.fits(z, "mlp", "soft")
     with torch.autocast("cpu", torch.bfloat16):
         assert not gate_node.fits(z, "mlp", "soft")
+
+
+class Seen(GateRecorder):
+    """What a recorder is told, as it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: dict[str, Tensor] = {}
+
+    def record(self, layer: str, is_open: Tensor, progress: float | Tensor | None) -> None:
+        self.told[layer] = is_open.clone()
+
+
+@pytest.mark.parametrize("convolution", [False, True])
+def test_the_recorder_is_told_which_gates_are_open(convolution: bool) -> None:
+    """As an attachment that is not trained tells it: of layers that read one input, of one alone, and of a
+    convolution."""
+    net = nn.Module()
+    for leaf in () if convolution else ("to_q", "to_k", "to_v", "to_out"):
+        net.add_module(leaf, nn.Linear(16, 16))
+    if convolution:
+        net.add_module("conv", nn.Conv2d(16, 16, 3, padding=1))
+    weights, _ = find_targets(net, "unet", "all")
+    adapter = trained(FouRAConfig(6), weights, 3)
+    draw = torch.Generator().manual_seed(2)
+    x = torch.randn(2, 16, 4, 5, generator=draw) if convolution else torch.randn(2, 20, 16, generator=draw)
+
+    def run(train: bool) -> dict[str, Tensor]:
+        recorder = Seen()
+        with attach(net, adapter, trainable=train) as attachment, torch.set_grad_enabled(train):
+            attachment.gates.recorder = recorder
+            if train:
+                attachment.gates.set_mode("soft", 1.0)
+            for module in net.children():
+                module(x)
+        return recorder.told
+
+    found, expected = run(True), run(False)
+    assert set(found) == set(expected) and len(found) == len(weights)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    both = torch.cat([each.flatten() for each in expected.values()])
+    assert both.any() and not both.all(), "some are open and some are not"
 
 
 @pytest.mark.parametrize("tokens", [5, 40])
