@@ -28,7 +28,7 @@ from .gate import GateRuntime
 from .live import Control, Dispatcher, LayerUpdate, term_name
 from .methods import method_of
 from .placement import AttachReport, joined, place
-from .siblings import forget, relate
+from .siblings import forget, gates_stacked, relate
 
 
 class Attachment:
@@ -101,7 +101,7 @@ class Attachment:
         of a layer that does not run may get a gradient of zeros inside, where they get none outside.
         """
         updates = [update for _, update in self._updates]
-        with folded_together(piece for update in updates for piece in update.pieces):
+        with folded_together(piece for update in updates for piece in update.pieces), gates_stacked(updates):
             try:
                 yield
             finally:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .adapter import AdapterLayer, Term
+from .gate_node import Stack
 from .layers import LayerShape
 from .lowrank import Factors, concatenate
 from .methods import Fold, fold_many, method_of
@@ -33,7 +34,7 @@ class Piece:
     """Terms that act through one pair of factors; a term with an adaptive gate is a piece of its own.
 
     trained: the terms hold leaf tensors that an optimiser changes. given: their factors at strength 1, while
-    :func:`folded_together` lasts.
+    :func:`folded_together` lasts. stack: the tensors of the gate and its siblings, likewise.
     """
 
     shape: LayerShape
@@ -41,6 +42,7 @@ class Piece:
     gate_name: str
     trained: bool = False
     given: Factors | None = None
+    stack: Stack | None = None
     _cache: dict[Any, Ready] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:

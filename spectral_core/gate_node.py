@@ -28,6 +28,18 @@ from .gate_runtime import GateRuntime
 from .layers import channel_view
 
 _WEIGHTS = ("gate.w1", "gate.b1", "gate.w2", "gate.bias")
+_SIGMOID_BACKWARD = torch.ops.aten.sigmoid_backward.default
+_SILU_BACKWARD = torch.ops.aten.silu_backward.default
+_LAYER_NORM_BACKWARD = torch.ops.aten.native_layer_norm_backward.default
+
+
+class Stack(NamedTuple):
+    """The tensors of n gates that one node may open, by the gates' names: W₁, b₁, W₂ and the bias (n, …),
+    vectors (n, 1, …), and μ (n, 1)."""
+
+    names: tuple[str, ...]
+    weights: tuple[Tensor, ...]
+    mu: Tensor
 
 
 class _How(NamedTuple):
@@ -40,8 +52,11 @@ class _How(NamedTuple):
     is_convolution: bool
 
 
-def _stacked(weights: Sequence[Tensor]) -> list[Tensor]:
-    """W₁, b₁, W₂ and the bias of n gates, all first ones first, as four tensors (n, …), vectors (n, 1, …)."""
+def _stacked(weights: Sequence[Tensor]) -> Sequence[Tensor]:
+    """W₁, b₁, W₂ and the bias of n gates, all first ones first, as four tensors (n, …), vectors (n, 1, …);
+    which they may be already."""
+    if weights[0].dim() == 3:
+        return weights
     count = len(weights) // len(_WEIGHTS)
     if count == 1:
         return [each.view(1, -1, each.shape[-1]) for each in weights]
@@ -53,10 +68,7 @@ def _opened(z: Tensor, weights: Sequence[Tensor], mu: Tensor, how: _How) -> tupl
     """G(z), p, φ, which gates are open, and what :func:`_gradients` needs besides them. mu (n, 1)."""
     count, pairs = len(mu), how.rows_per_gate
     total, tokens = energy(z, 1, how.is_convolution)
-    if pairs == 2:
-        total = total.view(len(total), count, 2, -1).sum(2)
-    else:
-        total = total.view(len(total), count, -1)
+    total = _per_gate(total, count, pairs)
     mean_square = torch.add(_number(FLOOR, total.dtype, total.device), total, alpha=1 / tokens)
     phi = mean_square.log()
     normed, level, scale = torch.native_layer_norm(phi, phi.shape[2:], None, None, NORM_EPS)
@@ -68,10 +80,15 @@ def _opened(z: Tensor, weights: Sequence[Tensor], mu: Tensor, how: _How) -> tupl
     values = values[0] if count == 1 else values.transpose(0, 1)
     if pairs == 2:
         values = torch.cat([values, values], -1)
-    elif how.with_p and not how.hard:
-        values = values.clone()
     values = values if count == 1 else values.flatten(1)
     return values, p, phi, is_open, mean_square, level, scale, seen, hidden, active
+
+
+def _per_gate(rows: Tensor, count: int, pairs: int) -> Tensor:
+    """What is said of each row (B, n·R), said of each gate (B, n, rank): the sum over a gate's rows."""
+    if pairs == 2:
+        return rows.reshape(len(rows), count, 2, -1).sum(2)
+    return rows.reshape(len(rows), count, -1)
 
 
 def _in(dtype: torch.dtype, tensor: Tensor) -> Tensor:
@@ -93,24 +110,20 @@ def _gradients(
     d_rows: Tensor | None,
     d_values: Tensor | None,
     d_p: Tensor | None,
+    are_stacked: bool,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """The gradients of z and of all weights. d_rows: what z has already, which may be written to."""
     values, p, phi, mean_square, level, scale, seen, hidden, active = kept
     count, pairs = len(p), how.rows_per_gate
     d_open = d_p
     if d_values is not None:
-        d_values = _in(p.dtype, d_values)
-        if pairs == 2:
-            own = d_values.reshape(len(d_values), count, 2, -1).sum(2)
-        else:
-            own = d_values.reshape(len(d_values), count, -1)
-        own = own.transpose(0, 1)
+        own = _per_gate(_in(p.dtype, d_values), count, pairs).transpose(0, 1)
         d_open = own if d_p is None else own + d_p
     if d_open is None:
-        return d_rows, [None] * (len(_WEIGHTS) * count)
-    d_logits = torch.ops.aten.sigmoid_backward(d_open, p)
+        return d_rows, [None] * (len(_WEIGHTS) * (1 if are_stacked else count))
+    d_logits = _SIGMOID_BACKWARD(d_open, p)
     d_logits = d_logits.mul_(_number(1 / how.temperature, p.dtype, p.device))
-    d_hidden = torch.ops.aten.silu_backward(torch.bmm(d_logits, w2), hidden)
+    d_hidden = _SILU_BACKWARD(torch.bmm(d_logits, w2), hidden)
     # φ = log m with m = mean z² + floor, so ∂φ/∂z = 2z / (tokens · m)
     d_seen = torch.bmm(d_hidden, w1).transpose(0, 1)
     slope = _features_gradient(d_seen, phi, level, scale) / mean_square
@@ -123,8 +136,20 @@ def _gradients(
         d_z = d_rows.addcmul_(z, slope, value=factor)
     else:  # an expanded gradient cannot be added to
         d_z = torch.addcmul(d_rows, z, slope, value=factor)
-    found = torch.bmm(d_hidden.mT, seen), d_hidden.sum(1), torch.bmm(d_logits.mT, active), d_logits.sum(1)
-    return d_z, [gradient for each in found for gradient in each.unbind()]
+    d_biases = d_hidden.sum(1, are_stacked), d_logits.sum(1, are_stacked)
+    found = torch.bmm(d_hidden.mT, seen), d_biases[0], torch.bmm(d_logits.mT, active), d_biases[1]
+    return d_z, list(found) if are_stacked else [gradient for each in found for gradient in each.unbind()]
+
+
+def _through_product(
+    z: Tensor, values: Tensor, how: _How, d_rows: Tensor, d_values: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The gradients of z, but for the gate's share, and of the values from that of values·z."""
+    over = tokens_of(z, how.is_convolution)
+    share = d_rows * z
+    share = share.sum(over) if over else share
+    d_values = share if d_values is None else d_values + share
+    return d_rows * channel_view(values, z, how.is_convolution), d_values
 
 
 class _Gate(torch.autograd.Function):
@@ -143,7 +168,7 @@ class _Gate(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(z, *_kept(found), w1, w2)
         ctx.mark_non_differentiable(phi, is_open)
-        ctx.how, ctx.multiply = how, multiply
+        ctx.how, ctx.multiply, ctx.are_stacked = how, multiply, weights[0].dim() == 3
         rows = z * channel_view(values, z, how.is_convolution) if multiply else z
         return rows, values, p if how.with_p else None, phi, is_open
 
@@ -154,25 +179,22 @@ class _Gate(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         z, *kept, w1, w2 = ctx.saved_tensors
         if ctx.multiply and d_rows is not None:
-            over = tokens_of(z, ctx.how.is_convolution)
-            share = d_rows * z
-            share = share.sum(over) if over else share
-            d_values = share if d_values is None else d_values + share
-            d_rows = d_rows * channel_view(kept[0], z, ctx.how.is_convolution)
-        d_z, d_weights = _gradients(z, kept, w1, w2, ctx.how, d_rows, d_values, d_p)
+            d_rows, d_values = _through_product(z, kept[0], ctx.how, d_rows, d_values)
+        d_z, d_weights = _gradients(z, kept, w1, w2, ctx.how, d_rows, d_values, d_p, ctx.are_stacked)
         return d_z, None, None, None, *d_weights
 
 
 class _ProjectOpened(torch.autograd.Function):
     """(x; p where it is wanted; φ; which are open; down·x of every layer; the gates' values of every layer).
 
-    ``given``: n down, then W₁, b₁, W₂ and the bias of n gates. φ and what is open have no gradients; that of
-    x has to be a tensor that nobody else holds, and so have those of down·x.
+    multiply: their product instead of the last two. ``given``: n down, then W₁, b₁, W₂ and the bias of n
+    gates, or four stacks of them. φ and what is open have no gradients; that of x has to be a tensor that
+    nobody else holds, and so have those of down·x.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, ties: products.Ties, mu: Tensor, how: _How, *given: Tensor
+        ctx: Any, x: Tensor, ties: products.Ties, mu: Tensor, how: _How, multiply: bool, *given: Tensor
     ) -> tuple[Tensor | None, ...]:
         count = len(mu)
         downs = given[:count]
@@ -183,10 +205,13 @@ class _ProjectOpened(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, z, *_kept(found), w1, w2, *downs)
         ctx.mark_non_differentiable(phi, is_open)
-        ctx.ties, ctx.how, ctx.count = ties, how, count
-        each = len(downs[0])
-        apart = (z, values) if count == 1 else (*z.split(each, -1), *values.split(each, 1))
-        return x, p if how.with_p else None, phi, is_open, *apart
+        ctx.ties, ctx.how, ctx.count, ctx.multiply = ties, how, count, multiply
+        ctx.are_stacked = given[count].dim() == 3
+        results = (z * channel_view(values, z, False),) if multiply else (z, values)
+        if count > 1:
+            each = len(downs[0])
+            results = tuple(part for whole in results for part in whole.split(each, -1))
+        return x, p if how.with_p else None, phi, is_open, *results
 
     @staticmethod
     @once_differentiable
@@ -199,13 +224,21 @@ class _ProjectOpened(torch.autograd.Function):
         widths = [len(down) for down in downs]
         d_rows, d_values = given[:count], given[count:]
         dz = products.side_by_side(d_rows, widths)
-        dz, d_weights = _gradients(z, kept, w1, w2, how, dz, products.side_by_side(d_values, widths), d_p)
-        needs_x, needs_down = ctx.needs_input_grad[0], any(ctx.needs_input_grad[4 : 4 + count])
+        d_opened: Tensor | None
+        if not ctx.multiply:
+            d_opened = products.side_by_side(d_values, widths)
+        elif dz is None:
+            d_opened = None
+        else:
+            dz, d_opened = _through_product(z, kept[0], how, dz, None)
+        dz, d_weights = _gradients(z, kept, w1, w2, how, dz, d_opened, d_p, ctx.are_stacked)
+        needs_x, needs_down = ctx.needs_input_grad[0], any(ctx.needs_input_grad[5 : 5 + count])
         dx, d_downs = products.project_gradients(x if needs_down else None, downs, ctx.ties, dx, dz, needs_x)
         # a layer that did not run has no gradients, which are not gradients of zero
-        ran = [d_p is not None or d_rows[i] is not None or d_values[i] is not None for i in range(count)]
-        found = [each if ran[i % count] else None for i, each in enumerate([*d_downs, *d_weights])]
-        return dx, None, None, None, *found
+        ran = [d_p is not None or any(part is not None for part in given[i::count]) for i in range(count)]
+        alone = d_downs if ctx.are_stacked else [*d_downs, *d_weights]
+        found = [each if ran[i % count] else None for i, each in enumerate(alone)]
+        return dx, None, None, None, None, *found, *(d_weights if ctx.are_stacked else ())
 
 
 @lru_cache(maxsize=64)
@@ -219,9 +252,9 @@ def _features_gradient(d_seen: Tensor, phi: Tensor, mean: Tensor, scale: Tensor)
     """The gradient of φ from that of [LayerNorm(φ), mean(φ) − μ] (B, n, rank + 1); mean and scale are the
     LayerNorm's."""
     rank = phi.shape[-1]
-    d_normed, d_level = d_seen.split([rank, 1], -1)
+    d_normed, d_level = d_seen.narrow(-1, 0, rank), d_seen.narrow(-1, rank, 1)
     inputs = d_normed.contiguous(), phi, [rank], mean, scale, None, None, [True, False, False]
-    through_norm: Tensor = torch.ops.aten.native_layer_norm_backward(*inputs)[0]
+    through_norm: Tensor = _LAYER_NORM_BACKWARD(*inputs)[0]
     return torch.add(through_norm, d_level, alpha=1 / rank)
 
 
@@ -236,9 +269,10 @@ def fits(x: Tensor, kind: str, mode: str) -> bool:
 
 
 class Opened(NamedTuple):
-    """One layer's gate values (B, R), and what is known of all gates of the node, of which this is one."""
+    """One layer's gate values (B, R), None where its rows have them already, and what is known of all gates
+    of the node, of which this is one."""
 
-    values: Tensor
+    values: Tensor | None
     phi: Tensor
     is_open: Tensor
     p: Tensor | None
@@ -246,13 +280,15 @@ class Opened(NamedTuple):
 
 
 class Gate(NamedTuple):
-    """One layer's gate in training: its tensors, how z is laid out, the adapter's runtime, its name there."""
+    """One layer's gate in training: its tensors, how z is laid out, the adapter's runtime and its name there,
+    and the stack that its tensors are in, if they are."""
 
     params: Mapping[str, Tensor]
     rows_per_gate: int
     is_convolution: bool
     runtime: GateRuntime
     name: str
+    stack: Stack | None = None
 
     @property
     def _how(self) -> _How:
@@ -270,26 +306,52 @@ class Gate(NamedTuple):
 
         Use the z that comes back: its gradient passes through the node, which adds the gate's share in place.
         """
-        weights = [self.params[key] for key in _WEIGHTS]
-        found = _Gate.apply(z, _levels([self]), self._how, multiply, *weights)  # type: ignore[no-untyped-call]
+        mu, weights = _tensors([self])
+        found = _Gate.apply(z, mu, self._how, multiply, *weights)  # type: ignore[no-untyped-call]
         rows, values, p, phi, is_open = found
         self.watch(Opened(values, phi, is_open, p, 0))
         return rows, values
 
 
 def project(
-    x: Tensor, downs: Sequence[Tensor], ties: products.Ties, gates: Sequence[Gate]
+    x: Tensor, downs: Sequence[Tensor], ties: products.Ties, gates: Sequence[Gate], multiply: bool
 ) -> tuple[Tensor, list[Tensor], list[Opened]]:
     """(x for the layers, z = down·x of each, what each gate does with its z), as :func:`.products.project`.
 
-    The gates are of one rank, layout and runtime. The runtime has not seen them: :meth:`Gate.watch`.
+    multiply: G(z)·z instead of z. The gates are of one rank, layout and runtime. The runtime has not seen
+    them: :meth:`Gate.watch`.
     """
-    weights = [gate.params[key] for key in _WEIGHTS for gate in gates]
-    found = _ProjectOpened.apply(x, ties, _levels(gates), gates[0]._how, *downs, *weights)  # type: ignore[no-untyped-call]
+    mu, weights = _tensors(gates)
+    found = _ProjectOpened.apply(x, ties, mu, gates[0]._how, multiply, *downs, *weights)  # type: ignore[no-untyped-call]
     given, p, phi, is_open, *rest = found
-    z, values = rest[: len(downs)], rest[len(downs) :]
+    z, values = rest[: len(downs)], [None] * len(downs) if multiply else rest[len(downs) :]
     opened = [Opened(each, phi, is_open, p, i) for i, each in enumerate(values)]
     return given if x.requires_grad else x, z, opened
+
+
+def stacked(groups: Sequence[Sequence[Gate]]) -> list[Stack]:
+    """The tensors of every group of gates, the like of all groups in few operations. Differentiable."""
+    found: list[Stack | None] = [None] * len(groups)
+    alike: dict[Any, list[int]] = {}
+    for i, group in enumerate(groups):
+        first = group[0].params[_WEIGHTS[0]]
+        alike.setdefault((first.shape, first.device), []).append(i)
+    for places in alike.values():
+        counts = [len(groups[i]) for i in places]
+        gates = [gate for i in places for gate in groups[i]]
+        stacks = _stacked([gate.params[key] for key in _WEIGHTS for gate in gates])
+        parts = zip(*(each.split(counts) for each in (_levels(gates), *stacks)), strict=True)
+        for i, (mu, *weights) in zip(places, parts, strict=True):
+            found[i] = Stack(tuple(gate.name for gate in groups[i]), tuple(weights), mu)
+    return [stack for stack in found if stack is not None]
+
+
+def _tensors(gates: Sequence[Gate]) -> tuple[Tensor, Sequence[Tensor]]:
+    """μ (n, 1), and the gates' weights, stacked where a stack of just these gates is at hand."""
+    stack = gates[0].stack
+    if stack is not None and stack.names == tuple(gate.name for gate in gates):
+        return stack.mu, stack.weights
+    return _levels(gates), [gate.params[key] for key in _WEIGHTS for gate in gates]
 
 
 def _levels(gates: Sequence[Gate]) -> Tensor:

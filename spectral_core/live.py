@@ -26,7 +26,7 @@ from .folded import Piece, Ready, pieces_of, term_name
 from .gate import GateRuntime
 from .layers import Geometry, channel_view, expand, project
 from .schedule import Schedule
-from .siblings import Begun, Siblings, Started
+from .siblings import Begun, Siblings, Started, on_up
 from .siblings import project as project_together
 from .targets import WEIGHT_DTYPES
 
@@ -150,7 +150,7 @@ class LayerUpdate:
             x, begun = self.siblings.begin(self, x)
         for piece, started in zip(self.pieces, begun, strict=True):
             if started.opened is not None:
-                self.gate_of(piece, started.ready).watch(started.opened)
+                self.gate_of(piece, started.ready[2]).watch(started.opened)
         return x, begun
 
     def begins(self, x: Tensor) -> bool:
@@ -165,11 +165,11 @@ class LayerUpdate:
         """The piece's factors for x."""
         return piece.ready(x.device, x.dtype, self._split(self._strength_now(), piece)[2])
 
-    def gate_of(self, piece: Piece, ready: Ready) -> gate_node.Gate:
-        """The gate of a piece that :meth:`has_gate_node`."""
+    def gate_of(self, piece: Piece, params: Mapping[str, Tensor]) -> gate_node.Gate:
+        """The gate of a piece that :meth:`has_gate_node`, with these tensors."""
         config: Any = piece.terms[0].config
         place = self.is_convolution, self.control.gates, piece.gate_name
-        return gate_node.Gate(ready[2], config.rows_per_gate, *place)
+        return gate_node.Gate(params, config.rows_per_gate, *place, piece.stack)
 
     def has_gate_node(self, piece: Piece, x: Tensor) -> bool:
         """Whether the piece's gate is one node of the graph."""
@@ -211,7 +211,7 @@ class LayerUpdate:
                 continue
             z = project(x, down, self.geometry) if started.z is None else started.z
             trained = begun is not None and self.name.rows is None and z.dtype == y.dtype
-            z, factor = self._row_factors(z, piece, started, rows, trained and not _on_up(z, up))
+            z, factor = self._row_factors(z, piece, started, rows, trained and not on_up(z, up))
             if trained and y.is_contiguous():
                 y = self._add_trained(y, z, factor, up, scale, piece, in_place)
             else:
@@ -224,7 +224,7 @@ class LayerUpdate:
         """y + scale · up·(factor·z) in training. With a bias y is a view, and is left as it is."""
         in_place = fresh and not self.gives_view
         if factor is not None and z.dim() == 3:
-            return products.add_gated(y, z, up, factor, scale, _on_up(z, up), in_place)
+            return products.add_gated(y, z, up, factor, scale, on_up(z, up), in_place)
         if factor is not None:
             z = z * channel_view(factor, z, False)
         return products.add(y, z, up, scale, piece.frozen_columns, in_place)
@@ -240,7 +240,7 @@ class LayerUpdate:
         if started.opened is not None:
             found = started.opened.values
         elif self.has_gate_node(piece, z):
-            z, values = self.gate_of(piece, started.ready).open_rows(z, multiply)
+            z, values = self.gate_of(piece, started.ready[2]).open_rows(z, multiply)
             found = None if multiply else values
         elif piece.gated:
             config: Any = piece.terms[0].config
@@ -281,7 +281,7 @@ class LayerUpdate:
         """
         fused = z.dim() == 3 and z.dtype == y.dtype and not self.is_convolution
         right = up.mT.expand(z.shape[0], -1, -1) if z.dim() == 3 else up.mT
-        per_row = factor is not None and fused and _on_up(z, up)
+        per_row = factor is not None and fused and on_up(z, up)
         if factor is not None and per_row:
             right = right * factor[:, :, None]
         elif factor is not None:
@@ -303,11 +303,6 @@ class LayerUpdate:
         else:
             part.addmm_(z, right, alpha=scale)
         return y
-
-
-def _on_up(z: Tensor, up: Tensor) -> bool:
-    """Whether factors of z's rows go on ``up``: a batch row's copy of it is smaller than its z."""
-    return z.dim() == 3 and z.shape[1] > up.shape[0]
 
 
 class Dispatcher:

@@ -14,7 +14,8 @@ Shapes: x (…, in), z (…, R).
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
@@ -60,6 +61,29 @@ def relate(updates: Iterable[LayerUpdate]) -> None:
             siblings = Siblings(members)
             for member in members:
                 member.siblings = siblings
+
+
+@contextmanager
+def gates_stacked(updates: Iterable[LayerUpdate]) -> Iterator[None]:
+    """Inside, the tensors of the trained gates that one node may open are stacked already, those of all
+    layers in few operations: for one forward pass and its backward, between which none may change."""
+    alike: dict[Any, list[tuple[LayerUpdate, Piece]]] = {}
+    for update in updates:
+        for piece in update.pieces:
+            if update.trained and piece.gated:
+                family = id(update if update.siblings is None else update.siblings)
+                alike.setdefault((family, _gate_kind(piece)), []).append((update, piece))
+    groups = [group for (_, kind), group in alike.items() if kind[0] == "mlp"]
+    gates = [[update.gate_of(piece, piece.terms[0].params) for update, piece in group] for group in groups]
+    for group, stack in zip(groups, gate_node.stacked(gates), strict=True):
+        for _, piece in group:
+            piece.stack = stack
+    try:
+        yield
+    finally:
+        for group in groups:
+            for _, piece in group:
+                piece.stack = None
 
 
 def forget(updates: Iterable[LayerUpdate]) -> None:
@@ -131,8 +155,9 @@ def project(members: Sequence[LayerUpdate], x: Tensor) -> tuple[Tensor, list[Beg
         ties = [every[i][1].tie(x.device, x.dtype) for i in places]
         opened: Sequence[gate_node.Opened | None] = [None] * len(places)
         if is_gated:
-            gates = [member.gate_of(piece, ready) for member, piece, ready in (every[i] for i in places)]
-            x, rows, opened = gate_node.project(x, downs, ties, gates)
+            gates = [member.gate_of(piece, ready[2]) for member, piece, ready in (every[i] for i in places)]
+            multiply = not any(on_up(x, every[i][2][1]) for i in places)
+            x, rows, opened = gate_node.project(x, downs, ties, gates, multiply)
         else:
             x, rows = products.project(x, downs, ties)
         for i, z, each_opened in zip(places, rows, opened, strict=True):
@@ -145,5 +170,15 @@ def _kind(member: LayerUpdate, piece: Piece, ready: Ready, x: Tensor) -> tuple[A
     """Whether a gate is opened with the product; equal for pieces that one product may serve."""
     if not member.has_gate_node(piece, x):
         return (False,)
+    return True, len(ready[0]), *_gate_kind(piece)
+
+
+def _gate_kind(piece: Piece) -> tuple[Any, ...]:
+    """Equal for gates that one node may open."""
     config: Any = piece.terms[0].config
-    return True, len(ready[0]), config.rows_per_gate, ready[2]["gate.w1"].shape
+    return config.gate_kind, config.rank, config.rows_per_gate, piece.terms[0].params["gate.w1"].shape
+
+
+def on_up(z: Tensor, up: Tensor) -> bool:
+    """Whether factors of z's rows go on ``up``: a batch row's copy of it is smaller than its z."""
+    return z.dim() == 3 and z.shape[1] > up.shape[0]
