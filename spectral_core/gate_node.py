@@ -141,19 +141,16 @@ def _gradients(
     return d_z, list(found) if are_stacked else [gradient for each in found for gradient in each.unbind()]
 
 
-def _through_product(
-    z: Tensor, values: Tensor, how: _How, d_rows: Tensor, d_values: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _through_product(z: Tensor, values: Tensor, how: _How, d_rows: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of z, but for the gate's share, and of the values from that of values·z."""
     over = tokens_of(z, how.is_convolution)
-    share = d_rows * z
-    share = share.sum(over) if over else share
-    d_values = share if d_values is None else d_values + share
+    d_values = d_rows * z
+    d_values = d_values.sum(over) if over else d_values
     return d_rows * channel_view(values, z, how.is_convolution), d_values
 
 
 class _Gate(torch.autograd.Function):
-    """(z or, where ``multiply``, G(z)·z; G(z); p where it is wanted; φ; which are open), of one gate.
+    """(z, G(z) or, where ``multiply``, G(z)·z, None; p where it is wanted; φ; which are open), of one gate.
 
     The last two have no gradients. That of the first output has to be a tensor that nobody else holds.
     """
@@ -170,7 +167,7 @@ class _Gate(torch.autograd.Function):
         ctx.mark_non_differentiable(phi, is_open)
         ctx.how, ctx.multiply, ctx.are_stacked = how, multiply, weights[0].dim() == 3
         rows = z * channel_view(values, z, how.is_convolution) if multiply else z
-        return rows, values, p if how.with_p else None, phi, is_open
+        return rows, None if multiply else values, p if how.with_p else None, phi, is_open
 
     @staticmethod
     @once_differentiable
@@ -179,7 +176,7 @@ class _Gate(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         z, *kept, w1, w2 = ctx.saved_tensors
         if ctx.multiply and d_rows is not None:
-            d_rows, d_values = _through_product(z, kept[0], ctx.how, d_rows, d_values)
+            d_rows, d_values = _through_product(z, kept[0], ctx.how, d_rows)
         d_z, d_weights = _gradients(z, kept, w1, w2, ctx.how, d_rows, d_values, d_p, ctx.are_stacked)
         return d_z, None, None, None, *d_weights
 
@@ -230,7 +227,7 @@ class _ProjectOpened(torch.autograd.Function):
         elif dz is None:
             d_opened = None
         else:
-            dz, d_opened = _through_product(z, kept[0], how, dz, None)
+            dz, d_opened = _through_product(z, kept[0], how, dz)
         dz, d_weights = _gradients(z, kept, w1, w2, how, dz, d_opened, d_p, ctx.are_stacked)
         needs_x, needs_down = ctx.needs_input_grad[0], any(ctx.needs_input_grad[5 : 5 + count])
         dx, d_downs = products.project_gradients(x if needs_down else None, downs, ctx.ties, dx, dz, needs_x)
@@ -301,8 +298,8 @@ class Gate(NamedTuple):
             i, p = opened.place, opened.p
             self.runtime.watch(self.name, opened.phi[:, i], opened.is_open[i], None if p is None else p[i])
 
-    def open_rows(self, z: Tensor, multiply: bool) -> tuple[Tensor, Tensor]:
-        """(G(z)·z where ``multiply``, else z; G(z) (B, R) in z's dtype), and the runtime has seen them.
+    def open_rows(self, z: Tensor, multiply: bool) -> tuple[Tensor, Tensor | None]:
+        """(z, G(z) (B, R) in z's dtype) or, where ``multiply``, (G(z)·z, None); the runtime has seen them.
 
         Use the z that comes back: its gradient passes through the node, which adds the gate's share in place.
         """

@@ -240,8 +240,7 @@ class LayerUpdate:
         if started.opened is not None:
             found = started.opened.values
         elif self.has_gate_node(piece, z):
-            z, values = self.gate_of(piece, started.ready[2]).open_rows(z, multiply)
-            found = None if multiply else values
+            z, found = self.gate_of(piece, started.ready[2]).open_rows(z, multiply)
         elif piece.gated:
             config: Any = piece.terms[0].config
             place = self.is_convolution, self.control.gates, piece.gate_name

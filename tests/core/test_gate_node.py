@@ -50,7 +50,8 @@ def test_the_node_is_the_gate(
         place = pairs, is_convolution, runtime, "layer"
         if as_node:
             rows, values = gate_node.Gate(p, *place).open_rows(1 * z, multiply)
-            rows = rows if multiply else rows * gate.channel_view(values, rows, is_convolution)
+            assert (values is None) == multiply
+            rows = rows if values is None else rows * gate.channel_view(values, rows, is_convolution)
         else:
             rows = gate.apply(1 * z, p, "mlp", *place)
         penalty = runtime.penalty()
@@ -70,11 +71,13 @@ def test_the_node_is_the_gate(
 def test_half_precision_is_gated_in_float32() -> None:
     z = activations((2, 20, RANK), False, 1).bfloat16().requires_grad_()
     node = gate_node.Gate(params(), 1, False, GateRuntime("soft", 1.0), "layer")
-    rows, values = node.open_rows(1 * z, True)
+    rows, none = node.open_rows(1 * z, True)
+    same, values = node.open_rows(1 * z, False)
     exact = gate.probabilities(params(), gate.features(z.detach().float(), 1, False), "mlp", 1.0)
-    assert rows.dtype == values.dtype == torch.bfloat16
-    assert torch.equal(values, exact.bfloat16())
-    (rows.sum() + node.open_rows(z, False)[0].sum()).backward()
+    assert none is None and values is not None
+    assert rows.dtype == same.dtype == values.dtype == torch.bfloat16
+    assert torch.equal(values, exact.bfloat16()) and torch.equal(rows, z * values[:, None])
+    (rows.sum() + same.sum()).backward()
     assert z.grad is not None and z.grad.dtype == torch.bfloat16 and z.grad.isfinite().all()
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import itertools
 import weakref
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from spectral_core import siblings
+from spectral_core import gate_node, siblings
 from spectral_core.adapter import Adapter, Term
 from spectral_core.attach import Attachment, attach
 from spectral_core.methods import FouRAConfig, LoRAConfig, MethodConfig, SpectralAConfig
@@ -82,16 +83,23 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(siblings, "_input_of", lambda update: None)
 
 
+@pytest.mark.parametrize("in_step", [False, True], ids=["", "in-step"])
 @pytest.mark.parametrize("words", [16, 12])
 @pytest.mark.parametrize("case", ALL)
-def test_together_is_each_alone(case: str, words: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Output, gradients of inputs and parameters, and what the gates have learned."""
+def test_together_is_each_alone(
+    case: str, words: int, in_step: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Output, gradients of inputs and parameters, and what the gates have learned. In a step factors are
+    folded and gates stacked for all layers."""
     net = tree(words)
     made = products_made(monkeypatch)
 
-    def run() -> list[Tensor]:
+    def run(in_step: bool = False) -> list[Tensor]:
         x, read = inputs(words)
-        with attach(net, adapter(net, case), trainable=True) as attachment:
+        with ExitStack() as around:
+            attachment = around.enter_context(attach(net, adapter(net, case), trainable=True))
+            if in_step:
+                around.enter_context(attachment.folded_together())
             attachment.set_strength(0.7)
             attachment.gates.set_mode("soft", 0.8)
             attachment.gates.start_calibration()
@@ -101,7 +109,7 @@ def test_together_is_each_alone(case: str, words: int, monkeypatch: pytest.Monke
             learned = attachment.gates.buffers()
             return [y, *grads, *(learned[name][key] for name in sorted(learned) for key in learned[name])]
 
-    ours = run()
+    ours = run(in_step)
     assert made == [3, 1, 1, 2, 1], "attn1: q, k and v; out; attn2: q; k and v; out"
     alone(monkeypatch)
     theirs = run()
@@ -249,6 +257,45 @@ def test_checkpointing_computes_the_same_again() -> None:
 
     for found, expected in zip(run(True), run(False), strict=True):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("transform", ["dct", "dft"])
+def test_gates_are_stacked_for_a_step_and_no_longer(transform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for all layers of a rank; also of a layer whose siblings are off; and a step that follows without
+    it has the parameters of then."""
+    net = tree(12)
+    given = adapter(net, "foura-dft-adaptive" if transform == "dft" else "foura-adaptive")
+    off = replace(given, layer_strengths=(("unet.attn1.to_k", 0.0),))
+    used: list[bool] = []
+    own = gate_node._tensors
+
+    def spied(gates: Sequence[gate_node.Gate]) -> tuple[Tensor, Sequence[Tensor]]:
+        mu, weights = own(gates)
+        used.append(gates[0].stack is not None and weights is gates[0].stack.weights)
+        return mu, weights
+
+    monkeypatch.setattr(gate_node, "_tensors", spied)
+
+    def run(which: Adapter, steps: Sequence[bool]) -> list[Tensor]:
+        x, words = inputs(12)
+        found = []
+        with attach(net, which, trainable=True) as attachment:
+            for in_step in steps:
+                with attachment.folded_together() if in_step else nullcontext():
+                    y = net(x, words).square().mean()
+                    grads = torch.autograd.grad(y, [x, *attachment.parameters()], allow_unused=True)
+                found += [y, *(torch.zeros(()) if each is None else each for each in grads)]
+                with torch.no_grad():
+                    for parameter in attachment.parameters():
+                        parameter.mul_(1.3)
+        return found
+
+    for which, stacked in ((given, [True] * 5), (off, [False, True, True, True, True])):
+        used.clear()
+        ours = run(which, [True, False])
+        assert used == [*stacked, *[False] * 5]
+        for one, other in zip(ours, run(which, [False, False]), strict=True):
+            assert (one - other).norm() <= 1e-5 * other.norm() + 1e-7
 
 
 @pytest.mark.parametrize("second", [False, True])
