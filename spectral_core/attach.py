@@ -94,11 +94,12 @@ class Attachment:
 
     @contextmanager
     def folded_together(self) -> Iterator[None]:
-        """For a training step: inside, all layers' factors are folded at once, in few operations.
+        """For a training step: inside, all layers' factors are folded at once, in few operations, and the
+        tensors of their gates stacked.
 
         Around one forward pass and its backward; no parameter may change in between. Without it every layer
-        folds its own when it runs, which gives the same up to the rounding of the transforms. The parameters
-        of a layer that does not run may get a gradient of zeros inside, where they get none outside.
+        folds its own when it runs, which gives the same up to rounding. The parameters of a layer that does
+        not run may get a gradient of zeros inside, where they get none outside.
         """
         updates = [update for _, update in self._updates]
         with folded_together(piece for update in updates for piece in update.pieces), gates_stacked(updates):
