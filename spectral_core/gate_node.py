@@ -344,9 +344,11 @@ def stacked(groups: Sequence[Sequence[Gate]]) -> list[Stack]:
 
 
 def _tensors(gates: Sequence[Gate]) -> tuple[Tensor, Sequence[Tensor]]:
-    """μ (n, 1), and the gates' weights, stacked where a stack of just these gates is at hand."""
-    stack = gates[0].stack
-    if stack is not None and stack.names == tuple(gate.name for gate in gates):
+    """μ (n, 1), and the gates' weights: stacked where a stack of just these gates, and on their device, is at
+    hand."""
+    stack, first = gates[0].stack, gates[0].params[_WEIGHTS[0]]
+    names = tuple(gate.name for gate in gates)
+    if stack is not None and stack.names == names and stack.weights[0].device == first.device:
         return stack.mu, stack.weights
     return _levels(gates), [gate.params[key] for key in _WEIGHTS for gate in gates]
 

@@ -81,6 +81,17 @@ def test_half_precision_is_gated_in_float32() -> None:
     assert z.grad is not None and z.grad.dtype == torch.bfloat16 and z.grad.isfinite().all()
 
 
+def test_a_stack_on_another_device_is_left_alone() -> None:
+    """The layer runs where the host has moved it, and its gate's own tensors have come along."""
+    place = 1, False, GateRuntime("soft", 1.0), "layer"
+    here = gate_node.Gate(params(), *place)
+    (stack,) = gate_node.stacked([[here]])
+    assert gate_node._tensors([here._replace(stack=stack)])[1] is stack.weights
+    moved = {key: value.to("meta") for key, value in params().items()}
+    _, weights = gate_node._tensors([gate_node.Gate(moved, *place, stack)])
+    assert all(each.is_meta for each in weights) and len(weights) == 4
+
+
 def test_what_stays_with_autograd() -> None:
     z = torch.ones(1, 2, RANK)
     assert gate_node.fits(z, "mlp", "soft") and gate_node.fits(z, "mlp", "straight_through")
