@@ -221,12 +221,8 @@ class _ProjectOpened(torch.autograd.Function):
         widths = [len(down) for down in downs]
         d_rows, d_values = given[:count], given[count:]
         dz = products.side_by_side(d_rows, widths)
-        d_opened: Tensor | None
-        if not ctx.multiply:
-            d_opened = products.side_by_side(d_values, widths)
-        elif dz is None:
-            d_opened = None
-        else:
+        d_opened = None if ctx.multiply else products.side_by_side(d_values, widths)
+        if ctx.multiply and dz is not None:
             dz, d_opened = _through_product(z, kept[0], how, dz)
         dz, d_weights = _gradients(z, kept, w1, w2, how, dz, d_opened, d_p, ctx.are_stacked)
         needs_x, needs_down = ctx.needs_input_grad[0], any(ctx.needs_input_grad[5 : 5 + count])
@@ -328,7 +324,7 @@ def project(
 
 def stacked(groups: Sequence[Sequence[Gate]]) -> list[Stack]:
     """The tensors of every group of gates, the like of all groups in few operations. Differentiable."""
-    found: list[Stack | None] = [None] * len(groups)
+    found: dict[int, Stack] = {}
     alike: dict[Any, list[int]] = {}
     for i, group in enumerate(groups):
         first = group[0].params[_WEIGHTS[0]]
@@ -340,7 +336,7 @@ def stacked(groups: Sequence[Sequence[Gate]]) -> list[Stack]:
         parts = zip(*(each.split(counts) for each in (_levels(gates), *stacks)), strict=True)
         for i, (mu, *weights) in zip(places, parts, strict=True):
             found[i] = Stack(tuple(gate.name for gate in groups[i]), tuple(weights), mu)
-    return [stack for stack in found if stack is not None]
+    return [found[i] for i in range(len(groups))]
 
 
 def _tensors(gates: Sequence[Gate]) -> tuple[Tensor, Sequence[Tensor]]:

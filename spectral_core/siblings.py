@@ -149,7 +149,7 @@ def project(members: Sequence[LayerUpdate], x: Tensor) -> tuple[Tensor, list[Beg
     for i, each in enumerate(every):
         down = each[2][0]
         if len(down) and down.dim() == 2:  # a frozen gate may have closed every row
-            alike.setdefault(_kind(*each, x), []).append(i)
+            alike.setdefault(_kind(each[0], each[1], x), []).append(i)
     for (is_gated, *_), places in alike.items():
         downs = [every[i][2][0] for i in places]
         ties = [every[i][1].tie(x.device, x.dtype) for i in places]
@@ -166,17 +166,15 @@ def project(members: Sequence[LayerUpdate], x: Tensor) -> tuple[Tensor, list[Beg
     return x, [[next(started) for _ in member.pieces] for member in members]
 
 
-def _kind(member: LayerUpdate, piece: Piece, ready: Ready, x: Tensor) -> tuple[Any, ...]:
+def _kind(member: LayerUpdate, piece: Piece, x: Tensor) -> tuple[Any, ...]:
     """Whether a gate is opened with the product; equal for pieces that one product may serve."""
-    if not member.has_gate_node(piece, x):
-        return (False,)
-    return True, len(ready[0]), *_gate_kind(piece)
+    return (True, *_gate_kind(piece)) if member.has_gate_node(piece, x) else (False,)
 
 
 def _gate_kind(piece: Piece) -> tuple[Any, ...]:
-    """Equal for gates that one node may open."""
+    """Equal for gates that one node may open; the shapes of their tensors follow from it."""
     config: Any = piece.terms[0].config
-    return config.gate_kind, config.rank, config.rows_per_gate, piece.terms[0].params["gate.w1"].shape
+    return config.gate_kind, config.rank, config.rows_per_gate
 
 
 def on_up(z: Tensor, up: Tensor) -> bool:

@@ -83,7 +83,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(siblings, "_input_of", lambda update: None)
 
 
-@pytest.mark.parametrize("in_step", [False, True], ids=["", "in-step"])
+@pytest.mark.parametrize("in_step", [False, True], ids=["no-step", "step"])
 @pytest.mark.parametrize("words", [16, 12])
 @pytest.mark.parametrize("case", ALL)
 def test_together_is_each_alone(
@@ -296,6 +296,30 @@ def test_gates_are_stacked_for_a_step_and_no_longer(transform: str, monkeypatch:
         assert used == [*stacked, *[False] * 5]
         for one, other in zip(ours, run(which, [False, False]), strict=True):
             assert (one - other).norm() <= 1e-5 * other.norm() + 1e-7
+
+
+@pytest.mark.parametrize("tokens", [5, 20])  # fewer and more than a layer's columns
+def test_the_rank_target_alone_has_the_gradients_of_autograd(
+    tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else needs what the gates multiply: only their p has a gradient."""
+    net = tree()
+
+    def run() -> list[Tensor | None]:
+        x, words = inputs()
+        with attach(net, adapter(net), trainable=True) as attachment, attachment.folded_together():
+            attachment.gates.target_open, attachment.gates.penalty_weight = 0.1, 3.0
+            net(x[:, :tokens], words)
+            penalty = attachment.gates.penalty()
+            assert isinstance(penalty, Tensor)
+            return list(torch.autograd.grad(penalty, [x, *attachment.parameters()], allow_unused=True))
+
+    ours = run()
+    assert sum(each is not None and bool(each.any()) for each in ours) > 30
+    monkeypatch.setattr(gate_node, "fits", lambda *_: False)
+    for found, expected in zip(ours, run(), strict=True):
+        one, other = (torch.zeros(1) if each is None else each for each in (found, expected))
+        assert (one - other).norm() <= 1e-5 * other.norm() + 1e-7
 
 
 @pytest.mark.parametrize("second", [False, True])
