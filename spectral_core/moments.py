@@ -105,7 +105,7 @@ def pooled(earlier: Mapping[str, Statistics], later: Mapping[str, Statistics]) -
     """
     moments: dict[tuple[int, int], Tensor] = {}
     found = dict(earlier) | dict(later)
-    for name in earlier.keys() & later.keys():
+    for name in (name for name in earlier if name in later):
         one, two = earlier[name], later[name]
         _check_alike(name, one, two)
         share = two.count / max(one.count + two.count, 1)

@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
 import sys
+import zlib
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 PACK = "pack_under_test"
@@ -119,6 +123,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name, value in getattr(getattr(item, "callspec", None), "params", {}).items():
             if isinstance(value, set | frozenset):
                 raise pytest.UsageError(f"{item.nodeid}: give {name!r} as a tuple, not as a set")
+
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures are set up
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Random numbers are a test's own, whichever tests ran before it in its process: a parallel run deals the
+    files out anew each time. ``SPECTRAL_ADAPTERS_TEST_SEED`` gives others."""
+    seed = zlib.crc32(f"{item.nodeid}{os.environ.get('SPECTRAL_ADAPTERS_TEST_SEED', '')}".encode())
+    random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -33,9 +33,12 @@ def weight_patch(up: Tensor, down: Tensor) -> Any:
 
 
 def model_keys(patcher: Any) -> dict[str, Any]:
-    """The host's map of a model: a name in files -> its weight (key, or (key, offset[, function]))."""
+    """The host's map of a model, by name: a name in files -> its weight (key, or (key, offset[, function])).
+
+    Sorted: the host builds it from sets, so its own order is another one in every process.
+    """
     # a fresh dictionary: the default argument of these functions is one for the whole process
-    return dict(comfy.lora.model_lora_keys_unet(patcher.model, {}))
+    return dict(sorted(comfy.lora.model_lora_keys_unet(patcher.model, {}).items()))
 
 
 def clip_keys(clip: Any) -> dict[str, Any]:

@@ -71,8 +71,7 @@ def trees(patcher: Any) -> dict[str, nn.Module]:
 def _unet_names(patcher: Any) -> dict[str, str]:
     """Weight key -> ``unet.<path>``, as far as the host knows diffusers' names for its weights.
 
-    In the order of the model's weights: the host builds its map from sets, so that its order is another one
-    in every process, and with it an adapter's first random numbers would be.
+    In the order of the model's weights, as everywhere else; an adapter's first random numbers follow it.
     """
     found = {}
     for name, key in compat.model_keys(patcher).items():

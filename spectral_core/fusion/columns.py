@@ -58,7 +58,7 @@ def overlap_warnings(labels: Sequence[str], adapters: Sequence[Adapter]) -> list
     for (label_a, a), (label_b, b) in combinations(list(zip(labels, adapters, strict=True)), 2):
         shared: set[int] = set()
         layers = 0
-        for name in a.layers.keys() & b.layers.keys():
+        for name in (name for name in a.layers if name in b.layers):
             common = set(columns_of(a.layers[name])) & set(columns_of(b.layers[name]))
             shared |= common
             layers += bool(common)
