@@ -130,6 +130,7 @@ class Host:
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self.started_at = time.time()
+        self.log_at_start = ""  # what it had printed when it first answered
 
     @property
     def log(self) -> str:
@@ -159,6 +160,7 @@ class Host:
                 self.stop()
                 self._explain("ended by itself" if ended else f"is silent after {timeout} s")
             time.sleep(0.25)
+        self.log_at_start = self.log
 
     def _answers(self) -> bool:
         try:
@@ -218,6 +220,9 @@ class Host:
         raise TimeoutError(f"the graph was not done after {timeout} s; the log ends with\n{self.log[-3000:]}")
 
     def complaints(self) -> list[str]:
-        """Lines of the log that tell of a failed import or an exception."""
+        """Lines of the log that tell of a failed import or an exception while the host started.
+
+        Later ones may be of tests that give it something to refuse.
+        """
         signs = ("Traceback (most recent call last)", "IMPORT FAILED", "Cannot import")
-        return [line for line in self.log.splitlines() if any(sign in line for sign in signs)]
+        return [line for line in self.log_at_start.splitlines() if any(sign in line for sign in signs)]

@@ -26,6 +26,7 @@ def test_pack_is_imported_without_an_error(host: Host) -> None:
 
 
 def test_log_tells_of_no_exception(host: Host) -> None:
+    assert "Import times for custom nodes" in host.log_at_start, "printed before it answers"
     assert host.complaints() == []
 
 
