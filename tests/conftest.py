@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+import re
 import sys
 import zlib
 from collections import Counter
@@ -48,15 +49,17 @@ def pack() -> ModuleType:
 
 
 def version_of(name: str) -> str:
-    """Which host's a test is, by its name: ``test_boot.py::test_starts[0.28.0-cpu]`` -> ``0.28.0``."""
-    return name.partition("[")[2].rstrip("]").partition("-")[0]
+    """Which host's a test is, by its name: ``test_boot.py::test_starts[0.28.0-cpu]`` -> ``0.28.0``; "" for
+    none. Collected alone, the host's tests have their parameters in another order: ``[cpu-0.28.0]``."""
+    found = re.search(r"[\[-](\d+\.\d+\.\d+\w*)[]-]", name)
+    return found[1] if found else ""
 
 
 def one_process(name: str) -> str:
     """A name that tests share which must run in one worker, in their order: the file, and for tests on a host
     its version, because one booted host serves many files."""
     file, version = name.partition("::")[0], version_of(name)
-    return f"host {version}" if "/host/" in file and version[:1].isdigit() else file
+    return f"host {version}" if "/host/" in file and version else file
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist, where it is used
