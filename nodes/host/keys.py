@@ -9,13 +9,13 @@ Shapes: none; names and sizes only.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...spectral_core.adapter import Adapter, AdapterLayer, LayerName
 from ...spectral_core.errors import SpectralAdapterError
-from ...spectral_core.keys import KOHYA_PART, canonical_path, to_kohya
+from ...spectral_core.keys import KOHYA_PART, canonical_path, to_kohya, unflatten
 from ...spectral_core.layers import LayerShape
 from ...spectral_core.targets import layer_shape
 from . import compat
@@ -94,6 +94,16 @@ def place(adapter: Adapter, model: Any | None, clip: Any | None) -> Places:
         unmatched[MODEL] | unmatched[CLIP],
         {side: tuple(names) for side, names in absent.items()},
     )
+
+
+def unet_names(known: Mapping[str, Any]) -> dict[str, str]:
+    """Weight key -> this pack's name ``unet.<path>``, where the host's map has diffusers' name for it."""
+    found = {}
+    for name, key in known.items():
+        path = unflatten(name.removeprefix("lora_unet_")) if name.startswith("lora_unet_") else None
+        if path is not None and isinstance(key, str):
+            found[key] = f"unet.{path}"
+    return found
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...spectral_core import lora_import
 from ...spectral_core.adapter import Adapter, AdapterLayer
 from ...spectral_core.errors import SpectralAdapterError
-from ...spectral_core.keys import KOHYA_PART, NATIVE_PART, unflatten
+from ...spectral_core.keys import KOHYA_PART, NATIVE_PART
 from ...spectral_core.layers import LayerShape
 from ...spectral_core.targets import layer_shape
 from . import paths, store
@@ -107,7 +107,7 @@ def _fitted(adapter: Adapter, model: Any, clip: Any) -> tuple[Adapter, int]:
     named: dict[str, str] = {}
     if model is not None:
         maps.append((model.model, compat.model_keys(model)))
-        named = _own_names(maps[0][1])
+        named = keys.unet_names(maps[0][1])
     if clip is not None:
         maps.append((clip.patcher.model, compat.clip_keys(clip)))
     layers: dict[str, AdapterLayer] = {}
@@ -127,16 +127,6 @@ def _fitted(adapter: Adapter, model: Any, clip: Any) -> tuple[Adapter, int]:
             break
         layers[name] = layer
     return replace(adapter, layers=layers), renamed
-
-
-def _own_names(known: Mapping[str, Any]) -> dict[str, str]:
-    """Weight key -> this pack's name, as far as the host's map has diffusers' names for it."""
-    found = {}
-    for name, key in known.items():
-        path = unflatten(name.removeprefix("lora_unet_")) if name.startswith("lora_unet_") else None
-        if path is not None and isinstance(key, str):
-            found[key] = f"unet.{path}"
-    return found
 
 
 def _with_kernel(layer: AdapterLayer, host: LayerShape | None, offset: Any) -> AdapterLayer:

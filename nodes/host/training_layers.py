@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...spectral_core.adapter import Adapter, AdapterLayer, LayerName
 from ...spectral_core.errors import SpectralAdapterError
-from ...spectral_core.keys import NATIVE_PART, unflatten
+from ...spectral_core.keys import NATIVE_PART
 from ...spectral_core.layers import LayerShape
 from ...spectral_core.targets import bypassed_layers, find_targets, layer_problem
 from . import base_weights, compat, keys
@@ -69,16 +69,13 @@ def trees(patcher: Any) -> dict[str, nn.Module]:
 
 
 def _unet_names(patcher: Any) -> dict[str, str]:
-    """Weight key -> ``unet.<path>``, as far as the host knows diffusers' names for its weights.
+    """Weight key -> ``unet.<path>``, of the model's own layers.
 
     In the order of the model's weights, as everywhere else; an adapter's first random numbers follow it.
     """
-    found = {}
-    for name, key in compat.model_keys(patcher).items():
-        path = unflatten(name.removeprefix("lora_unet_")) if name.startswith("lora_unet_") else None
-        if path is not None and isinstance(key, str) and key.startswith(f"{NATIVE_PART}."):
-            found[key] = f"{UNET}.{path}"
-    return {key: found[key] for key in patcher.model.state_dict() if key in found}
+    found = keys.unet_names(compat.model_keys(patcher))
+    own = (key for key in patcher.model.state_dict() if key.startswith(f"{NATIVE_PART}."))
+    return {key: found[key] for key in own if key in found}
 
 
 def _hang(tree: nn.Module, path: str, module: nn.Module) -> None:

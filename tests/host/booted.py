@@ -220,9 +220,13 @@ class Host:
         raise TimeoutError(f"the graph was not done after {timeout} s; the log ends with\n{self.log[-3000:]}")
 
     def complaints(self) -> list[str]:
-        """Lines of the log that tell of a failed import or an exception while the host started.
+        """What the log tells of failed imports and exceptions.
 
-        Later ones may be of tests that give it something to refuse.
+        Of any while the host started, and later of those that went through the pack, but for the pack's own
+        errors: tests give it something to refuse.
         """
         signs = ("Traceback (most recent call last)", "IMPORT FAILED", "Cannot import")
-        return [line for line in self.log_at_start.splitlines() if any(sign in line for sign in signs)]
+        lines = [line for line in self.log_at_start.splitlines() if any(sign in line for sign in signs)]
+        later = self.log[len(self.log_at_start) :]
+        raised = re.findall(r"Traceback \(most recent call last\):\n((?:[ \t].*\n)*)(\S.*)", later)
+        return lines + [error for frames, error in raised if PACK_NAME in frames and PACK_NAME not in error]

@@ -16,7 +16,7 @@ from inside_unets import SD15, UNET
 
 applying = pack("nodes.host.applying")
 compat = pack("nodes.host.compat")
-loras = pack("nodes.host.loras")
+keys = pack("nodes.host.keys")
 cpu = torch.device("cpu")
 TOLERANCE = 1e-4  # of the largest value, after two steps; measured 1e-6 to 1e-5
 
@@ -135,7 +135,7 @@ def names_in_one_order():
 
 def unet_layers(patcher):
     """Layers by this pack's names, as its files have them."""
-    named = loras._own_names(compat.model_keys(patcher))
+    named = keys.unet_names(compat.model_keys(patcher))
     state = patcher.model.state_dict()
     there = {name: state[key] for key, name in named.items() if key in state}  # maps name some that are not
     return {name: weight.clone() for name, weight in there.items() if weight.dim() in (2, 4)}
@@ -204,7 +204,7 @@ def torch_compile_around_the_whole_model():
 
     expected = sampled(adapted(patcher), *inputs)
     assert torch.isfinite(base).all()
-    assert (expected - base).abs().max() > 10 * TOLERANCE * base.abs().max()
+    assert (expected - base).abs().max() > 1e-2 * base.abs().max()
     torch._dynamo.reset()
     compiled = with_compile(adapted(patcher), "eager", ["diffusion_model"])
     close(sampled(compiled, *inputs), expected, "compiled", TOLERANCE)
