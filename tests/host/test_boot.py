@@ -64,7 +64,7 @@ def test_what_counts_as_a_complaint(tmp_path) -> None:
     host = Host(booted.Checkout(tmp_path, "1.0", Path(sys.executable), True), tmp_path / "base")
 
     def raised(file: str, error: str) -> str:
-        return f'[ERROR] Traceback (most recent call last):\n  File "{file}", line 1, in run\n    x = y\n{error}\n'
+        return f'Traceback (most recent call last):\n  File "{file}", line 1, in run\n    x = y\n{error}\n'
 
     ours = f"custom_nodes/{PACK_NAME}/nodes/load.py"
     start = "Import times for custom nodes\n" + raised("comfy/sd.py", "KeyError: 1")
@@ -72,7 +72,7 @@ def test_what_counts_as_a_complaint(tmp_path) -> None:
     later = raised("sqlalchemy/pool.py", "ProgrammingError: thread") + refused + raised(ours, "KeyError: 'x'")
     host.log_file.write_text(start + later)
     host.log_at_start = start
-    assert host.complaints() == ["[ERROR] Traceback (most recent call last):", "KeyError: 'x'"]
+    assert host.complaints() == ["Traceback (most recent call last):", "KeyError: 'x'"]
 
 
 def fake_checkout(folder: Path, version: str) -> Path:
