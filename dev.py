@@ -3,7 +3,7 @@
 
     python dev.py demo [args]    train two new concepts on the embedded model, fuse them, draw a contact sheet
     python dev.py test [args]    ruff, mypy and pytest; args go to pytest (python dev.py test -k gate)
-    python dev.py bench NAME     benchmarks/NAME.py, written to benchmarks/results/NAME.json
+    python dev.py bench NAME     one of benchmarks/speed and quality, written to benchmarks/results/NAME.json
     python dev.py venv           only make the environment and print its Python
 
 Every command first makes the private environment `.venv` beside this file, or repairs it: it is rebuilt when
@@ -38,6 +38,7 @@ REQUIREMENTS = {"demo": ROOT / "requirements" / "demo.txt", "test": ROOT / "requ
 OURS = "made-by-dev.py"  # written before anything else; only such an environment is ever deleted here
 STAMP = "dev-stamp.json"  # what is installed; written last
 MOST_WORKERS = 4  # of the tests; each may start a host, which takes a gigabyte or two
+BENCHMARKS = ("speed", "quality")
 UNFINISHED = "dev-unfinished"  # there while this script installs; found later, it tells of an interruption
 
 
@@ -218,15 +219,17 @@ def run_job(command, cwd=None):
 
 
 def demo(python, args):
-    return run_job([python, "-m", "spectral_core.cli.demo", *args])
+    return run_job([python, "-m", "spectral_core.demo.command", *args])
 
 
 def bench_names():
-    return sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py") if p.stem not in ("__init__", "common"))
+    """Of benchmarks/speed and benchmarks/quality; their own --help says what each measures."""
+    found = (p for room in BENCHMARKS for p in (ROOT / "benchmarks" / room).glob("*.py"))
+    return {p.stem: f"benchmarks.{p.parent.name}.{p.stem}" for p in sorted(found) if p.stem != "__init__"}
 
 
 def bench(python, args):
-    return run_job([python, "-m", f"benchmarks.{args[0]}", *args[1:]], cwd=ROOT)
+    return run_job([python, "-m", bench_names()[args[0]], *args[1:]], cwd=ROOT)
 
 
 def cores():

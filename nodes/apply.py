@@ -64,7 +64,7 @@ class ApplyAdapter:
         adapters: Any = None,
     ) -> dict[str, Any]:
         from ..spectral_core.errors import SpectralAdapterError
-        from .host import applying
+        from .host.apply import adapters as applying
 
         if model is None and clip is None:
             raise SpectralAdapterError("Apply Adapter has nothing to apply to: connect model, clip, or both")

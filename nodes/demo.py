@@ -39,6 +39,6 @@ class LoadDemoModel:
         return {"required": {}}
 
     def load(self) -> dict[str, Any]:
-        from .host import demo_model
+        from .host.demo import model as demo_model
 
         return {"ui": {"text": (DESCRIPTION,)}, "result": (*demo_model.load(), DESCRIPTION)}

@@ -166,8 +166,8 @@ class DistilAdapters:
         checkpoint_every: int = 100,
     ) -> dict[str, Any]:
         from ..spectral_core.errors import SpectralAdapterError
-        from ..spectral_core.training.distillation import DISTIL
-        from .host import distil
+        from ..spectral_core.training.objectives.distillation import DISTIL
+        from .host.fusing import distil
 
         given, texts = _concepts(
             [(adapter_1, weight_1, "adapter_1"), (adapter_2, weight_2, "adapter_2")], adapters, prompts
@@ -217,9 +217,9 @@ def _concepts(
     first: Sequence[tuple[Any, float, str]], more: Any, prompts: str
 ) -> tuple[list[Any], list[tuple[str, ...]]]:
     """The adapters that count, at their strengths, with the prompts that show them."""
-    from ..spectral_core import concept_prompts
     from ..spectral_core.errors import SpectralAdapterError
     from ..spectral_core.fusion.sources import labels_of
+    from ..spectral_core.statistics import prompts as concept_prompts
 
     given = [results.need_adapter(a, name).scaled(weight) for a, weight, name in first]
     given += results.need_adapters(more)
@@ -235,7 +235,7 @@ def _concepts(
 
 
 def _preserved(text: str) -> tuple[str, ...]:
-    from ..spectral_core.concept_prompts import PRESERVE
+    from ..spectral_core.statistics.prompts import PRESERVE
 
     if text.strip() == "-":
         return ()

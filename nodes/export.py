@@ -76,9 +76,10 @@ class SaveAdapter:
         compact: bool = False,
         trigger_words: str = "",
     ) -> dict[str, Any]:
-        from ..spectral_core import fileformat
-        from ..spectral_core.analysis import summary_text
-        from .host import paths, startup
+        from ..spectral_core.analysis.spectra import summary_text
+        from ..spectral_core.files import adapter_file as fileformat
+        from .host import startup
+        from .host.files import paths
 
         results.need_adapter(adapter)
         if words := tuple(word.strip() for word in trigger_words.split(",") if word.strip()):
@@ -156,8 +157,8 @@ class ExportAdapterAsLoRA:
         precision: str = "fp16",
         drop_schedule: bool = False,
     ) -> dict[str, Any]:
-        from ..spectral_core.lora_file import export_lora
-        from .host import paths
+        from ..spectral_core.files.lora_export import export_lora
+        from .host.files import paths
 
         results.need_adapter(adapter)
         dtype = tensors.dtype(precision)

@@ -187,7 +187,8 @@ class FuseAdapters:
         save_statistics: str = "",
         sample_rounds: int = 2,
     ) -> dict[str, Any]:
-        from ..spectral_core import fusion, overlap_sheet
+        from ..spectral_core import fusion
+        from ..spectral_core.analysis import overlap_picture as overlap_sheet
         from ..spectral_core.fusion import rounds
 
         given = [results.need_adapter(adapter_1, "adapter_1"), results.need_adapter(adapter_2, "adapter_2")]
@@ -233,10 +234,10 @@ def looker(
 
     Raises SpectralAdapterError that says what to connect where something is not.
     """
-    from ..spectral_core import concept_prompts
     from ..spectral_core.errors import SpectralAdapterError
     from ..spectral_core.fusion import FUSIONS
     from ..spectral_core.fusion.sources import labels_of
+    from ..spectral_core.statistics import prompts as concept_prompts
 
     model, clip, conditioning = connected
     if model is None or (clip is None and conditioning is None):
@@ -247,7 +248,7 @@ def looker(
             f"method {method} draws a few steps of each concept to see what it does: connect "
             f"{' and '.join(filter(None, (missing, words)))}, or choose one of {free}"
         )
-    from .host import statistics
+    from .host.fusing import statistics
 
     labels, signs = labels_of(given), [_sign(w * a.strength) for w, a in zip(weights, given, strict=True)]
     encoded = statistics.conditionings(conditioning, given)
@@ -276,9 +277,9 @@ def _saved(name: str, given: Sequence[Any], found: Sequence[Any]) -> list[str]:
     """Write every concept's statistics, where a name is given; lines for the report."""
     if not name.strip():
         return []
-    from ..spectral_core import statistics_file
     from ..spectral_core.fusion.sources import labels_of
-    from .host import paths
+    from ..spectral_core.statistics import file as statistics_file
+    from .host.files import paths
 
     lines = []
     for label, statistics in zip(labels_of(given), found, strict=True):

@@ -23,7 +23,7 @@ def to_image(picture: Image) -> Tensor:
 def preview(picture: Image, stem: str) -> dict[str, Any]:
     """The picture for the page to show on the node: ``ui`` entries; nothing outside the host."""
     from ..spectral_core.plots import save_picture
-    from .host import paths
+    from .host.files import paths
 
     path = paths.new_preview(stem)
     if path is None:

@@ -52,7 +52,8 @@ class AdapterReport:
     def report(
         self, adapter: Any, model: Any = None, samples: Any = None, images: Any = None
     ) -> dict[str, Any]:
-        from ..spectral_core import findings, findings_sheet
+        from ..spectral_core.analysis import findings
+        from ..spectral_core.analysis import findings_picture as findings_sheet
 
         results.need_adapter(adapter)
         with tensors.lasting():
@@ -74,7 +75,7 @@ def _weights(adapter: Any, model: Any) -> tuple[dict[str, Any], list[str]]:
     if model is None:
         return {}, []
     from ..spectral_core.errors import SpectralAdapterError
-    from .host import base_weights
+    from .host.model import base_weights
 
     try:
         return base_weights.available(adapter, model), []
@@ -88,7 +89,7 @@ def _record(adapter: Any) -> dict[str, Any] | None:
 
     if "comfy" not in sys.modules:
         return None
-    from .host import records
+    from .host.apply import gate_records as records
 
     recorder = records.of(adapter)
     return None if recorder is None else recorder.summary()

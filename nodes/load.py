@@ -20,7 +20,7 @@ _LOADER_TOOLTIPS = (
 
 
 def _adapter_name() -> inputs.Input:
-    from .host import paths
+    from .host.files import paths
 
     tooltip = "An adapter file from models/spectral_adapters or output/spectral_adapters, with subfolders."
     return inputs.combo(paths.list_adapters(), tooltip)
@@ -37,13 +37,13 @@ def _put_on(
 ) -> dict[str, Any]:
     """Apply an opened file to what is connected, report both."""
     from ..spectral_core.errors import SpectralAdapterError
-    from .host import files
+    from .host.files import adapters as files
 
     report = [opened.path.name, opened.summary, *opened.notes]
     if model is None and clip is None:
         report.append("not applied: neither model nor clip is connected; the ADAPTER output is ready")
     else:
-        from .host import applying
+        from .host.apply import adapters as applying
 
         try:
             applied = applying.apply(opened.adapter, model, clip, *strengths, base_mismatch=base_mismatch)
@@ -63,7 +63,7 @@ def _put_on(
 
 
 def _lora_name() -> inputs.Input:
-    from .host import paths
+    from .host.files import paths
 
     tooltip = "A LoRA file from models/loras; none when a LORA_MODEL is connected."
     return inputs.combo(paths.list_loras(), tooltip)
@@ -107,20 +107,20 @@ class LoadFouRA:
         return _put_on("Load FouRA", adapter_name, opened, strengths, "delta", model, clip)
 
     def _open(self, adapter_name: str, model: Any, clip: Any) -> Any:
-        from .host import files
+        from .host.files import adapters as files
 
         self._opened = files.open_adapter(adapter_name, model, clip)  # held while the host keeps this node
         return self._opened
 
     @classmethod
     def VALIDATE_INPUTS(cls, adapter_name: Any = None) -> bool | str:
-        from .host import files
+        from .host.files import adapters as files
 
         return files.problem_with(adapter_name) or True
 
     @classmethod
     def IS_CHANGED(cls, adapter_name: Any = None, **_others: Any) -> str:
-        from .host import files
+        from .host.files import adapters as files
 
         return files.state_of(adapter_name) if isinstance(adapter_name, str) else ""
 
@@ -195,8 +195,8 @@ class LoadLoRAAsAdapter:
     def load(
         self, lora_name: str, lora_model: Any = None, model: Any = None, clip: Any = None
     ) -> dict[str, Any]:
-        from ..spectral_core.analysis import summary_text
-        from .host import loras
+        from ..spectral_core.analysis.spectra import summary_text
+        from .host.files import loras
 
         self._opened = opened = loras.open_lora(lora_name, lora_model, model, clip)  # held, as above
         text = results.lines(opened.title, summary_text(opened.adapter), *opened.notes)
@@ -204,13 +204,15 @@ class LoadLoRAAsAdapter:
 
     @classmethod
     def VALIDATE_INPUTS(cls, lora_name: Any = None) -> bool | str:
-        from .host import files, paths
+        from .host.files import adapters as files
+        from .host.files import paths
 
         return lora_name == paths.NO_LORA or files.problem_with(lora_name, paths.LORAS) or True
 
     @classmethod
     def IS_CHANGED(cls, lora_name: Any = None, **_others: Any) -> str:
-        from .host import files, paths
+        from .host.files import adapters as files
+        from .host.files import paths
 
         is_file = isinstance(lora_name, str) and lora_name != paths.NO_LORA
         return files.state_of(lora_name, paths.LORAS) if is_file else ""

@@ -91,8 +91,9 @@ class AdapterStrength:
         block_weights: str = "",
         adapters: Any = None,
     ) -> dict[str, Any]:
-        from ..spectral_core import block_weights as blocks
-        from ..spectral_core import schedule_curves, strengths
+        from ..spectral_core.adapter import block_strengths as blocks
+        from ..spectral_core.adapter import schedule_words as schedule_curves
+        from ..spectral_core.adapter import strengths
 
         results.need_adapter(adapter)
         window = schedule_curves.named(curve, start_percent, end_percent, custom_curve)

@@ -86,7 +86,7 @@ class TrainAdapter:
     ) -> dict[str, Any]:
         given = {name: _first(value) for name, value in locals().items() if name != "self"}
         given |= {"latents": _listed(latents), "conditioning": _conditionings(conditioning)}
-        from .host import training
+        from .host.training import named_run as training
 
         with_adapter = None if given["adapter"] is None else results.need_adapter(given["adapter"])
         connected = training.Inputs(
@@ -98,7 +98,7 @@ class TrainAdapter:
     @classmethod
     def VALIDATE_INPUTS(cls, images: Any = None, prior_images: Any = None) -> bool | str:
         from ..spectral_core.errors import SpectralAdapterError
-        from .host import training_data
+        from .host.training import data as training_data
 
         try:
             for name in _folders(images, prior_images):
@@ -110,7 +110,7 @@ class TrainAdapter:
     @classmethod
     def IS_CHANGED(cls, images: Any = None, prior_images: Any = None, **_others: Any) -> str:
         from ..spectral_core.errors import SpectralAdapterError
-        from .host import training_data
+        from .host.training import data as training_data
 
         try:
             return " ".join(training_data.state_of_folder(name) for name in _folders(images, prior_images))
@@ -126,7 +126,7 @@ def _folders(*given: Any) -> list[str]:
 
 def _chosen(name: str) -> str:
     """A folder's name, empty for the choice of none."""
-    from .host import training_data
+    from .host.training import data as training_data
 
     return "" if name == training_data.NO_FOLDER else name
 
@@ -144,9 +144,9 @@ def _conditionings(value: Any) -> list[Any]:
 
 
 def job_of(given: dict[str, Any], adapter: Any = None) -> Any:
-    """The widgets' values as a :class:`.host.training_job.Job`; SpectralAdapterError for what cannot be."""
-    from ..spectral_core.training.config import TrainConfig
-    from .host.training_job import Job, parse_columns
+    """The widgets' values as a :class:`.host.training.job.Job`; SpectralAdapterError for what cannot be."""
+    from ..spectral_core.training.config.config import TrainConfig
+    from .host.training.job import Job, parse_columns
 
     config = TrainConfig(
         steps=given["steps"],
@@ -191,8 +191,9 @@ def job_of(given: dict[str, Any], adapter: Any = None) -> Any:
 
 def shown(done: Any, steps: int, name: str) -> dict[str, Any]:
     """A finished run as a node's results; ``name``: of the preview's file."""
-    from ..spectral_core.analysis import summary_text
-    from .host import paths, training_progress
+    from ..spectral_core.analysis.spectra import summary_text
+    from .host.files import paths
+    from .host.training import progress as training_progress
 
     known = [loss for loss in done.losses if math.isfinite(loss)] or [0.0]
     picture = training_progress.curve(known, f"{done.name}: loss of {len(done.losses)} steps")

@@ -16,7 +16,7 @@ def input_types() -> inputs.Inputs:
 
 
 def _folders() -> list[str]:
-    from .host import training_data
+    from .host.training import data as training_data
 
     return training_data.folders()
 

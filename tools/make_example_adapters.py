@@ -19,18 +19,18 @@ from typing import Any
 import torch
 from PIL import Image
 
-from spectral_core.adapter import Adapter
-from spectral_core.cli.demo_concepts import DemoConcept, drawn_concept
-from spectral_core.cli.demo_run import open_model
-from spectral_core.fileformat import load, save
-from spectral_core.lora_file import export_lora
-from spectral_core.lora_import import import_lora
+from spectral_core.adapter.adapter import Adapter
+from spectral_core.demo.concepts import DemoConcept, drawn_concept
+from spectral_core.demo.run import open_model
+from spectral_core.files.adapter_file import load, save
+from spectral_core.files.lora_export import export_lora
+from spectral_core.files.lora_import import import_lora
 from spectral_core.methods import MethodConfig
 from spectral_core.methods.foura import FouRAConfig
 from spectral_core.methods.lora import LoRAConfig
 from spectral_core.methods.spectral_a import SpectralAConfig
 from spectral_core.pipelines import ConceptConfig, apply, generate, train_concept
-from spectral_core.training.config import TrainConfig
+from spectral_core.training.config.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 ADAPTERS = ROOT / "example_workflows" / "adapters" / "examples"

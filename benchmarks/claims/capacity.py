@@ -11,11 +11,11 @@ from benchmarks.claims.lab import Lab, Recipe, Task
 from benchmarks.claims.measure import StyleMeter
 from benchmarks.claims.recipes import COLUMNS, RANK, lora, rotation
 from benchmarks.claims.styles import STYLE
-from spectral_core.layers import LayerShape
-from spectral_core.lowrank import delta
+from spectral_core.attach.targets import find_targets
+from spectral_core.maths.layers import LayerShape
+from spectral_core.maths.lowrank import delta
+from spectral_core.maths.svd import Columns, select_columns
 from spectral_core.methods import LoRAConfig, SpectralAConfig, SpectralRConfig, method_of
-from spectral_core.svd import Columns, select_columns
-from spectral_core.targets import find_targets
 
 Cells = list[tuple[str, Callable[[], Mapping[str, Any]]]]
 BUDGETS = (rotation(4), rotation(16), rotation(32), lora(1), lora(2), lora(RANK))

@@ -26,14 +26,14 @@ from benchmarks.claims.lab import BATCH, GUIDANCE, SIZE, Lab, Recipe, Task
 from benchmarks.claims.measure import CharacterMeter
 from benchmarks.claims.recipes import RANK, attention_lora, block, foura, lora, orthogonal
 from demo_model import draw
-from spectral_core.adapter import Adapter
-from spectral_core.cli.demo_concepts import BACKGROUNDS
-from spectral_core.collect import collect, modules_of
+from spectral_core.adapter.adapter import Adapter
+from spectral_core.demo.concepts import BACKGROUNDS
 from spectral_core.fusion import Fused, fuse
 from spectral_core.fusion.rounds import fuse_in_rounds
-from spectral_core.moments import Statistics
 from spectral_core.pipelines import apply, generate
 from spectral_core.pipelines.distil import DISTIL, DistilJob, distil
+from spectral_core.statistics.collect import collect, modules_of
+from spectral_core.statistics.moments import Statistics
 
 NAMES = ("bot", "fish", "imp")
 GUIDED = "closed-form, statistics under guidance"

@@ -28,21 +28,21 @@ from benchmarks.claims.drawings import Drawn, style_picture
 from benchmarks.claims.judge import Judge, as_tensor, judge
 from benchmarks.common import RESULTS
 from demo_model.draw import draw_concept
-from spectral_core import fileformat
-from spectral_core.adapter import Adapter, Provenance, create
-from spectral_core.attach import attach
+from spectral_core.adapter.adapter import Adapter, Provenance, create
+from spectral_core.attach.attaching import attach
+from spectral_core.attach.targets import find_targets
 from spectral_core.errors import SpectralAdapterError
+from spectral_core.files import adapter_file as fileformat
+from spectral_core.maths.svd_cache import SVDCache
 from spectral_core.methods import MethodConfig
 from spectral_core.pipelines import apply, generate, load_pipeline
 from spectral_core.pipelines.concept import basis_source, diffusion_of, encode_pictures
 from spectral_core.pipelines.conditioning import CaptionCache
 from spectral_core.pipelines.loading import quiet_libraries
 from spectral_core.pipelines.tokens import TokenRows, initial_rows
-from spectral_core.svd_cache import SVDCache
-from spectral_core.targets import find_targets
-from spectral_core.training.config import TrainConfig
-from spectral_core.training.loop import Setup, evaluation_loss, train
-from spectral_core.training.order import Order
+from spectral_core.training.config.config import TrainConfig
+from spectral_core.training.data.order import Order
+from spectral_core.training.engine.loop import Setup, evaluation_loss, train
 
 MODEL = Path(__file__).resolve().parents[2] / "demo_model"
 SIZE = (64, 64)

@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.claims.lab import Lab, Task
 from benchmarks.claims.measure import CharacterMeter
 from benchmarks.claims.recipes import RANK, block, foura, lora, rotation
-from spectral_core.cli.demo_concepts import BACKGROUNDS
+from spectral_core.demo.concepts import BACKGROUNDS
 
 RECIPES = (lora(RANK), foura("dct", "adaptive"), block(0), rotation(2 * RANK))
 CHARACTER = "bot"

@@ -18,10 +18,10 @@ from torch import Tensor
 from benchmarks.claims.drawings import STYLES
 from benchmarks.claims.lab import HELD_OUT_SEED, Lab, Task
 from demo_model import draw
-from spectral_core.adapter import Adapter
-from spectral_core.cli.demo_concepts import BACKGROUNDS
-from spectral_core.cli.demo_run import EMBEDDED
-from spectral_core.cli.demo_scores import as_tensor
+from spectral_core.adapter.adapter import Adapter
+from spectral_core.demo.concepts import BACKGROUNDS
+from spectral_core.demo.run import EMBEDDED
+from spectral_core.demo.scores import as_tensor
 
 UNRELATED = 8  # prompts without any concept
 COPY_QUANTILE = 0.05

@@ -15,10 +15,10 @@ from typing import Any
 from benchmarks.claims.lab import Lab, Recipe, Task
 from benchmarks.claims.measure import StyleMeter
 from benchmarks.claims.recipes import ABLATION, RANK, foura, lora
-from spectral_core.adapter import Adapter
-from spectral_core.analysis import layer_spectra
+from spectral_core.adapter.adapter import Adapter
+from spectral_core.analysis.spectra import layer_spectra
 from spectral_core.fusion import freeze
-from spectral_core.gate_record import GateRecorder
+from spectral_core.gates.record import GateRecorder
 
 Cells = list[tuple[str, Callable[[], Mapping[str, Any]]]]
 STYLE, OTHER = "poster", "inked"

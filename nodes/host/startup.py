@@ -9,7 +9,7 @@ IN_LOAD_LORA = "SPECTRAL_ADAPTERS_IN_LOAD_LORA"
 
 
 def is_in_load_lora() -> bool:
-    """The setting of :mod:`.in_load_lora`: off unless it is 1."""
+    """The setting of :mod:`.apply.in_load_lora`: off unless it is 1."""
     return os.environ.get(IN_LOAD_LORA) == "1"
 
 
@@ -17,14 +17,14 @@ def start() -> None:
     """Register with the host; nothing happens where there is none (tests, tools)."""
     if "folder_paths" not in sys.modules:
         return
-    from . import paths
+    from .files import paths
 
     paths.register()
     if "server" in sys.modules:
-        from . import metadata
+        from .files import metadata
 
         metadata.install()
     if is_in_load_lora():  # off by default, and then not even imported
-        from . import in_load_lora
+        from .apply import in_load_lora
 
         in_load_lora.install()

@@ -9,15 +9,15 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from .. import concept_prompts
-from ..adapter import Adapter
+from ..adapter.adapter import Adapter
 from ..errors import SpectralAdapterError
 from ..fusion import fuse
 from ..fusion.rounds import ROUNDS, fuse_in_rounds
 from ..fusion.sources import labels_of
-from ..training.config import TrainConfig
-from ..training.loop import TrainResult
-from ..training.run import Run
+from ..statistics import prompts as concept_prompts
+from ..training.config.config import TrainConfig
+from ..training.runs.outcome import TrainResult
+from ..training.runs.place import Run
 from . import options as opt
 from . import runs, train
 from .models import open_adapter, open_model

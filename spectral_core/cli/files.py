@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..analysis import summary
-from ..lora_file import export_lora
-from ..safefile import open_safely
-from ..training import checkpoint
+from ..analysis.spectra import summary
+from ..files.container import open_safely
+from ..files.lora_export import export_lora
+from ..training.runs import checkpoint
 from . import fuse
 from .models import DTYPES, open_adapter
 

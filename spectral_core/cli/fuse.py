@@ -8,15 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import concept_prompts, overlap_sheet, safewrite, statistics_file
-from ..adapter import Adapter
+from ..adapter.adapter import Adapter
+from ..analysis import overlap_picture as overlap_sheet
+from ..analysis.interference_report import Interference
 from ..errors import SpectralAdapterError
-from ..fileformat import save
+from ..files import writing as safewrite
+from ..files.adapter_file import save
 from ..fusion import FUSIONS, Fused, fuse
 from ..fusion.rounds import ROUNDS, ByConcept, Look, check_rounds, fuse_in_rounds
 from ..fusion.sources import labels_of
-from ..interference_report import Interference
 from ..plots import save_picture
+from ..statistics import file as statistics_file
+from ..statistics import prompts as concept_prompts
 from . import options as opt
 from .models import DTYPES, open_adapter, open_model
 

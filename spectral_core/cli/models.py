@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapter import Adapter, LayerName
+from ..adapter.adapter import Adapter
 from ..errors import SpectralAdapterError
-from ..fileformat import is_adapter_file, load
-from ..keys import path_spellings
-from ..lora_import import import_lora
+from ..files.adapter_file import is_adapter_file, load
+from ..files.lora_import import import_lora
+from ..names.layer_name import LayerName
+from ..names.spellings import path_spellings
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -33,7 +34,7 @@ def open_model(path: str | Path, dtype: str, device: torch.device | str | None) 
 
 def open_adapter(path: str | Path, pipe: Any = None, lazy: bool = False) -> Adapter:
     """An adapter of this project, or a LoRA file as one. pipe: where a compact file finds its base
-    weights. lazy: see :func:`..fileformat.read`."""
+    weights. lazy: see :func:`..files.adapter_file.read`."""
     path = Path(path)
     if is_adapter_file(path):
         return load(path, None if pipe is None else lambda name: _weight(pipe, name), lazy)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..adapter import Adapter
+from ..adapter.adapter import Adapter
 from ..errors import SpectralAdapterError
 from . import options as opt
 from .models import DTYPES, open_adapter, open_model

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..adapter import Adapter
-from ..fileformat import load
-from ..training.config import TrainConfig
-from ..training.loop import TrainResult
-from ..training.result import find_result, save_result, save_stopped
-from ..training.run import Run, take_place
+from ..adapter.adapter import Adapter
+from ..files.adapter_file import load
+from ..training.config.config import TrainConfig
+from ..training.runs.finished import find_result, save_result, save_stopped
+from ..training.runs.outcome import TrainResult
+from ..training.runs.place import Run, take_place
 from . import train
 
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..adapter import Adapter
-from ..training.config import TrainConfig
-from ..training.loop import TrainResult
-from ..training.run import Run
+from ..adapter.adapter import Adapter
+from ..training.config.config import TrainConfig
+from ..training.runs.outcome import TrainResult
+from ..training.runs.place import Run
 from . import options as opt
 from . import runs, train
 from .models import open_model

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..training import config as training
-from ..training.config import TrainConfig
+from ..training.config import config as training
+from ..training.config.config import TrainConfig
 from . import options as opt
 from .models import DTYPES, open_model
 from .options import Option
@@ -185,7 +185,7 @@ def run(namespace: argparse.Namespace) -> int:
     """The command; see :mod:`.main` for its exit codes."""
     from ..pipelines.job import Job
     from ..pipelines.train import Output, train_adapter
-    from ..training import distributed
+    from ..training.runs import distributed
 
     values = opt.given(namespace, groups(), NEEDED)
     if values is None:

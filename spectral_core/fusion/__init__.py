@@ -2,11 +2,11 @@
 
 ``sum`` Σ sᵢΔWᵢ is what stacking gives, ``average`` divides it by the number of concepts, ``spectral`` adds
 the changes of singular columns (arXiv 2405.13952), ``orthogonal`` adds adapters trained in orthogonal rows,
-``subspaces`` lets each act in the directions that only it reads and averages the rest.
-``closed-form`` and ``closed-form-rank`` keep what each concept does to its own inputs, for which they need
-statistics of these (:mod:`..collect`), and ``gradient`` descends the same objective. Ordinary LoRA files join
-as plain LoRA adapters. A method is one function from a layer's sources to its fused terms; :data:`FUSIONS`
-lists them. Layers are fused one after the other, so that memory does not grow with their number.
+``subspaces`` lets each act in the directions that only it reads and averages the rest. ``closed-form`` and
+``closed-form-rank`` keep what each concept does to its own inputs, for which they need statistics of these
+(:mod:`..statistics.collect`), and ``gradient`` descends the same objective. Ordinary LoRA files join as plain
+LoRA adapters. A method is one function from a layer's sources to its fused terms; :data:`FUSIONS` lists them.
+Layers are fused one after the other, so that memory does not grow with their number.
 
 Shapes: those of the adapters' layers.
 """
@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..adapter import Adapter, AdapterLayer
+from ..adapter.adapter import Adapter, AdapterLayer
 from ..errors import SpectralAdapterError
-from ..moments import Statistics
+from ..statistics.moments import Statistics
 from .activations import kept_by_concept, total_retention, with_inputs
 from .closed_form import closed_form_layer, closed_form_rank_layer
 from .columns import ColumnUse, column_allocation, column_uses, overlap_warnings
@@ -138,7 +138,7 @@ def _check_statistics(method: str, count: int, statistics: Sequence[object] | No
         free = ", ".join(name for name, fusion in FUSIONS.items() if not fusion.needs_statistics)
         raise SpectralAdapterError(
             f"fusion {method!r} needs statistics of the layers' inputs under every concept: collect them "
-            f"(spectral_core.collect) and give statistics=[…], or choose one of {free}"
+            f"(spectral_core.statistics.collect) and give statistics=[…], or choose one of {free}"
         )
     if statistics is not None and len(statistics) != count:
         raise SpectralAdapterError(

@@ -1,8 +1,8 @@
 """A layer's statistics beside its sources, and how much of each concept the fused layer keeps on them.
 
-    retention  1 − ‖(ΔW − sᵢΔWᵢ) Xᵢ‖ / ‖sᵢΔWᵢ Xᵢ‖   (:mod:`..interference`)
+    retention  1 − ‖(ΔW − sᵢΔWᵢ) Xᵢ‖ / ‖sᵢΔWᵢ Xᵢ‖   (:mod:`..analysis.interference`)
 
-Shapes: see :mod:`..moments`.
+Shapes: see :mod:`..statistics.moments`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..adapter import Term
+from ..adapter.adapter import Term
 from ..errors import SpectralAdapterError
-from ..moments import Placed, Statistics, joined, response_of, same_tensors, wide
+from ..statistics.moments import Placed, Statistics, joined, response_of, same_tensors, wide
 from .sources import Concept, LayerSources
 
 _WIDENED = 2**25  # numbers of one layer's moments that may be kept in float64: 256 MiB

@@ -15,7 +15,7 @@ known less well. Both forms have the rank Σr: the columns of all updates, with 
 enters by what its gated rows did, E[g xᵀ], in place of AᵢCᵢ, and by its mean opening in the ridge; the result
 has no gate.
 
-Shapes: see :mod:`..moments`; up (out, R), rows (R, fan_in), R the ranks of all sources together.
+Shapes: see :mod:`..statistics.moments`; up (out, R), rows (R, fan_in), R the ranks of all sources together.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..adapter import Term
-from ..lowrank import Factors
-from ..moments import Response, Statistics, mean_rows, response_of, row_basis
+from ..adapter.adapter import Term
+from ..maths.lowrank import Factors
+from ..statistics.moments import Response, Statistics, mean_rows, response_of, row_basis
 from .activations import total_moment
 from .linear import Combined, plain_term
 from .options import FusionOptions

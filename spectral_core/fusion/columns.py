@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from ..adapter import Adapter, AdapterLayer
+from ..adapter.adapter import Adapter, AdapterLayer
 from ..errors import SpectralAdapterError
 from ..methods import SpectralAConfig, SpectralRConfig
 

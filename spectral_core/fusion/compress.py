@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..adapter import Adapter, Term
+from ..adapter.adapter import Adapter, Term
 from ..errors import SpectralAdapterError
-from ..layers import LayerShape
-from ..lowrank import Factors, concatenate, kept_rank, norm, recompress
+from ..maths.layers import LayerShape
+from ..maths.lowrank import Factors, concatenate, kept_rank, norm, recompress
 from ..methods import FouRAConfig
 from ..methods.foura import freeze_params
-from ..moments import Statistics, wide
+from ..statistics.moments import Statistics, wide
 from .activations import metric_of
 from .linear import is_rotation, plain_term
 

@@ -5,7 +5,7 @@ the average, every iterate stays in the columns of the updates, and L-BFGS does 
 orthonormal change of variables; so ΔW = Q·X with Q an orthonormal basis of those columns goes the same way
 with a far smaller X (but for the length of PyTorch's first trial step, which depends on the coordinates).
 
-Shapes: Q (out, R), X (R, d), see :mod:`..moments`.
+Shapes: Q (out, R), X (R, d), see :mod:`..statistics.moments`.
 """
 
 from __future__ import annotations

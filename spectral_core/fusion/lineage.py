@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapter import Adapter, Provenance
+from ..adapter.adapter import Adapter, Provenance
+from ..adapter.fingerprint import KIND, compare_bases
 from ..errors import SpectralAdapterError
-from ..fingerprint import KIND, compare_bases
 from .sources import Concept
 
 Tokens = Mapping[str, Mapping[str, Tensor]]

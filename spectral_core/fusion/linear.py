@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..adapter import Term
-from ..lowrank import Factors
+from ..adapter.adapter import Term
+from ..maths.lowrank import Factors
 from ..methods import LoRAConfig, SpectralRConfig
 from .options import FusionOptions
 from .sources import LayerSources, Source

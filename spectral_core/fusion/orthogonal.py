@@ -14,7 +14,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from ..moments import wide
+from ..statistics.moments import wide
 from .linear import Combined, sum_layer
 from .options import FusionOptions
 from .sources import LayerSources

@@ -5,7 +5,7 @@ every layer before them has changed. So later rounds watch every concept under t
 they see to what was seen before, as dataset aggregation does for imitators (Ross et al., AISTATS 2011, arXiv
 1011.0686). To forget the earlier rounds instead makes the result swing from round to round (docs/fusion.md).
 
-Shapes: those of :mod:`..moments`.
+Shapes: those of :mod:`..statistics.moments`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..adapter import Adapter
+from ..adapter.adapter import Adapter
 from ..errors import SpectralAdapterError
-from ..moments import Statistics, pooled
+from ..statistics.moments import Statistics, pooled
 from . import Fused
 
 ROUNDS = 2  # a third gains a third as much again (docs/fusion.md)

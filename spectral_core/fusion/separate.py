@@ -15,9 +15,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..adapter import Adapter, Term
+from ..adapter.adapter import Adapter, Term
 from ..methods import SpectralAConfig, SpectralRConfig
-from ..moments import wide
+from ..statistics.moments import wide
 
 
 def separated(adapters: Sequence[Adapter]) -> list[Adapter]:

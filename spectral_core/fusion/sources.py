@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..adapter import Adapter, Term
+from ..adapter.adapter import Adapter, Term
+from ..adapter.schedule import Schedule
 from ..errors import SpectralAdapterError
-from ..layers import LayerShape
-from ..moments import Placed, Statistics
-from ..schedule import Schedule
+from ..maths.layers import LayerShape
+from ..statistics.moments import Placed, Statistics
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Source:
         return replace(self.term, weight=self.weight)
 
     def placed(self) -> Placed:
-        """The term with its place, for :mod:`..moments`."""
+        """The term with its place, for :mod:`..statistics.moments`."""
         return Placed(self.term, self.strength, self.adapter, self.index)
 
 

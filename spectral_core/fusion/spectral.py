@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..adapter import Term
-from ..cayley import cayley_minus_identity
-from ..layers import as_fp32, full_precision
-from ..lowrank import concatenate, norm
+from ..adapter.adapter import Term
+from ..maths.cayley import cayley_minus_identity
+from ..maths.layers import as_fp32, full_precision
+from ..maths.lowrank import concatenate, norm
 from ..methods import SpectralAConfig, SpectralRConfig
 from .linear import Combined, is_rotation, sum_layer
 from .options import FusionOptions

@@ -19,7 +19,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..moments import Statistics, row_basis, wide
+from ..statistics.moments import Statistics, row_basis, wide
 from .closed_form import low_rank, problem_of
 from .linear import Combined, average_layer
 from .options import FusionOptions

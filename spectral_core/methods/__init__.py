@@ -14,8 +14,8 @@ from typing import Any
 from torch import Generator, Tensor
 
 from ..errors import SpectralAdapterError
-from ..layers import LayerShape
-from ..lowrank import Factors
+from ..maths.layers import LayerShape
+from ..maths.lowrank import Factors
 from . import foura, lora, orthogonal, spectral_a, spectral_r
 from .common import Fold, FoldMany, one_by_one, together
 from .foura import FouRAConfig

@@ -13,8 +13,8 @@ import torch
 from torch import Generator, Tensor
 
 from ..errors import SpectralAdapterError
-from ..layers import LayerShape
-from ..lowrank import Factors
+from ..maths.layers import LayerShape
+from ..maths.lowrank import Factors
 
 
 class Fold(NamedTuple):

@@ -1,13 +1,13 @@
 """FouRA: ΔW·x = F⁻¹( B · α · G(z) · z ), z = A·F(x) (Borse et al., NeurIPS 2024, arXiv 2406.08798).
 
-A and B are real and live in frequency space; the transform folds into them (:mod:`..transforms`), so the
-forward path is two plain products around the gate. ``dct`` folds to rank r, ``dft`` to 2r (real and imaginary
-rows, which share one gate each pair), ``none`` is the gated LoRA control. Convolutions: the channel axis
-only.
+A and B are real and live in frequency space; the transform folds into them (:mod:`..maths.transforms`), so
+the forward path is two plain products around the gate. ``dct`` folds to rank r, ``dft`` to 2r (real and
+imaginary rows, which share one gate each pair), ``none`` is the gated LoRA control. Convolutions: the channel
+axis only.
 
 A frozen gate keeps its open rows and drops the others: the result is an ordinary low-rank update.
 
-Shapes: a (rank, in, *kernel), b (out, rank); gate tensors in :mod:`..gate`.
+Shapes: a (rank, in, *kernel), b (out, rank); gate tensors in :mod:`..gates.formula`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from .. import gate as gates
-from .. import transforms
-from ..layers import LayerShape, as_fp32
-from ..lowrank import Factors
+from ..gates import formula as gates
+from ..maths import transforms
+from ..maths.layers import LayerShape, as_fp32
+from ..maths.lowrank import Factors
 from . import common
 
 GATES = ("none", "adaptive", "frozen")

@@ -14,8 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from ..layers import LayerShape, as_fp32
-from ..lowrank import Factors
+from ..maths.layers import LayerShape, as_fp32
+from ..maths.lowrank import Factors
 from . import common
 
 

@@ -24,8 +24,8 @@ import torch
 from torch import Generator, Tensor
 
 from ..errors import SpectralAdapterError
-from ..layers import LayerShape, as_fp32
-from ..lowrank import Factors
+from ..maths.layers import LayerShape, as_fp32
+from ..maths.lowrank import Factors
 from . import common
 
 

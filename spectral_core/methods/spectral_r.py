@@ -16,9 +16,9 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from ..cayley import cayley_minus_identity
-from ..layers import LayerShape, as_fp32, full_precision
-from ..lowrank import Factors
+from ..maths.cayley import cayley_minus_identity
+from ..maths.layers import LayerShape, as_fp32, full_precision
+from ..maths.lowrank import Factors
 from . import common
 
 STRENGTH_LAWS = ("delta", "rotation")

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..adapter import Adapter
-from ..attach import Attachment, attach
+from ..adapter.adapter import Adapter
+from ..attach.attaching import Attachment, attach
 from ..errors import SpectralAdapterError
-from ..gate_record import GateRecorder
+from ..gates.record import GateRecorder
 from .loading import parts_of
 from .tokens import TokenRows
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..adapter import Adapter
+from ..adapter.adapter import Adapter
 from ..errors import SpectralAdapterError
 from .applying import Applied, apply
 from .loading import parts_of

@@ -11,18 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapter import Adapter, Provenance, create
-from ..attach import attach
+from ..adapter.adapter import Adapter, Provenance, create
+from ..adapter.fingerprint import fingerprint
+from ..attach.attaching import attach
+from ..attach.targets import find_targets
 from ..errors import SpectralAdapterError
-from ..fingerprint import fingerprint
+from ..maths.svd import Columns, select_columns
+from ..maths.svd_cache import SVDCache
 from ..methods import Basis, MethodConfig, method_of
-from ..svd import Columns, select_columns
-from ..svd_cache import SVDCache
-from ..targets import find_targets
-from ..training.config import TrainConfig
-from ..training.data import Example, Order, find_examples, load_pictures
-from ..training.diffusion import Diffusion
-from ..training.loop import Listener, Setup, TrainResult, evaluation_loss, train
+from ..training.config.config import TrainConfig
+from ..training.data.folder import Example, Order, find_examples, load_pictures
+from ..training.engine.loop import Listener, Setup, evaluation_loss, train
+from ..training.objectives.diffusion import Diffusion
+from ..training.runs.outcome import TrainResult
 from .conditioning import CaptionCache
 from .loading import family_of
 from .tokens import TokenRows, initial_rows

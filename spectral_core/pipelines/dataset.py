@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import SpectralAdapterError
-from ..training.buckets import assign_buckets
-from ..training.checks import caption_warnings
-from ..training.data import Example, find_examples, load_mask, load_picture, picture_size
-from ..training.disk_cache import TensorCache, digest_of_module, key_of
+from ..training.data.buckets import assign_buckets
+from ..training.data.disk_cache import TensorCache, digest_of_module, key_of
+from ..training.data.folder import Example, find_examples, load_mask, load_picture, picture_size
+from ..training.engine.checks import caption_warnings
 from .conditioning import Conditioning, encode, joined_rows
 from .job import Job
 from .loading import TEXT_PARTS

@@ -1,4 +1,4 @@
-"""Distil several adapters into one on a diffusers pipeline; see :mod:`..training.distillation`.
+"""Distil several adapters into one on a diffusers pipeline; see :mod:`..training.objectives.distillation`.
 
     fused = fuse(adapters, "closed-form", statistics=concept_statistics(pipe, adapters, prompts)).adapter
     done = distil(pipe, fused, adapters, prompts, DistilJob(), DISTIL)
@@ -20,12 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapter import Adapter
-from ..attach import attach
-from ..concept_prompts import PRESERVE, without_concepts
+from ..adapter.adapter import Adapter
+from ..attach.attaching import attach
 from ..errors import SpectralAdapterError
-from ..training.config import TrainConfig
-from ..training.distillation import (
+from ..statistics.prompts import PRESERVE, without_concepts
+from ..training.config.config import TrainConfig
+from ..training.data.order import Order
+from ..training.engine.loop import Setup, train
+from ..training.objectives.distillation import (
     BASE,
     DISTIL,
     DistilDenoiser,
@@ -35,10 +37,9 @@ from ..training.distillation import (
     settled,
     student_of,
 )
-from ..training.loop import Setup, TrainResult, train
-from ..training.order import Order
-from ..training.residual import ResidualNoise
-from ..training.run import Run
+from ..training.objectives.towards_prediction import ResidualNoise
+from ..training.runs.outcome import TrainResult
+from ..training.runs.place import Run
 from .applying import apply
 from .concept import diffusion_of
 from .conditioning import Conditioning, encode, joined_rows
@@ -97,7 +98,7 @@ def distil(
     parameters. on_sample: gets the number of samples just drawn. The pipeline is afterwards as it was.
 
     Raises SpectralAdapterError before the first step for what can be known then, and as
-    :func:`..training.loop.train` later.
+    :func:`..training.engine.loop.train` later.
     """
     job = job or DistilJob()
     if len(prompts) != len(adapters):

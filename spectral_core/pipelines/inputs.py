@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..adapter import LayerName
-from ..keys import path_spellings
-from ..layers import Geometry
+from ..maths.layers import Geometry
+from ..names.layer_name import LayerName
+from ..names.spellings import path_spellings
 from .loading import parts_of
 
 

@@ -1,5 +1,5 @@
 """Train a concept slider on a diffusers pipeline: two prompts in, an adapter out; see
-:mod:`..training.slider`.
+:mod:`..training.objectives.slider`.
 
     job = SliderJob("a large {}", "a small {}", "a {}", preserve=("red star", "blue ring"))
     slider = train_slider(pipe, job, TrainConfig(steps=200, caption_dropout=0)).adapter
@@ -19,21 +19,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapter import Adapter, Provenance, create
-from ..attach import attach
+from ..adapter.adapter import Adapter, Provenance, create
+from ..adapter.fingerprint import fingerprint
+from ..adapter.schedule import Schedule
+from ..attach.attaching import attach
+from ..attach.targets import find_targets
 from ..errors import SpectralAdapterError
-from ..fingerprint import fingerprint
 from ..fusion import freeze
+from ..maths.svd_cache import SVDCache, default_cache_folder
 from ..methods import MethodConfig, config_from_dict
-from ..schedule import Schedule
-from ..svd_cache import SVDCache, default_cache_folder
-from ..targets import find_targets
-from ..training.checks import fitting
-from ..training.config import TrainConfig
-from ..training.loop import Setup, TrainResult, train
-from ..training.order import Order
-from ..training.run import Run
-from ..training.slider import SliderDenoiser, SliderExample, SliderNoise, examples
+from ..training.config.config import TrainConfig
+from ..training.data.order import Order
+from ..training.engine.checks import fitting
+from ..training.engine.loop import Setup, train
+from ..training.objectives.slider import SliderDenoiser, SliderExample, SliderNoise, examples
+from ..training.runs.outcome import TrainResult
+from ..training.runs.place import Run
 from .concept import basis_source, diffusion_of
 from .conditioning import CaptionCache
 from .job import METHODS
@@ -117,7 +118,7 @@ def train_slider(
     """Train the slider, or go on with the run. The pipeline is afterwards as it was.
 
     Raises SpectralAdapterError before the first step for what can be known then, and as
-    :func:`..training.loop.train` later.
+    :func:`..training.engine.loop.train` later.
     """
     config = replace(config, caption_dropout=0.0)
     method = job.method_config()

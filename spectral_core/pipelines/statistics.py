@@ -12,7 +12,7 @@ weights of a later fusion. A second look, under what was fused first, keeps more
         lambda seen: fuse(adapters, "closed-form", statistics=seen),
     )
 
-Shapes: those of :mod:`..moments`.
+Shapes: those of :mod:`..statistics.moments`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..adapter import Adapter
-from ..collect import LIMIT_BYTES, collect, exact_bytes, modules_of
+from ..adapter.adapter import Adapter
 from ..errors import SpectralAdapterError
-from ..moments import Statistics
+from ..statistics.collect import LIMIT_BYTES, collect, exact_bytes, modules_of
+from ..statistics.moments import Statistics
 from .applying import apply
 from .loading import parts_of
 
@@ -37,8 +37,8 @@ SPACES = ("auto", "exact", "rank")
 @dataclass(frozen=True)
 class Looking:
     """How to look. size: (width, height) in pixels, None for the pipeline's own. space: ``exact``, ``rank``
-    (see :mod:`..collect`), or ``auto`` for exact where it fits into ``limit_bytes``, with those of an earlier
-    look beside it where there will be several ``rounds``."""
+    (see :mod:`..statistics.collect`), or ``auto`` for exact where it fits into ``limit_bytes``, with those of
+    an earlier look beside it where there will be several ``rounds``."""
 
     steps: int = 4
     guidance: float = 4.0

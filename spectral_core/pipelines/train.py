@@ -25,24 +25,25 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..adapter import Adapter, Provenance, create
-from ..attach import Attachment, attach
+from ..adapter.adapter import Adapter, Provenance, create
+from ..adapter.fingerprint import fingerprint
+from ..attach.attaching import Attachment, attach
+from ..attach.targets import find_targets
 from ..errors import SpectralAdapterError
-from ..fileformat import load, save
-from ..fingerprint import fingerprint
+from ..files.adapter_file import load, save
 from ..fusion import freeze
-from ..svd_cache import SVDCache, default_cache_folder
-from ..targets import find_targets
-from ..training import distributed
-from ..training.checks import fitting
-from ..training.columns import reserve
-from ..training.config import TrainConfig
-from ..training.data import Order
-from ..training.events import Listener
-from ..training.loop import Setup, TrainResult, train
-from ..training.memory_errors import explained, is_out_of_memory
-from ..training.result import find_result, save_result, save_stopped
-from ..training.run import Place, Run, take_place
+from ..maths.svd_cache import SVDCache, default_cache_folder
+from ..training.config.config import TrainConfig
+from ..training.data.folder import Order
+from ..training.engine.checks import fitting
+from ..training.engine.columns import reserve
+from ..training.engine.loop import Setup, train
+from ..training.runs import distributed
+from ..training.runs.events import Listener
+from ..training.runs.finished import find_result, save_result, save_stopped
+from ..training.runs.memory_errors import explained, is_out_of_memory
+from ..training.runs.outcome import TrainResult
+from ..training.runs.place import Place, Run, take_place
 from .applying import generate
 from .concept import basis_source, diffusion_of
 from .dataset import Captions, Dataset, encode_dataset, find_dataset, latent_factor, masks_of
@@ -60,7 +61,7 @@ class Output:
     samples.
 
     extend: a finished run with the same settings and fewer steps goes on. listener, cancel: see
-    :class:`..training.run.Run`. cache_folder: of singular columns, latents and captions.
+    :class:`..training.runs.place.Run`. cache_folder: of singular columns, latents and captions.
     """
 
     adapters: Path
@@ -94,7 +95,7 @@ def train_adapter(pipe: Any, job: Job, config: TrainConfig, output: Output) -> T
     """Train the job on the pipeline, or go on with it, or return what it has made.
 
     Raises SpectralAdapterError before the first step for everything that can be known then, and as
-    :func:`..training.loop.train` later; out of memory is one, too.
+    :func:`..training.engine.loop.train` later; out of memory is one, too.
     """
     data = find_dataset(pipe, job)
     weights, notes = target_weights(pipe, job)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Generator, Tensor, nn
 
-from spectral_core.adapter import Adapter, Term, create
+from spectral_core.adapter.adapter import Adapter, Term, create
 from spectral_core.methods import (
     Basis,
     FouRAConfig,

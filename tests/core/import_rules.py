@@ -1,7 +1,8 @@
-"""The arrows between the parts, read from the syntax tree; nothing is imported.
+"""The arrows between the rooms, read from the syntax tree; nothing is imported.
 
-errors <- layers, transforms, svd, ... <- gate, methods <- adapter <- attach, fusion, files, ...
-       <- training <- pipelines <- cli
+A room imports itself and the rooms before it in its list, whether for the type checker, inside a function or
+at the top; and no module imports itself by way of others.
+
 nodes -> nodes/host -> spectral_core, never back
 """
 
@@ -9,22 +10,16 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-# The first name below spectral_core, lowest level first. A module imports its own level and those before it.
-# `svd` stands for svd.py, svd/ and svd_*.py; what is not listed works on adapters and stands with attach.
-LEVELS: tuple[frozenset[str], ...] = (
-    frozenset({"errors"}),
-    frozenset({"layers", "lowrank", "products", "transforms", "svd", "cayley", "unet_layout"}),
-    frozenset({"gate", "methods"}),
-    frozenset({"adapter", "schedule"}),
-    frozenset({"attach", "merge", "fusion", "fileformat", "lora", "keys", "analysis", "plots"}),
-    frozenset({"training"}),
-    frozenset({"pipelines"}),
-    frozenset({"cli", "__main__"}),
-)
+# Folders (and the modules that stand alone), each importing only what stands before it.
+CORE = ("errors", "maths", "names", "gates", "methods", "adapter", "plots", "files", "attach", "statistics")
+CORE += ("fusion", "analysis", "training", "pipelines", "demo", "cli", "__main__")
+TRAINING = ("config", "data", "objectives", "runs", "engine")
+IN_HOST = ("model", "files", "apply", "training", "fusing", "demo", "startup")  # below nodes/host
+APART = {("demo", room) for room in IN_HOST[1:5]}  # nodes/host/demo builds on the model room alone
 RUNTIME = frozenset({"torch", "safetensors", "einops", "numpy", "PIL", "tqdm"})  # what every host ships
 HOST = frozenset({"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server"})
 HOST |= {"execution", "nodes", "node_helpers", "latent_preview", "aiohttp"}
@@ -76,28 +71,31 @@ def imports(source: str, path: Path) -> Iterator[Import]:
                 yield Import((*stem, alias.name), node.level > 0, lazy, node.lineno)
 
 
-def level(part: str) -> int:
-    """Where a module of the core stands; ``svd_cache`` where ``svd`` stands, unless it is listed itself."""
-    for name in (part, part.split("_")[0], "attach"):
-        for height, names in enumerate(LEVELS):
-            if name in names:
-                return height
-    raise AssertionError("attach is listed")
+def room_of(parts: tuple[str, ...], depth: int = 1) -> str:
+    """The room below ``depth`` folders; ``""`` for the front door of these folders."""
+    found = parts[depth].removesuffix(".py") if len(parts) > depth else ""
+    return "" if found == "__init__" else found
 
 
-def part_of(parts: tuple[str, ...]) -> str:
-    """``("spectral_core", "svd.py")`` and ``("spectral_core", "svd", "top_r")`` -> ``"svd"``."""
-    return parts[1].removesuffix(".py") if len(parts) > 1 else "__init__"
+def against(own: str, other: str, rooms: tuple[str, ...]) -> str | None:
+    """Why a module of one room may not import another; None where it may."""
+    if own == other or own == "" or other == "":  # a front door shows the rooms behind it
+        return None
+    missing = [room for room in (own, other) if room not in rooms]
+    if missing:
+        return f"{missing[0]} is no room of {', '.join(rooms)}"
+    if rooms.index(other) > rooms.index(own):
+        return f"{own} imports {other}, against the arrow"
+    return None
 
 
 def core_violations(source: str, path: Path) -> Iterator[str]:
     """What a file of ``spectral_core`` imports and may not."""
-    part = part_of(path.parts)
-    own = level(part)
+    part = room_of(path.parts)
     for found in imports(source, path):
         where, top = f"{path}:{found.line}", found.target[0]
         if found.relative:
-            yield from _arrow(found, part, own, where)
+            yield from _arrow(found, path, where)
         elif top == "spectral_core":
             yield f"{where}: imports inside the package are relative"
         elif top in OPTIONAL:
@@ -105,23 +103,26 @@ def core_violations(source: str, path: Path) -> Iterator[str]:
                 yield f"{where}: {top} belongs to {sorted(OPTIONAL[top])} only"
             elif not found.lazy:
                 yield f"{where}: {top} is optional and imported inside a function"
-        elif top == "demo_model" and part == "cli" and found.lazy:
+        elif top == "demo_model" and part == "demo" and found.lazy:
             continue  # the demo's own model and pictures, a folder beside the core
         elif top not in RUNTIME and top not in sys.stdlib_module_names:
             yield f"{where}: the core may not import {top}"
 
 
-def _arrow(found: Import, part: str, own: int, where: str) -> Iterator[str]:
+def _arrow(found: Import, path: Path, where: str) -> Iterator[str]:
     if found.target[0] != "spectral_core":
         yield f"{where}: the core imports {'.'.join(found.target)}, outside of itself"
         return
-    other = part_of(found.target)
-    height = level(other)
-    if other == part and part == "methods" and "__init__" not in where:
+    part, other = room_of(path.parts), room_of(found.target)
+    if other == part == "methods" and path.name != "__init__.py":
         if found.target[2:3] not in [("common",), ("protocol",), ()]:
             yield f"{where}: methods never import each other"
-    elif height > own:
-        yield f"{where}: {part} (level {own}) imports {other} (level {height}), against the arrow"
+    elif why := against(part, other, CORE):
+        yield f"{where}: {why}"
+    elif other == part == "training" and (
+        why := against(room_of(path.parts, 2), room_of(found.target, 2), TRAINING)
+    ):
+        yield f"{where}: training: {why}"
 
 
 def node_violations(source: str, path: Path) -> Iterator[str]:
@@ -134,8 +135,13 @@ def node_violations(source: str, path: Path) -> Iterator[str]:
                 yield f"{where}: nodes import spectral_core and each other, not {top}"
             elif in_host and top == "nodes" and found.target[1:2] != ("host",):
                 yield f"{where}: nodes/host imports the core, never a node"
-            elif top == "spectral_core" and part_of(found.target) == "cli":
+            elif top == "spectral_core" and room_of(found.target) in ("cli", "demo"):
                 yield f"{where}: a node calls the core, not its commands"
+            elif in_host and top == "nodes":
+                own, other = room_of(path.parts, 2), room_of(found.target, 2)
+                why = against(own, other, IN_HOST)
+                if why or (own, other) in APART:
+                    yield f"{where}: nodes/host: {why or f'{own} imports {other}'}"
         elif top in HOST:
             if not in_host:
                 yield f"{where}: only nodes/host imports {top}"
@@ -143,6 +149,26 @@ def node_violations(source: str, path: Path) -> Iterator[str]:
             yield f"{where}: inside the host the root is not on sys.path: import relatively"
         elif top not in RUNTIME and top not in sys.stdlib_module_names:
             yield f"{where}: a node may not import {top}"
+
+
+def cycles(sources: Mapping[Path, str]) -> Iterator[str]:
+    """Modules that import themselves by way of others, whatever kind of import it is."""
+    modules = {path.with_suffix("").parts: path for path in sources}
+    modules |= {path.parent.parts: path for path in sources if path.name == "__init__.py"}
+    arrows: dict[Path, set[Path]] = {path: set() for path in sources}
+    for path, source in sources.items():
+        for found in imports(source, path):
+            # ``from a.b import c``: c is a module of b, or a name in it.
+            target = modules.get(found.target) or modules.get(found.target[:-1])
+            if found.relative and target is not None and target != path:
+                arrows[path].add(target)
+    left = set(arrows)
+    while free := {path for path in left if not arrows[path] & left}:  # those that nothing left holds up
+        left -= free
+    while idle := {path for path in left if not any(path in arrows[other] for other in left)}:
+        left -= idle  # what only leads to a cycle
+    if left:
+        yield "import cycle among " + ", ".join(sorted(str(path) for path in left))
 
 
 def danger(source: str, path: Path) -> Iterator[str]:

@@ -14,8 +14,8 @@ import torch
 from inside_apply_lib import FOLDER, adapter, pack, predict
 from safetensors.torch import load_file, save_file
 
-applying = pack("nodes.host.applying")
-demo = pack("nodes.host.demo_model")
+applying = pack("nodes.host.apply.adapters")
+demo = pack("nodes.host.demo.model")
 cases = json.loads((FOLDER / "cases.json").read_text(encoding="utf-8"))
 given = load_file(FOLDER / "inputs.safetensors")
 outputs, report = {}, {}

@@ -10,16 +10,16 @@ import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from inside_apply_lib import adapter, condition, leftovers, pack, predict, sample
 
-applying = pack("nodes.host.applying")
-compat = pack("nodes.host.compat")
-noise = pack("nodes.host.noise")
-records = pack("nodes.host.records")
-live = pack("nodes.host.live")
+applying = pack("nodes.host.apply.adapters")
+compat = pack("nodes.host.model.compat")
+noise = pack("nodes.host.model.noise")
+records = pack("nodes.host.apply.gate_records")
+live = pack("nodes.host.apply.stack")
 errors = pack("spectral_core.errors")
-schedule = pack("spectral_core.schedule")
+schedule = pack("spectral_core.adapter.schedule")
 
 with torch.inference_mode():
-    model, clip = pack("nodes.host.demo_model").load_model(), pack("nodes.host.demo_model").load_clip()
+    model, clip = pack("nodes.host.demo.model").load_model(), pack("nodes.host.demo.model").load_clip()
     positive, negative = condition(1), condition(2)
     BASE = sample(model, positive, negative)
     names = ("foura-adaptive", "foura-frozen", "spectral-a", "lora", "text-adaptive", "text-lora")
@@ -119,15 +119,15 @@ def a_new_strength_reloads_nothing():
     first = sample(one, positive, negative)
     loads, load = [], type(model).load
     weights = {id(p): p._version if not p.is_inference() else 0 for p in model.model.parameters()}
-    folds, fold = [], pack("nodes.host.factors")._fold
+    folds, fold = [], pack("nodes.host.apply.folded_cache")._fold
     type(model).load = lambda self, *args, **kwargs: loads.append(1) or load(self, *args, **kwargs)
-    pack("nodes.host.factors")._fold = lambda *args: folds.append(1) or fold(*args)
+    pack("nodes.host.apply.folded_cache")._fold = lambda *args: folds.append(1) or fold(*args)
     try:
         second = sample(put("foura-adaptive", strength=0.5), positive, negative)
         assert torch.equal(sample(one, positive, negative), first)
     finally:
         type(model).load = load
-        pack("nodes.host.factors")._fold = fold
+        pack("nodes.host.apply.folded_cache")._fold = fold
     assert not loads and not folds
     assert weights.keys() == {id(p) for p in model.model.parameters()}
     assert differs(second, first) and differs(second)

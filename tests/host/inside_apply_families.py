@@ -14,9 +14,9 @@ from inside_apply_lib import leftovers, pack
 from inside_apply_models import ADAPTIVE, LORA, close, new
 from inside_unets import SD15, UNET
 
-applying = pack("nodes.host.applying")
-compat = pack("nodes.host.compat")
-keys = pack("nodes.host.keys")
+applying = pack("nodes.host.apply.adapters")
+compat = pack("nodes.host.model.compat")
+keys = pack("nodes.host.model.places")
 cpu = torch.device("cpu")
 TOLERANCE = 1e-4  # of the largest value, after two steps; measured 1e-6 to 1e-5
 

@@ -17,11 +17,11 @@ import torch
 from inside_apply_lib import FOLDER, adapter, pack, predict
 from inside_apply_models import close, demo, inputs, new
 
-applying = pack("nodes.host.applying")
-base_weights = pack("nodes.host.base_weights")
+applying = pack("nodes.host.apply.adapters")
+base_weights = pack("nodes.host.model.base_weights")
 errors = pack("spectral_core.errors")
-factors = pack("nodes.host.factors")
-fileformat = pack("spectral_core.fileformat")
+factors = pack("nodes.host.apply.folded_cache")
+fileformat = pack("spectral_core.files.adapter_file")
 fusion = pack("spectral_core.fusion")
 methods = pack("spectral_core.methods")
 
@@ -37,7 +37,7 @@ class Log(logging.Handler):
 
 def the_hosts_load_lora_takes_our_files():
     """Only once it is registered: as weight patches, an adaptive gate frozen, with one line in the log."""
-    in_load_lora = pack("nodes.host.in_load_lora")
+    in_load_lora = pack("nodes.host.apply.in_load_lora")
     model, clip = demo.load_model(), demo.load_clip()
     base = predict(model, *inputs())[2]
     tokens = clip.tokenize("a large red star")

@@ -29,7 +29,7 @@ def pack(name=""):
 
 
 def adapter(name):
-    return pack("spectral_core.fileformat").load(FOLDER / f"{name}.safetensors")
+    return pack("spectral_core.files.adapter_file").load(FOLDER / f"{name}.safetensors")
 
 
 def prepared(patcher):

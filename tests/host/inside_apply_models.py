@@ -14,15 +14,15 @@ import comfy.supported_models
 import torch
 from inside_apply_lib import adapter, condition, leftovers, pack, predict, prepared, sample
 
-applying = pack("nodes.host.applying")
-demo = pack("nodes.host.demo_model")
-keys = pack("nodes.host.keys")
-originals = pack("nodes.host.originals")
-base_weights = pack("nodes.host.base_weights")
+applying = pack("nodes.host.apply.adapters")
+demo = pack("nodes.host.demo.model")
+keys = pack("nodes.host.model.places")
+originals = pack("nodes.host.apply.rebase")
+base_weights = pack("nodes.host.model.base_weights")
 errors = pack("spectral_core.errors")
-adapters = pack("spectral_core.adapter")
+adapters = pack("spectral_core.adapter.adapter")
 methods = pack("spectral_core.methods")
-fingerprint = pack("spectral_core.fingerprint")
+fingerprint = pack("spectral_core.adapter.fingerprint")
 cpu = torch.device("cpu")
 
 
@@ -158,10 +158,10 @@ def names_of_sdxl():
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, device=torch.device("meta"))
     patcher = comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
-    layouts = pack("spectral_core.unet_layout")
+    layouts = pack("spectral_core.names.unet_blocks")
     table = layouts.unet_table(layouts.UNetLayout.sdxl())
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    layer_shape = pack("spectral_core.layers").LayerShape
+    layer_shape = pack("spectral_core.maths.layers").LayerShape
     layers, expected = {}, {}
     for ours, native in table.items():
         shape = shapes.get(f"diffusion_model.{native}.weight", ())
@@ -240,9 +240,8 @@ def weights_in_float8():
     close(predict(merged, *inputs())[2], one, "rounded after merging", 0.2)
     assert torch.equal(predict(small, *inputs())[2], base)
     key = "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
-    assert torch.equal(
-        pack("nodes.host.compat").original_weight(merged, key, cpu), small.model.state_dict()[key].float()
-    )
+    original = pack("nodes.host.model.compat").original_weight(merged, key, cpu)
+    assert torch.equal(original, small.model.state_dict()[key].float())
 
 
 class Quantised(torch.nn.Module):

@@ -15,8 +15,8 @@ from inside_apply_models import sd3
 from inside_train_lib import SAVED, Untouched, at_step, errors, train
 
 distil_node = pack("nodes.distil").DistilAdapters
-fileformat = pack("spectral_core.fileformat")
-events = pack("spectral_core.training.events")
+fileformat = pack("spectral_core.files.adapter_file")
+events = pack("spectral_core.training.runs.events")
 FEW = {
     "samples": 2,
     "sample_steps": 2,
@@ -26,7 +26,7 @@ FEW = {
 }
 
 with torch.inference_mode():
-    MODEL, CLIP = pack("nodes.host.demo_model").load_model(), pack("nodes.host.demo_model").load_clip()
+    MODEL, CLIP = pack("nodes.host.demo.model").load_model(), pack("nodes.host.demo.model").load_clip()
     BASE = Untouched(MODEL)
     LORA, GATED, TEXT = (adapter(name) for name in ("lora", "gated", "text"))
     TEXT = TEXT.with_provenance(name="text")
@@ -141,18 +141,18 @@ def preserved_prompts_are_the_models_own():
     given = {"steps": 1, "weight_2": 0.0, "samples": 1, "batch_size": 1}
     for name, start in (("quiet", quiet), ("loud", LORA)):
         seen = []
-        own = pack("nodes.host.distil").examples
+        own = pack("nodes.host.fusing.distil").examples
 
         def only_base(*args, own=own):
             found, places = own(*args)
             kept = [(e, p) for e, p in zip(found, places, strict=True) if e.concept == -1]
             return [e for e, _ in kept], [p - kept[0][1] for _, p in kept]
 
-        pack("nodes.host.distil").examples = only_base
+        pack("nodes.host.fusing.distil").examples = only_base
         try:
             distil(LORA, GATED, fused=start, run_name=name, **given)
         finally:
-            pack("nodes.host.distil").examples = own
+            pack("nodes.host.fusing.distil").examples = own
         seen.append(losses(name)[0])
     assert losses("quiet")[0] < 1e-7 < losses("loud")[0], (losses("quiet"), losses("loud"))
 

@@ -15,13 +15,13 @@ from inside_apply_lib import FOLDER, adapter, condition, leftovers, pack, run_ch
 
 folder_paths.set_output_directory(str(FOLDER / "output"))
 errors = pack("spectral_core.errors")
-statistics = pack("nodes.host.statistics")
-statistics_file = pack("spectral_core.statistics_file")
+statistics = pack("nodes.host.fusing.statistics")
+statistics_file = pack("spectral_core.statistics.file")
 fuse_node = pack("nodes.fuse").FuseAdapters
 WORDS = {"prompts": "a red star | a star\na blue ring", "sample_steps": 1, "sample_rounds": 1}
 
 with torch.inference_mode():
-    model, clip = pack("nodes.host.demo_model").load_model(), pack("nodes.host.demo_model").load_clip()
+    model, clip = pack("nodes.host.demo.model").load_model(), pack("nodes.host.demo.model").load_clip()
     SEEN = condition(1)
     BASE = sample(model, SEEN)
     WEIGHTS = {k: v.clone() for k, v in model.model.state_dict().items()}
@@ -53,11 +53,11 @@ def every_method_with_statistics():
 
 def statistics_are_those_of_the_core():
     """The same numbers as a collection by hand under the first concept, in the same calls."""
-    comfy_sample, core = sys.modules["comfy.sample"], pack("spectral_core.collect")
+    comfy_sample, core = sys.modules["comfy.sample"], pack("spectral_core.statistics.collect")
     request = statistics.Request(model, clip, [("a red star",), ("a blue ring",)], [], [1, -1], None, 1)
     found = statistics.collected([LORA, GATED], request).statistics
     modules, _ = statistics._modules([LORA, GATED], request)
-    applied = pack("nodes.host.applying").apply(LORA, model, clip, 1.0, 1.0)
+    applied = pack("nodes.host.apply.adapters").apply(LORA, model, clip, 1.0, 1.0)
     words = statistics.encoded(applied.clip, "a red star")
     latent = torch.zeros(1, 4, 16, 16)
     with core.collect(modules, [LORA, GATED], dtype=torch.float64) as seen:

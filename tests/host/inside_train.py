@@ -16,11 +16,11 @@ from inside_train_lib import SAVED, Untouched, at_step, call, refused, train
 from inside_train_models import MODEL_CHECKS
 from inside_train_text import TEXT_CHECKS
 
-demo = pack("nodes.host.demo_model")
-applying = pack("nodes.host.applying")
-fileformat = pack("spectral_core.fileformat")
-paths = pack("nodes.host.paths")
-identity = pack("nodes.host.identity")
+demo = pack("nodes.host.demo.model")
+applying = pack("nodes.host.apply.adapters")
+fileformat = pack("spectral_core.files.adapter_file")
+paths = pack("nodes.host.files.paths")
+identity = pack("nodes.host.training.identity")
 with torch.inference_mode():
     MODEL, CLIP, VAE = demo.load()
     BASE = Untouched(MODEL)
@@ -110,7 +110,7 @@ def the_same_again_returns_the_file_and_other_settings_begin_a_second_run():
 
 def the_same_seed_begins_alike_in_every_process():
     """The host's own map of names comes in an order that depends on the process."""
-    layers, compat = pack("nodes.host.training_layers"), pack("nodes.host.compat")
+    layers, compat = pack("nodes.host.training.layers"), pack("nodes.host.model.compat")
     before, own = list(layers.choose(MODEL, "all")), compat.model_keys
     compat.model_keys = lambda patcher: dict(reversed(own(patcher).items()))
     try:

@@ -8,8 +8,8 @@ from inside_apply_lib import pack
 from inside_train_lib import SAVED, train
 from inside_unets import SD15, UNET
 
-applying = pack("nodes.host.applying")
-events = pack("spectral_core.training.events")
+applying = pack("nodes.host.apply.adapters")
+events = pack("spectral_core.training.runs.events")
 
 SD1 = SD15 | {"model_channels": 32}
 SDXL = UNET | {

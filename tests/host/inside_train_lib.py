@@ -83,7 +83,7 @@ def refused(*parts, **given):
 
 def at_step(step, do):
     """Have ``do`` called when the trainer asks for the denoiser in this call of it; the undo."""
-    module = pack("nodes.host.training_model")
+    module = pack("nodes.host.training.model")
     own, calls = module.Denoiser.__call__, []
 
     def call(self, *args):

@@ -6,11 +6,11 @@ from inside_apply_lib import condition, pack
 from inside_apply_models import sd3
 from inside_train_lib import SAVED, train
 
-applying = pack("nodes.host.applying")
-demo = pack("nodes.host.demo_model")
-fileformat = pack("spectral_core.fileformat")
-HostNoise = pack("nodes.host.training_model").HostNoise
-diffusion = pack("spectral_core.training.diffusion")
+applying = pack("nodes.host.apply.adapters")
+demo = pack("nodes.host.demo.model")
+fileformat = pack("spectral_core.files.adapter_file")
+HostNoise = pack("nodes.host.training.model").HostNoise
+diffusion = pack("spectral_core.training.objectives.diffusion")
 
 
 def made(schedule, kind):
@@ -55,7 +55,7 @@ def every_kind_of_prediction():
 def the_trainers_loss_is_that_of_the_network():
     """The network's own answer comes back from the host's estimate of the clean latents."""
     model = demo.load_model()
-    training = pack("nodes.host.training_model")
+    training = pack("nodes.host.training.model")
     ((states, options),) = condition()
     with training.ready(model, "auto", (2, 4, 16, 16)) as ready:
         seen = []

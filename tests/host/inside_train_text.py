@@ -7,10 +7,10 @@ import torch
 from inside_apply_lib import condition, leftovers, pack, sample
 from inside_train_lib import SAVED, Untouched, at_step, call, refused, train
 
-demo = pack("nodes.host.demo_model")
-applying = pack("nodes.host.applying")
-fileformat = pack("spectral_core.fileformat")
-progress = pack("nodes.host.training_progress")
+demo = pack("nodes.host.demo.model")
+applying = pack("nodes.host.apply.adapters")
+fileformat = pack("spectral_core.files.adapter_file")
+progress = pack("nodes.host.training.progress")
 with torch.inference_mode():
     MODEL, CLIP, VAE = demo.load()
 WORD = "<house>"
@@ -44,7 +44,7 @@ def a_new_word_and_text_layers_are_learned_and_used_at_once():
     star = CLIP.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
     (known,) = CLIP.tokenizer.clip_l.tokenizer("star")["input_ids"][1:-1]
     row = adapter.tokens[WORD]["text_encoder"][0]
-    first = pack("nodes.host.training_text").initial_rows(CLIP, WORD, "star")["text_encoder"][0]
+    first = pack("nodes.host.training.text").initial_rows(CLIP, WORD, "star")["text_encoder"][0]
     assert torch.equal(first, star[known].float()) and not torch.equal(row, first)
     applied = applying.apply(adapter, MODEL, CLIP, 1.0, 1.0)
     assert "new words <house>" in applied.report, applied.report
@@ -61,7 +61,7 @@ def a_new_word_and_text_layers_are_learned_and_used_at_once():
 
 def its_gradients_are_those_of_the_trainers_own_text_path():
     """The states that the trainer computes are those of the host's node, and the loss falls with the rows."""
-    training_model, training_text = pack("nodes.host.training_model"), pack("nodes.host.training_text")
+    training_model, training_text = pack("nodes.host.training.model"), pack("nodes.host.training.text")
     rows = training_text.initial_rows(CLIP, WORD, "red star")
     expected = states(CLIP, "a house (on a blue):1.2 background")
     with (
@@ -138,7 +138,7 @@ def samples_change_nothing_but_the_picture_shown():
 
 def the_sampler_is_the_hosts():
     """The same latents as the host's own Euler sampler with the same noise and guidance."""
-    training_model, samples = pack("nodes.host.training_model"), pack("nodes.host.training_samples")
+    training_model, samples = pack("nodes.host.training.model"), pack("nodes.host.training.samples")
     words, empty = condition(seed=5), condition(seed=6)
     expected = sample(MODEL, words, empty, steps=samples.STEPS, cfg=samples.GUIDANCE, seed=7)
     shape = (4, 16, 16)
@@ -193,7 +193,7 @@ def fail():
 def two_text_encoders():
     """SDXL's kind: both learn, each with its own rows; both of the host's encoders train."""
 
-    training_text = pack("nodes.host.training_text")
+    training_text = pack("nodes.host.training.text")
     clip = tiny_sdxl_clip()
     before = {k: v.detach().clone() for k, v in clip.cond_stage_model.state_dict().items()}
     shapes = training_text.choose(clip, "*layers.0.self_attn.q_proj")

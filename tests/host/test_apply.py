@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from spectral_core.adapter import Adapter
-from spectral_core.attach import attach
-from spectral_core.fileformat import save
+from spectral_core.adapter.adapter import Adapter
+from spectral_core.adapter.schedule import Schedule
+from spectral_core.attach.attaching import attach
+from spectral_core.attach.targets import find_targets
+from spectral_core.files.adapter_file import save
 from spectral_core.methods import FouRAConfig
-from spectral_core.schedule import Schedule
-from spectral_core.targets import find_targets
 from tests.core.adapter_cases import ALL, GATED, MERGEABLE, trained
 from tests.host.booted import ROOT
 from tests.host.inside import checkouts, run_inside

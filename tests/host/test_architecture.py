@@ -1,7 +1,7 @@
 """The demo model runs in ComfyUI's own classes: outputs as in diffusers and transformers, every tensor used.
 
 Parts that are not in ``demo_model`` yet are taken with random weights of the configuration they are trained
-with. Their native form is made by ``nodes/host/demo_weights.py``, from which Load Demo Model builds.
+with. Their native form is made by ``nodes/host/demo/weights.py``, from which Load Demo Model builds.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def demo() -> Demo:
 
 @pytest.fixture(scope="module")
 def product(pack: ModuleType) -> ModuleType:
-    """nodes/host/demo_weights.py, as the host imports it."""
+    """nodes/host/demo/weights.py, as the host imports it."""
     return importlib.import_module(f"{pack.__name__}.nodes.host.demo_weights")
 
 

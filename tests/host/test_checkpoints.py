@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from spectral_core import fileformat
-from spectral_core.adapter import Adapter, create
+from spectral_core.adapter.adapter import Adapter, create
+from spectral_core.files import adapter_file as fileformat
 from spectral_core.methods import MethodConfig, method_of
 from spectral_core.methods.foura import FouRAConfig
 from spectral_core.methods.lora import LoRAConfig

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from spectral_core.fileformat import save
-from spectral_core.targets import find_targets
+from spectral_core.attach.targets import find_targets
+from spectral_core.files.adapter_file import save
 from tests.core.adapter_cases import GATED, MERGEABLE, trained
 from tests.host.booted import ROOT
 from tests.host.inside import checkouts, run_inside

@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import load_file
 
 from demo_model.draw import draw_concept
-from spectral_core import fileformat
-from spectral_core.adapter import Adapter, create
+from spectral_core.adapter.adapter import Adapter, create
+from spectral_core.files import adapter_file as fileformat
 from spectral_core.methods.lora import LoRAConfig
 from spectral_core.pipelines import apply
 from tests.host.booted import ROOT, Host

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from spectral_core import fileformat
-from spectral_core.adapter import create
+from spectral_core.adapter.adapter import create
+from spectral_core.files import adapter_file as fileformat
 from spectral_core.methods import FouRAConfig
 from tests.host.booted import ROOT, Host
 from tests.host.graphs import Graph, demo_graph, node, view

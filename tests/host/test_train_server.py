@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from demo_model.draw import draw_concept
-from spectral_core.training.events import read_events
+from spectral_core.training.runs.events import read_events
 from tests.host.booted import Host
 from tests.host.graphs import Graph, node, picture, pictures_of
 from tests.host.watching import Run, Socket, history, is_end, submit, succeed

@@ -34,7 +34,7 @@ class Pack:
     def adapter(self, layers: dict[str, tuple[int, int]] | None = None, rank: int = 2, seed: int = 0) -> Any:
         """A LoRA adapter with random updates; layers: name -> (out, in)."""
         methods = self.module("spectral_core.methods")
-        module = self.module("spectral_core.adapter")
+        module = self.module("spectral_core.adapter.adapter")
         generator = torch.Generator().manual_seed(seed)
         weights = {
             name: torch.randn(shape, generator=generator) for name, shape in (layers or LAYERS).items()
@@ -68,8 +68,9 @@ def folders(ours: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Simp
     """A stand-in for the host's folder_paths over a temporary folder, with our folders registered."""
     host = HostFolders(tmp_path)
     monkeypatch.setitem(sys.modules, "folder_paths", host)
-    monkeypatch.setattr(ours.module("nodes.host.examples"), "FOLDERS", {})  # the pack's own example files
-    ours.module("nodes.host.paths").register()
+    # Without the pack's own example files.
+    monkeypatch.setattr(ours.module("nodes.host.files.examples"), "FOLDERS", {})
+    ours.module("nodes.host.files.paths").register()
     for name in ("models/spectral_adapters", "models/loras", "output/spectral_adapters", "temp"):
         (tmp_path / name).mkdir(parents=True)
     return SimpleNamespace(
@@ -128,7 +129,7 @@ def save(ours: Pack) -> Any:
 
     def write(adapter: Any, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return ours.module("spectral_core.fileformat").save(adapter, path, overwrite=True)
+        return ours.module("spectral_core.files.adapter_file").save(adapter, path, overwrite=True)
 
     return write
 

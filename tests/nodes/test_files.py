@@ -13,7 +13,7 @@ from tests.nodes.conftest import Pack
 
 @pytest.fixture
 def paths(ours: Pack) -> Any:
-    return ours.module("nodes.host.paths")
+    return ours.module("nodes.host.files.paths")
 
 
 def touch(path: Any, text: str = "x") -> Any:
@@ -97,7 +97,7 @@ def test_several_of_one_base_name_are_named(paths: Any, folders: Any, ours: Pack
 def test_the_content_decides_between_them_and_finds_a_renamed_file(
     paths: Any, folders: Any, ours: Pack
 ) -> None:
-    names, store = ours.module("nodes.host.names"), ours.module("nodes.host.store")
+    names, store = ours.module("nodes.host.files.names"), ours.module("nodes.host.files.parsed_cache")
     touch(folders.models / "x" / "twin.safetensors", "1")
     wanted = touch(folders.models / "y" / "twin.safetensors", "2")
     names.remember_digest("twin.safetensors", store.digest(wanted))
@@ -125,7 +125,7 @@ def test_without_a_host_there_are_no_files(paths: Any, ours: Pack) -> None:
 
 
 def test_parsed_once_until_the_file_changes(ours: Pack, tmp_path: Any) -> None:
-    store = ours.module("nodes.host.store").Store()
+    store = ours.module("nodes.host.files.parsed_cache").Store()
     file, parsed = touch(tmp_path / "a", "1"), []
 
     def parse() -> str:
@@ -142,7 +142,7 @@ def test_parsed_once_until_the_file_changes(ours: Pack, tmp_path: Any) -> None:
 
 
 def test_a_file_written_while_it_is_read_is_read_again(ours: Pack, tmp_path: Any) -> None:
-    store = ours.module("nodes.host.store").Store()
+    store = ours.module("nodes.host.files.parsed_cache").Store()
     file, rest = touch(tmp_path / "a", "old"), ["newer", "newest!"]
 
     def parse() -> str:
@@ -155,7 +155,7 @@ def test_a_file_written_while_it_is_read_is_read_again(ours: Pack, tmp_path: Any
 
 
 def test_store_forgets_the_oldest_and_belongs_to_its_models(ours: Pack, tmp_path: Any) -> None:
-    store = ours.module("nodes.host.store").Store(kept=2)
+    store = ours.module("nodes.host.files.parsed_cache").Store(kept=2)
     files, parsed = [touch(tmp_path / name, name * 10) for name in "abc"], []
 
     class Model:
@@ -176,7 +176,7 @@ def test_store_forgets_the_oldest_and_belongs_to_its_models(ours: Pack, tmp_path
 
 
 def test_store_does_not_keep_what_is_large_alive(ours: Pack, tmp_path: Any) -> None:
-    store = ours.module("nodes.host.store").Store(keeps_alive=False)
+    store = ours.module("nodes.host.files.parsed_cache").Store(keeps_alive=False)
     file, parsed = touch(tmp_path / "a"), []
 
     class Large:
@@ -191,7 +191,7 @@ def test_store_does_not_keep_what_is_large_alive(ours: Pack, tmp_path: Any) -> N
 
 
 def test_the_digest_follows_the_content(ours: Pack, tmp_path: Any) -> None:
-    digest = ours.module("nodes.host.store").digest
+    digest = ours.module("nodes.host.files.parsed_cache").digest
     file = touch(tmp_path / "a", "1")
     first = digest(file)
     assert first == "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"

@@ -101,13 +101,13 @@ def test_a_file_that_is_no_adapter_is_explained(ours: Pack, cat: Any, folders: A
         path.write_text("<html>not found</html>")
     else:
         path.unlink()
-        ours.module("spectral_core.lora_file").export_lora(ours.adapter(), path)
+        ours.module("spectral_core.files.lora_export").export_lora(ours.adapter(), path)
     with pytest.raises(ours.error, match=r"cat\.safetensors"):
         ours.node("LoadFouRA").load(FILE, 1.0, 1.0)
 
 
 def test_a_compact_file_asks_for_its_model(ours: Pack, folders: Any) -> None:
-    methods, module = ours.module("spectral_core.methods"), ours.module("spectral_core.adapter")
+    methods, module = ours.module("spectral_core.methods"), ours.module("spectral_core.adapter.adapter")
     weights = {"unet.mid_block.a": torch.randn(8, 6)}
 
     def basis_of(_: str, weight: torch.Tensor) -> Any:
@@ -115,7 +115,8 @@ def test_a_compact_file_asks_for_its_model(ours: Pack, folders: Any) -> None:
         return u[:, :2], s[:2], vh.mT[:, :2]
 
     adapter = module.create(weights, methods.SpectralRConfig((0, 1)), basis_of)
-    ours.module("spectral_core.fileformat").save(adapter, folders.models / "r.safetensors", compact=True)
+    path = folders.models / "r.safetensors"
+    ours.module("spectral_core.files.adapter_file").save(adapter, path, compact=True)
     with pytest.raises(ours.error, match=r"compact file.*connect the model"):
         ours.node("LoadSpectralAdapter").load("r.safetensors", 1.0, 1.0)
 
@@ -167,7 +168,7 @@ def test_other_kinds_are_refused_by_name(ours: Pack, folders: Any, suffix: str, 
 
 def test_a_lora_file_is_an_adapter(ours: Pack, folders: Any) -> None:
     adapter = ours.adapter()
-    ours.module("spectral_core.lora_file").export_lora(
+    ours.module("spectral_core.files.lora_export").export_lora(
         adapter, folders.loras / "l.safetensors", dtype=torch.float32
     )
     read, report = ours.node("LoadLoRAAsAdapter").load("l.safetensors")["result"]

@@ -96,7 +96,7 @@ def test_fuse_hands_on_what_is_asked_and_keeps_files_only_when_told(
 ) -> None:
     """With a stand-in for the host, which has seen the same noise under each concept."""
     asked: list[Any] = []
-    moments = ours.module("spectral_core.moments")
+    moments = ours.module("spectral_core.statistics.moments")
 
     def collected(adapters: Any, request: Any, under: Any) -> Any:
         asked.append((request, under))
@@ -188,11 +188,11 @@ def test_export_is_a_lora_in_the_hosts_folder(ours: Pack, folders: Any) -> None:
 
 
 def test_files_for_load_lora_only_where_that_is_set(ours: Pack, folders: Any, monkeypatch: Any) -> None:
-    fileformat = ours.module("spectral_core.fileformat")
+    fileformat = ours.module("spectral_core.files.adapter_file")
     for value, expected in (("", False), ("0", False), ("1", True)):
         monkeypatch.setenv(ours.module("nodes.host.startup").IN_LOAD_LORA, value)
         file = ours.node("SaveAdapter").save(ours.adapter(), f"for_{value or 'nothing'}")["result"][1]
-        names = ours.module("spectral_core.safefile").open_safely(folders.output / file).entries
+        names = ours.module("spectral_core.files.container").open_safely(folders.output / file).entries
         assert (fileformat.CONFIG_KEY in names) == expected
 
 
@@ -209,10 +209,10 @@ def test_report_tells_and_shows(ours: Pack, folders: Any) -> None:
 
 
 def test_report_of_gates_without_and_with_a_run(ours: Pack, monkeypatch: Any) -> None:
-    methods, module = ours.module("spectral_core.methods"), ours.module("spectral_core.adapter")
+    methods, module = ours.module("spectral_core.methods"), ours.module("spectral_core.adapter.adapter")
     adapter = module.create({name: torch.randn(8, 6) for name in list(LAYERS)[:4]}, methods.FouRAConfig(3))
     assert "none recorded yet" in ours.node("AdapterReport").report(adapter)["result"][0]
-    recorder = ours.module("spectral_core.gate_record").GateRecorder()
+    recorder = ours.module("spectral_core.gates.record").GateRecorder()
     for name in adapter.layers:
         recorder.record(name, torch.tensor([[True, False, False]]), 0.05)
         recorder.record(name, torch.tensor([[True, True, False]]), 0.95)

@@ -19,7 +19,7 @@ def metadata(ours: Pack, folders: Any) -> Any:
     (folders.models / "sub").mkdir()
     (folders.models / "sub" / "cat.safetensors").write_bytes(b"cat")
     (folders.loras / "style.safetensors").write_bytes(b"style")
-    return ours.module("nodes.host.metadata")
+    return ours.module("nodes.host.files.metadata")
 
 
 def prompt(*names: Any) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def test_names_and_hashes_are_written(metadata: Any) -> None:
 def test_the_page_is_told_the_hash_once_a_prompt_has_asked_for_it(
     metadata: Any, ours: Pack, folders: Any
 ) -> None:
-    files, file = ours.module("nodes.host.files"), folders.models / "sub" / "cat.safetensors"
+    files, file = ours.module("nodes.host.files.adapters"), folders.models / "sub" / "cat.safetensors"
     assert files.identity("sub\\cat.safetensors", file) == ()
     metadata.on_prompt({"prompt": prompt("sub/cat.safetensors")})
     told = files.identity("sub\\cat.safetensors", file)
@@ -98,7 +98,7 @@ def test_the_last_state_of_the_file_counts(metadata: Any, folders: Any) -> None:
 )
 def test_a_picture_finds_its_renamed_file(metadata: Any, ours: Pack, folders: Any, entry: Any) -> None:
     metadata.on_prompt({"prompt": {}, "extra_data": {"extra_pnginfo": entry}})
-    found = ours.module("nodes.host.paths").resolve("old/gone.safetensors")
+    found = ours.module("nodes.host.files.paths").resolve("old/gone.safetensors")
     assert found.path == folders.models / "sub" / "cat.safetensors"
 
 

@@ -19,7 +19,7 @@ FILE = "wide.safetensors"
 @pytest.fixture
 def wide(ours: Pack, folders: Any, save: Any) -> Path:
     """A file with one adaptive FouRA layer whose matrices are too large to be kept for nothing."""
-    methods, adapters = ours.module("spectral_core.methods"), ours.module("spectral_core.adapter")
+    methods, adapters = ours.module("spectral_core.methods"), ours.module("spectral_core.adapter.adapter")
     generator = torch.Generator().manual_seed(5)
     weights = {LAYER: torch.randn(200, 160, generator=generator)}
     made = adapters.create(weights, methods.FouRAConfig(4), None, generator)
@@ -38,15 +38,15 @@ def held(term: Any) -> set[str]:
 
 
 def fold(ours: Pack, adapter: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    found: tuple[torch.Tensor, torch.Tensor] = ours.module("nodes.host.factors").folded(
+    found: tuple[torch.Tensor, torch.Tensor] = ours.module("nodes.host.apply.folded_cache").folded(
         adapter.layers[LAYER], (0,)
     )
     return found
 
 
 def test_folding_sets_the_matrices_down_and_they_are_read_again(ours: Pack, wide: Path) -> None:
-    read = ours.module("spectral_core.fileformat").load(wide)
-    opened = ours.module("nodes.host.files").open_adapter(FILE)
+    read = ours.module("spectral_core.files.adapter_file").load(wide)
+    opened = ours.module("nodes.host.files.adapters").open_adapter(FILE)
     (term,), (expected,) = opened.adapter.layers[LAYER].terms, read.layers[LAYER].terms
     assert held(term) == set(expected.params)
     up, down = fold(ours, opened.adapter)
@@ -65,8 +65,8 @@ def test_folding_sets_the_matrices_down_and_they_are_read_again(ours: Pack, wide
 def test_an_adapter_with_its_tensors_set_down_is_saved_and_fused(
     ours: Pack, wide: Path, tmp_path: Any
 ) -> None:
-    fileformat, fusion = ours.module("spectral_core.fileformat"), ours.module("spectral_core.fusion")
-    adapter = ours.module("nodes.host.files").open_adapter(FILE).adapter
+    fileformat, fusion = ours.module("spectral_core.files.adapter_file"), ours.module("spectral_core.fusion")
+    adapter = ours.module("nodes.host.files.adapters").open_adapter(FILE).adapter
     fold(ours, adapter)
     saved = fileformat.load(fileformat.save(adapter, tmp_path / "again.safetensors"))
     assert saved.content_hash == adapter.content_hash
@@ -76,7 +76,7 @@ def test_an_adapter_with_its_tensors_set_down_is_saved_and_fused(
 
 @pytest.mark.parametrize("change", ["written", "removed"])
 def test_a_file_that_is_another_one_now_is_refused(ours: Pack, wide: Path, change: str) -> None:
-    adapter = ours.module("nodes.host.files").open_adapter(FILE).adapter
+    adapter = ours.module("nodes.host.files.adapters").open_adapter(FILE).adapter
     up, _ = fold(ours, adapter)
     if change == "written":
         os.utime(wide, ns=(1, 1))
@@ -88,7 +88,7 @@ def test_a_file_that_is_another_one_now_is_refused(ours: Pack, wide: Path, chang
 
 
 def test_an_adapter_goes_with_its_node_and_outputs(ours: Pack, wide: Path) -> None:
-    factors = ours.module("nodes.host.factors")
+    factors = ours.module("nodes.host.apply.folded_cache")
     gc.collect()
     before = len(factors._KEPT)
     node, other = ours.node("LoadFouRA"), ours.node("LoadFouRA")

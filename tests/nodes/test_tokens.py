@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from spectral_core.adapter import Adapter
+from spectral_core.adapter.adapter import Adapter
 from tests.host.booted import ROOT
 
 START, END = 1, 2

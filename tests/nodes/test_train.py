@@ -39,7 +39,7 @@ def pictures(folders: Any, tmp_path: Path) -> Path:
 
 
 def test_defaults_are_those_of_the_trainer(ours: Pack) -> None:
-    config = ours.module("spectral_core.training.config").TrainConfig
+    config = ours.module("spectral_core.training.config.config").TrainConfig
     assert job(ours).config == config()
     assert job(ours).images == "" and job(ours).columns == ()
 
@@ -103,7 +103,7 @@ def test_settings_tell_runs_apart(ours: Pack) -> None:
 
 
 def test_folders_below_the_input_folder(ours: Pack, pictures: Path) -> None:
-    data, node = ours.module("nodes.host.training_data"), ours.node("TrainAdapter")
+    data, node = ours.module("nodes.host.training.data"), ours.node("TrainAdapter")
     assert data.folders() == ["none", "cats", "cats/10_mine"]
     assert node.VALIDATE_INPUTS(["cats"]) is True and node.VALIDATE_INPUTS("none") is True
     for wrong in ("dogs", "../input/cats", "/etc"):
@@ -118,7 +118,7 @@ def test_folders_below_the_input_folder(ours: Pack, pictures: Path) -> None:
 
 
 def test_pictures_are_looked_at_before_anything_is_loaded(ours: Pack, pictures: Path) -> None:
-    data = ours.module("nodes.host.training_data")
+    data = ours.module("nodes.host.training.data")
     square = data.Framing(64, False, 8)
     seen = data.look_at("cats", "", data.Framing(64, True, 8))
     assert [e.repeats for e in seen.examples] == [10, 10] and len(seen.notes) == 1
@@ -140,7 +140,7 @@ def test_pictures_are_looked_at_before_anything_is_loaded(ours: Pack, pictures: 
 
 
 def test_prior_pictures_stand_behind_the_concepts(ours: Pack) -> None:
-    data = ours.module("nodes.host.training_data")
+    data = ours.module("nodes.host.training.data")
 
     def made(count: int, entries: dict[Any, Any], masks: Any = None, **more: Any) -> Any:
         latents = [torch.full((1,), float(i)) for i in range(count)]
@@ -172,7 +172,7 @@ def conditioning(rows: int = 1) -> list[Any]:
 
 
 def test_lists_and_batches_of_latents(ours: Pack) -> None:
-    data = ours.module("nodes.host.training_data")
+    data = ours.module("nodes.host.training.data")
     latents = [{"samples": torch.randn(2, 4, 8, 8)}, {"samples": torch.randn(1, 4, 8, 16)}]
     with torch.inference_mode():
         one = data.from_nodes(Model(), latents, [conditioning()], None)

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from spectral_core.adapter import Adapter, create
+from spectral_core.adapter.adapter import Adapter, create
+from spectral_core.adapter.schedule import Schedule
+from spectral_core.attach.merging import merge_into
+from spectral_core.attach.targets import find_targets
 from spectral_core.errors import SpectralAdapterError
-from spectral_core.fileformat import load, save
-from spectral_core.gate import GateRecorder
-from spectral_core.merge import merge_into
+from spectral_core.files.adapter_file import load, save
+from spectral_core.gates.formula import GateRecorder
 from spectral_core.methods import FouRAConfig, LoRAConfig, MethodConfig, SpectralAConfig, SpectralRConfig
 from spectral_core.pipelines import ConceptConfig, apply, generate, parts_of, train_concept
 from spectral_core.pipelines.concept import basis_source
 from spectral_core.pipelines.tokens import added_tokens, initial_rows
-from spectral_core.schedule import Schedule
-from spectral_core.targets import find_targets
-from spectral_core.training.config import TrainConfig
+from spectral_core.training.config.config import TrainConfig
 
 SIZE = (16, 16)
 CONFIGS: list[MethodConfig] = [

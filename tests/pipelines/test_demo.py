@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from spectral_core.cli import demo, demo_run
-from spectral_core.cli.demo_run import DemoSettings
-from spectral_core.fileformat import load
+from spectral_core.demo import command as demo
+from spectral_core.demo import run as demo_run
+from spectral_core.demo.run import DemoSettings
+from spectral_core.files.adapter_file import load
 
 
 @pytest.fixture(autouse=True)

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from spectral_core.adapter import create
+from spectral_core.adapter.adapter import create
+from spectral_core.attach.targets import find_targets
 from spectral_core.cli.main import main
 from spectral_core.errors import SpectralAdapterError
-from spectral_core.fileformat import load, save
+from spectral_core.files.adapter_file import load, save
 from spectral_core.fusion import fuse
 from spectral_core.methods import FouRAConfig, LoRAConfig
 from spectral_core.pipelines import apply
 from spectral_core.pipelines.conditioning import encode
 from spectral_core.pipelines.distil import DISTIL, DistilJob, _samples, distil
-from spectral_core.targets import find_targets
-from spectral_core.training.distillation import examples
+from spectral_core.training.objectives.distillation import examples
 
 PROMPTS = [("a b", "b"), ("a c",)]
 FAST = DistilJob(samples=2, preserve=("a",), sample_steps=2, size=(16, 16))
@@ -156,7 +156,7 @@ def test_the_command(
 def test_a_stopped_command_goes_on_to_the_same_file(
     pipe: Any, adapters: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spectral_core.training.trainer import Trainer
+    from spectral_core.training.engine.trainer import Trainer
 
     pipe.save_pretrained(tmp_path / "model")
     files = [str(save(a, tmp_path / f"{a.provenance.name}.safetensors")) for a in adapters]

@@ -10,16 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from spectral_core.adapter import create
+from spectral_core.adapter.adapter import create
+from spectral_core.attach.targets import find_targets
 from spectral_core.cli.main import main
-from spectral_core.collect import collect, exact_bytes, modules_of
 from spectral_core.errors import SpectralAdapterError
-from spectral_core.fileformat import load, save
+from spectral_core.files.adapter_file import load, save
 from spectral_core.methods import FouRAConfig, LoRAConfig
 from spectral_core.pipelines import apply
 from spectral_core.pipelines.statistics import Looking, concept_statistics
-from spectral_core.statistics_file import load as load_statistics
-from spectral_core.targets import find_targets
+from spectral_core.statistics.collect import collect, exact_bytes, modules_of
+from spectral_core.statistics.file import load as load_statistics
 
 DRAW = ["--sample-steps", "2", "--size", "16", "--device", "cpu"]
 PROMPTS = [("a b", "b"), ("a c",)]

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from spectral_core import keys
-from spectral_core.keys import ModelLayout
-from spectral_core.unet_layout import UNetLayout, unet_table
+from spectral_core.names import spellings as keys
+from spectral_core.names.spellings import ModelLayout
+from spectral_core.names.unet_blocks import UNetLayout, unet_table
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")

@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from spectral_core.adapter import Adapter, AdapterLayer, LayerName
-from spectral_core.keys import canonical_path, path_spellings
-from spectral_core.lora_file import export_lora, import_lora
-from spectral_core.lowrank import delta
+from spectral_core.adapter.adapter import Adapter, AdapterLayer
+from spectral_core.files.lora_export import export_lora, import_lora
+from spectral_core.maths.lowrank import delta
+from spectral_core.names.layer_name import LayerName
+from spectral_core.names.spellings import canonical_path, path_spellings
 from tests.core.adapter_cases import GATED, MERGEABLE, trained
 
 diffusers = pytest.importorskip("diffusers")

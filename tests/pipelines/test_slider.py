@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from spectral_core.adapter import create
-from spectral_core.cli.demo_scores import as_tensor
+from spectral_core.adapter.adapter import create
+from spectral_core.attach.targets import find_targets
 from spectral_core.cli.main import main
+from spectral_core.demo.scores import as_tensor
 from spectral_core.errors import SpectralAdapterError
-from spectral_core.fileformat import load
+from spectral_core.files.adapter_file import load
 from spectral_core.methods import LoRAConfig
 from spectral_core.pipelines import apply, generate, load_pipeline
 from spectral_core.pipelines.composing import composed
 from spectral_core.pipelines.slider import SliderJob, train_slider
-from spectral_core.targets import find_targets
-from spectral_core.training.config import TrainConfig
+from spectral_core.training.config.config import TrainConfig
 from tests.conftest import ROOT
 
 FAST = {"samples": 2, "sample_steps": 2, "size": (16, 16), "rank": 2}

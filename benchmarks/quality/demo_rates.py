@@ -1,0 +1,118 @@
+"""The demo's learning rates: a sweep on the embedded model, each method at each rate, several seeds.
+
+    python -m benchmarks.quality.demo_rates --method foura --rates 1e-3 3e-3 --seeds 0 1
+
+Every cell trains both of the demo's drawn concepts exactly as ``python dev.py demo`` does, and draws the
+demo's prompts with each adapter alone, with both stacked and with both fused. Scores are means over the two
+concepts and their pictures; the spread is that of the seeds. The rate with the best score alone is the demo's
+default; ``ceiling`` is what the concepts' own pictures score among themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+
+from benchmarks.common import finish
+from spectral_core.adapter.adapter import Adapter
+from spectral_core.demo import run as demo_run
+from spectral_core.demo.command import parser as demo_parser
+from spectral_core.demo.concepts import DemoConcept, choose_concepts
+from spectral_core.demo.scores import Scorer
+from spectral_core.files.adapter_file import load
+from spectral_core.fusion import fuse
+from spectral_core.maths.svd_cache import SVDCache
+from spectral_core.pipelines import apply
+
+
+def scores(
+    pipe: Any,
+    concepts: Sequence[DemoConcept],
+    settings: demo_run.DemoSettings,
+    adapters: Sequence[Sequence[Adapter]],
+    scorer: Scorer,
+) -> float:
+    """Mean concept score; ``adapters[i]`` are on while the prompts of concept i are drawn."""
+    found = []
+    for concept, used in zip(concepts, adapters, strict=True):
+        prompts, seeds = demo_run.columns([concept], settings)
+        with apply(pipe, *used):
+            pictures = demo_run.draw_pictures(pipe, prompts, seeds, settings, lambda _: None)
+        found.append(scorer.concept_score(concept, pictures))
+    return fmean(found)
+
+
+def cell(pipe: Any, options: argparse.Namespace, rate: float, seed: int, folder: Path) -> dict[str, float]:
+    """One rate and one seed: losses and scores."""
+    demo_options = demo_parser().parse_args(["--output", str(folder), "--seed", str(seed)])
+    settings = demo_run.default_settings(pipe, demo_options)
+    train = replace(settings.train[options.method], learning_rate=rate)
+    if options.target_open is not None:
+        train = replace(train, target_open=options.target_open, gate_penalty=options.gate_penalty)
+    if options.steps is not None:
+        train = replace(train, steps=options.steps)
+    settings = replace(settings, train={options.method: train}, per_prompt=options.per_prompt)
+    concepts, cache = choose_concepts(demo_options), SVDCache(folder / "svd")
+    trained, losses = [], []
+    for position, concept in enumerate(concepts):
+        path = folder / f"{concept.name}_{options.method}_{rate}_{seed}.safetensors"
+        config = demo_run.method_config(options.method, position, settings.rank)
+        record = demo_run.train_one(pipe, concept, options.method, config, settings, cache, path)
+        losses.append(record["loss_after"])
+        trained.append(load(path))
+    fused = fuse(trained, method=demo_run.FUSION_OF[options.method]).adapter
+    scorer = Scorer(demo_run.EMBEDDED)
+    drawn = {
+        "alone": [[a] for a in trained],
+        "stacked": [trained] * len(concepts),
+        "fused": [[fused]] * len(concepts),
+    }
+    measured = {name: scores(pipe, concepts, settings, used, scorer) for name, used in drawn.items()}
+    ceiling = fmean(scorer.own_score(c) for c in concepts)
+    return {"loss": fmean(losses), **measured, "ceiling": ceiling}
+
+
+def row(rate: float, cells: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Means over the seeds, and the spread (standard deviation) of each score."""
+    found: dict[str, Any] = {"rate": rate, "seeds": len(cells)}
+    for key in cells[0]:
+        values = [c[key] for c in cells]
+        found[key] = fmean(values)
+        if len(values) > 1 and key != "ceiling":
+            found[f"{key} ±"] = stdev(values)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--method", choices=list(demo_run.METHOD_NAMES), default="foura")
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--per-prompt", type=int, default=8)
+    parser.add_argument("--target-open", type=float)
+    parser.add_argument("--gate-penalty", type=float, default=0.1)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--name", help="of the result file; demo_rates_<method> without it")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    pipe = demo_run.open_model(None)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for rate in options.rates:
+            cells = [cell(pipe, options, rate, seed, Path(folder)) for seed in options.seeds]
+            rows.append(row(rate, cells))
+            print(rows[-1], file=sys.stderr, flush=True)
+    return finish(options.name or f"demo_rates_{options.method}", rows, [], vars(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""The folded factors of an adapter's layers in float32 on the CPU: computed once per layer, kept while it
+lives.
+
+Weight patches and the forward path take the same tensors, so that a new strength, a new run or the other
+mode folds nothing again.
+
+Shapes: down (R, in, *kernel), up (out, R) with the scale in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from ....spectral_core.adapter.adapter import AdapterLayer, Term
+from ....spectral_core.attach.factors import Piece, Ready, pieces_of
+from ....spectral_core.maths.lowrank import concatenate
+from ....spectral_core.methods import method_of
+from ..files.reread import set_down
+
+# For the whole process on purpose: nodes are executed again and again with the same adapter, and an entry
+# goes when its layer does.
+_KEPT: WeakKeyDictionary[AdapterLayer, dict[object, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+_DIGESTS: WeakKeyDictionary[AdapterLayer, str] = WeakKeyDictionary()
+
+
+def is_linear(term: Term) -> bool:
+    """Whether ΔW is proportional to the strength."""
+    return getattr(term.config, "strength_law", "delta") == "delta"
+
+
+def folded(layer: AdapterLayer, terms: Sequence[int], strength: float = 1.0) -> tuple[Tensor, Tensor]:
+    """(up, down) of the sum of the terms with these indices, of adaptive gates with every row open.
+
+    strength matters to terms whose ΔW is not proportional to it, and is 1 for all others.
+    """
+    kept = _KEPT.setdefault(layer, {})
+    key = (tuple(terms), strength)
+    if key not in kept:
+        if strength != 1.0:  # one strength at a time
+            for other in [k for k in kept if k[0] == key[0]]:  # type: ignore[index]
+                del kept[other]
+        kept[key] = _fold(layer, [layer.terms[i] for i in terms], strength)
+    return kept[key]
+
+
+def stacked_down(layers: Sequence[AdapterLayer], terms: Sequence[int]) -> Tensor:
+    """The down factors of several layers of one rank and width in one tensor (n·R, in).
+
+    What is kept of each layer becomes a part of it, so that this takes no memory of its own.
+    """
+    pairs = [folded(layer, terms) for layer in layers]
+    rank, first = pairs[0][1].shape[0], pairs[0][1]
+    whole = first._base
+    if whole is None or any(
+        down._base is not whole
+        or down.data_ptr() != whole[i * rank :].data_ptr()
+        or len(whole) != rank * len(pairs)
+        for i, (_, down) in enumerate(pairs)
+    ):
+        with torch.inference_mode(False), torch.no_grad():
+            whole = torch.cat([down for _, down in pairs])
+            for i, (layer, (up, _)) in enumerate(zip(layers, pairs, strict=True)):
+                _KEPT[layer][(tuple(terms), 1.0)] = up, whole[i * rank : (i + 1) * rank]
+    return whole
+
+
+def _fold(layer: AdapterLayer, terms: Sequence[Term], strength: float) -> tuple[Tensor, Tensor]:
+    # A tensor born in inference mode could never take part in training, and the kept ones outlive the node.
+    with torch.inference_mode(False), torch.no_grad():
+        parts = []
+        for term in terms:
+            params = {name: value.detach().to("cpu") for name, value in term.params.items()}
+            method = method_of(term.config)
+            parts.append(method.fold(term.config, layer.shape, params, strength * term.weight))
+        factors = concatenate(parts)
+        folded_ = _plain(factors.scaled_up()), _plain(factors.down)
+    for term in terms:
+        if is_linear(term):  # another one is folded again for every strength
+            set_down(term)
+    return folded_
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Contiguous and alone in its memory: both factors of a layer may have been computed as one."""
+    shares = tensor.untyped_storage().nbytes() != tensor.nbytes
+    if shares or tensor.is_inference():
+        return tensor.clone(memory_format=torch.contiguous_format)
+    return tensor.contiguous()
+
+
+def digest(layer: AdapterLayer) -> str:
+    """The layer's content hash, computed once."""
+    if layer not in _DIGESTS:
+        _DIGESTS[layer] = layer.content_hash
+    return _DIGESTS[layer]
+
+
+@dataclass(eq=False)
+class KeptPiece(Piece):
+    """A piece that is cast from the process-wide float32 factors instead of folded."""
+
+    layer: AdapterLayer | None = None
+    indices: tuple[int, ...] = ()
+
+    @torch.compiler.disable
+    def _keep(self, key: object, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
+        """Cast once; where nothing is to be cast, the kept factors themselves."""
+        self._cache.clear()
+        with torch.inference_mode(False), torch.no_grad():
+            self._cache[key] = self._fold(device, dtype, strength)
+        return self._cache[key]
+
+    def _fold(self, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
+        up, down = self._masters(strength)
+        gate = {name: value.to(device) for name, value in self._gate.items()}
+        return down.to(device, dtype), up.to(device, dtype), gate
+
+    def _masters(self, strength: float) -> tuple[Tensor, Tensor]:
+        assert self.layer is not None
+        return folded(self.layer, self.indices, 1.0 if self.linear else strength)
+
+    @property
+    def _gate(self) -> dict[str, Tensor]:
+        params = self.terms[0].params
+        return {k: params[k] for k in params if k.startswith("gate.")} if self.gated else {}
+
+    def nbytes(self, dtype: torch.dtype, strength: float) -> int:
+        """What it takes on the computing device."""
+        numbers = sum(factor.numel() for factor in self._masters(strength))
+        return numbers * dtype.itemsize + 4 * sum(value.numel() for value in self._gate.values())
+
+
+def kept_pieces(name: str, layer: AdapterLayer) -> tuple[KeptPiece, ...]:
+    """The core's pieces of a layer, each with its place in the kept factors."""
+    found = []
+    for piece in pieces_of(name, layer, trained=False):
+        indices = tuple(i for i, term in enumerate(layer.terms) if any(term is t for t in piece.terms))
+        found.append(KeptPiece(piece.shape, piece.terms, piece.gate_name, layer=layer, indices=indices))
+    return tuple(found)

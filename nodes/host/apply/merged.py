@@ -1,0 +1,61 @@
+"""Merged: an adapter as the host's own low-rank weight patches, exact and at no cost per step.
+
+The host adds them to its weights when it loads the model, and takes them out again; which of its many ways it
+does that (whole, on the fly with little memory, quantised) is its own business.
+
+Shapes: up (out, R), down (R, in, *kernel) per layer; rows of a fused weight by the place's offset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ....spectral_core.errors import SpectralAdapterError
+from ..model import compat
+from ..model.places import Place
+from . import folded_cache as factors
+
+
+def add(patcher: Any, places: Iterable[Place], strength_of: Callable[[str], float]) -> int:
+    """Add the layers to a patcher (of a clone: it is changed) as weight patches; how many there are.
+
+    strength_of: a layer's strength by its name; 0 adds nothing. Raises SpectralAdapterError for adaptive
+    gates.
+    """
+    patches: dict[float, list[tuple[Any, Any]]] = {}
+    count = 0
+    for place in places:
+        strength = strength_of(place.name)
+        if not place.layer.mergeable:
+            raise SpectralAdapterError(
+                f"layer {place.name}: its gate adapts to the picture, which no fixed weight can do: choose "
+                "mode auto or live, or freeze the gates (Fuse Adapters with freeze_gates)"
+            )
+        if strength == 0:
+            continue
+        count += 1
+        everything = range(len(place.layer.terms))
+        if all(factors.is_linear(term) for term in place.layer.terms):
+            up, down = factors.folded(place.layer, everything)
+        else:
+            up, down = factors.folded(place.layer, everything, strength)
+            strength = 1.0
+        if down.shape[0] > 0:  # a frozen gate may have closed every row
+            patches.setdefault(strength, []).append((place.target, compat.weight_patch(up, down)))
+    for strength, pairs in patches.items():
+        for group in _without_repeats(pairs):
+            patcher.add_patches(group, strength)
+    return count
+
+
+def _without_repeats(pairs: list[tuple[Any, Any]]) -> list[dict[Any, Any]]:
+    """The pairs as dictionaries: several, where two layers change one weight."""
+    groups: list[dict[Any, Any]] = []
+    for target, patch in pairs:
+        free = next((group for group in groups if target not in group), None)
+        if free is None:
+            free = {}
+            groups.append(free)
+        free[target] = patch
+    return groups

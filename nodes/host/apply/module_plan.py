@@ -1,0 +1,137 @@
+"""Where in the host's model the live adapters of a patcher act, worked out once and only checked after that.
+
+Shapes: none; modules and their ``forward``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from torch import nn
+
+from ....spectral_core.attach.dispatcher import Dispatcher
+from ....spectral_core.attach.targets import bypassed_layers, layer_problem
+from ....spectral_core.attach.update import LayerUpdate
+from ....spectral_core.errors import SpectralAdapterError
+from ....spectral_core.names.layer_name import LayerName
+from ..model import compat
+from ..model.places import Place
+from .gate_groups import Group
+
+
+@dataclass(eq=False)
+class Plan:
+    """A model's modules and what they are given; valid while the tree is the one it was made for.
+
+    modules: one per place of every entry. edges: (children of a module, name, child) along every path.
+    groups: gates that are evaluated together. hooks: (the module's __dict__, its own
+    ``forward`` there or None, ours).
+    """
+
+    modules: list[nn.Module] = field(default_factory=list)
+    edges: list[tuple[Any, str, Any]] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
+    hooks: list[tuple[dict[str, Any], Any, Dispatcher]] = field(default_factory=list)
+    is_on: bool = False
+
+    def fits(self) -> bool:
+        return all(children.get(name) is child for children, name, child in self.edges) and self.is_clean()
+
+    def is_clean(self) -> bool:
+        return all(own_dict.get("forward") is own for own_dict, own, _ in self.hooks)
+
+    def put_on(self) -> None:
+        self.is_on = True
+        for own_dict, _, dispatcher in self.hooks:
+            own_dict["forward"] = dispatcher
+
+    def take_off(self) -> None:
+        self.is_on = False
+        for group in self.groups:
+            group.reset()
+        for own_dict, own, dispatcher in self.hooks:
+            if own_dict.get("forward") is not dispatcher:
+                if own_dict.get("forward") is not own:
+                    dispatcher.updates = ()  # someone put a patch over ours: it passes through from here on
+            elif own is None:
+                del own_dict["forward"]
+            else:
+                own_dict["forward"] = own
+
+
+def find(model: nn.Module, places: Sequence[Place], old: Plan | None = None) -> Plan:
+    """A plan with the modules of the places, still without hooks; the old one where the modules are its own
+    and only the way to them is new.
+
+    Raises SpectralAdapterError for a layer that only a weight patch can change.
+    """
+    plan, seen = Plan(), set[tuple[int, str]]()
+    bypassed = bypassed_layers(model)
+    for place in places:
+        module = _walk(model, place.module_path, plan.edges, seen)
+        why = _problem(place, module, bypassed)
+        if why is not None:
+            raise SpectralAdapterError(
+                f"layer {place.name} cannot be applied live: {why}. Choose mode merged (an adaptive adapter "
+                "frozen first, Fuse Adapters with freeze_gates), or leave this layer out (Adapter Strength: "
+                "its block at 0)"
+            )
+        plan.modules.append(cast(nn.Module, module))
+    if old is not None and old.is_clean() and list(map(id, old.modules)) == list(map(id, plan.modules)):
+        old.edges = plan.edges
+        return old
+    return plan
+
+
+def hook(plan: Plan, updates: Sequence[LayerUpdate]) -> None:
+    """Prepare the ``forward`` of every module; one update per module of the plan."""
+    by_module: dict[int, tuple[nn.Module, list[LayerUpdate]]] = {}
+    for module, update in zip(plan.modules, updates, strict=True):
+        by_module.setdefault(id(module), (module, []))[1].append(update)
+    for module, on_it in by_module.values():
+        own = module.__dict__.get("forward")
+        dispatcher = Dispatcher(module)
+        dispatcher.updates = tuple(sorted(on_it, key=lambda update: update.order))
+        # the host's bypass LoRA leaves the class's own forward on the instance
+        is_plain = own is None or getattr(own, "__func__", None) is type(module).forward
+        dispatcher.in_place = is_plain and compat.makes_new_output(module)
+        plan.hooks.append((module.__dict__, own, dispatcher))
+
+
+def layer_name(place: Place) -> LayerName:
+    """The layer's name with the rows of the host's weight that it is."""
+    name = LayerName.parse(place.name)
+    rows = None if place.offset is None else (place.offset[1], place.offset[1] + place.offset[2])
+    return LayerName(name.part, name.path, rows)
+
+
+def _problem(place: Place, module: Any | None, bypassed: dict[int, str]) -> str | None:
+    """Why a layer cannot be applied in the forward path, or None."""
+    if module is None:
+        return f"{place.module_path} is not in this model any more"
+    if place.function is not None:
+        return f"the host rearranges what is added to {place.key}"
+    if place.offset is not None and place.offset[0] != 0:
+        return f"it is some columns of {place.key}"
+    return bypassed.get(id(module)) or layer_problem(module)
+
+
+def _walk(
+    root: nn.Module, path: str, edges: list[tuple[Any, str, Any]], seen: set[tuple[int, str]]
+) -> nn.Module | None:
+    """The module at a path, through ``torch.compile``'s wrapper; every step of the way is noted once."""
+    module: Any = root
+    for step in path.split("."):
+        for name in (step, "_orig_mod"):
+            child = module._modules.get(name)
+            if child is None:
+                if name == step:
+                    return None
+                continue
+            if (id(module), name) not in seen:
+                seen.add((id(module), name))
+                edges.append((module._modules, name, child))
+            module = child
+    return module  # type: ignore[no-any-return]

@@ -1,0 +1,117 @@
+"""Every difference between host versions, and every host function whose name we rely on, in one place.
+
+Measured on 0.3.64 and 0.28.0; what both have is called elsewhere directly.
+
+Shapes: up (out, R), down (R, in, *kernel).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.lora
+import comfy.model_management
+import comfy.model_patcher
+import comfy.patcher_extension
+import comfy.weight_adapter
+import torch
+from torch import Tensor
+
+from ....spectral_core.errors import SpectralAdapterError
+
+APPLY_MODEL = comfy.patcher_extension.WrappersMP.APPLY_MODEL
+PREPARE_SAMPLING = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
+ON_PRE_RUN = comfy.patcher_extension.CallbacksMP.ON_PRE_RUN
+ON_CLEANUP = comfy.patcher_extension.CallbacksMP.ON_CLEANUP
+
+
+def weight_patch(up: Tensor, down: Tensor) -> Any:
+    """The host's own low-rank weight patch: strength · up · down, scale 1."""
+    return comfy.weight_adapter.LoRAAdapter(set(), (up, down, None, None, None, None))
+
+
+def model_keys(patcher: Any) -> dict[str, Any]:
+    """The host's map of a model, by name: a name in files -> its weight (key, or (key, offset[, function])).
+
+    Sorted: the host builds it from sets, so its own order is another one in every process.
+    """
+    # a fresh dictionary: the default argument of these functions is one for the whole process
+    return dict(sorted(comfy.lora.model_lora_keys_unet(patcher.model, {}).items()))
+
+
+def clip_keys(clip: Any) -> dict[str, Any]:
+    """The host's map of the text encoders."""
+    return dict(comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}))
+
+
+def original_weight(patcher: Any, key: str, device: torch.device) -> Tensor:
+    """The weight as the checkpoint has it, in float32, whatever is patched into the loaded model; a copy.
+
+    Raises SpectralAdapterError for a weight without numbers (a model whose weights the host has let go).
+    """
+    weight, _, convert = comfy.model_patcher.get_key_weight(patcher.model, key)
+    if key in patcher.backup:
+        weight = patcher.backup[key].weight
+    elif key in patcher.hook_backup:
+        weight = patcher.hook_backup[key][0]
+    if weight is None or weight.is_meta:
+        raise SpectralAdapterError(f"weight {key} has no numbers in this model: load the model again")
+    whole = comfy.model_management.cast_to_device(weight, device, torch.float32, copy=True)
+    return whole if convert is None else convert(whole, inplace=True)
+
+
+def patch_problem(patcher: Any, key: str) -> str | None:
+    """Why the host could not add a patch to a weight, or None; its own quantised weights it can convert."""
+    weight, _, convert = comfy.model_patcher.get_key_weight(patcher.model, key)
+    # a patcher of another pack brings its own way (GGUF's dequantises)
+    if convert is not None or not type(patcher).__module__.startswith("comfy."):
+        return None
+    if isinstance(weight, Tensor) and not weight.is_floating_point():
+        return f"the weight {key} is quantised ({weight.dtype})"
+    return None
+
+
+def free_memory(needed: int, device: torch.device) -> None:
+    """Ask the host to make room; the CPU has no model to push out."""
+    if not comfy.model_management.is_device_cpu(device):
+        comfy.model_management.free_memory(needed, device)
+
+
+def compute_dtype(patcher: Any) -> torch.dtype:
+    """What a model computes in: the type its weights are cast to where that is set, else their own."""
+    dtype = getattr(patcher.model, "manual_cast_dtype", None) or patcher.model_dtype()
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def makes_new_output(module: torch.nn.Module) -> bool:
+    """Whether a layer's result is a new tensor that an update may be written into: the host's own do."""
+    return type(module).__module__ == "comfy.ops"
+
+
+def with_own_weights(model: Any) -> Any:
+    """The patcher to train on: itself, or where the host streams the weights in, one that keeps them."""
+    if not getattr(model, "is_dynamic", bool)():
+        return model
+    try:
+        return model.clone(disable_dynamic=True)
+    except RuntimeError as error:
+        raise SpectralAdapterError(
+            "this model's weights are streamed in while it runs and it cannot be loaded anew: start ComfyUI "
+            "with --disable-dynamic-vram, or load the model from a file"
+        ) from error
+
+
+@contextmanager
+def in_training() -> Iterator[None]:
+    """The host's own sign for its models (newer hosts): no operations in place that autograd forbids."""
+    host = comfy.model_management
+    before = getattr(host, "in_training", None)
+    try:
+        if before is not None:
+            host.in_training = True
+        yield
+    finally:
+        if before is not None:
+            host.in_training = before

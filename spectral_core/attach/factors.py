@@ -1,0 +1,171 @@
+"""A layer's terms as factors that a forward pass can use: folded, cast once, kept while nothing changes.
+
+Strength scales ΔW, so it stays out of what is kept: a new strength or progress folds nothing again. The
+exception is Spectral R with ``strength_law="rotation"``, whose factors depend on it.
+
+Shapes: down (R, in, *kernel), up (out, R).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..adapter.adapter import AdapterLayer, Term
+from ..maths.layers import LayerShape
+from ..maths.lowrank import Factors, concatenate
+from ..methods import Fold, fold_many, method_of
+from .gate_training import Opened, Stack
+
+_KEPT = 2  # folded factors kept per piece: of one (device, dtype) in use, and of one before
+
+Ready = tuple[Tensor, Tensor, Mapping[str, Tensor]]
+"""down (R, in, *kernel), up (out, R) with the scale in it, and the gate's tensors, on the device of the
+input."""
+
+
+@dataclass(eq=False)
+class Piece:
+    """Terms that act through one pair of factors; a term with an adaptive gate is a piece of its own.
+
+    trained: the terms hold leaf tensors that an optimiser changes. given: their factors at strength 1, while
+    :func:`folded_together` lasts. stack: the tensors of the gate and its siblings, likewise.
+    """
+
+    shape: LayerShape
+    terms: tuple[Term, ...]
+    gate_name: str
+    trained: bool = False
+    given: Factors | None = None
+    stack: Stack | None = None
+    _cache: dict[Any, Ready] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.gated = not self.terms[0].mergeable
+        alone = self.terms[0].config if len(self.terms) == 1 else None
+        self.frozen_columns: int = getattr(alone, "frozen_columns", 0)  # of up, the last ones: never trained
+        self._tied: str = getattr(alone, "tied_rows", "")
+        self.linear = all(getattr(t.config, "strength_law", "delta") == "delta" for t in self.terms)
+
+    def ready(self, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
+        """down, up and the gate's tensors of strength · ΔW; folded once, or each time where they are trained.
+
+        Each time, and not once per step, unless somebody says where a step begins and ends: a graph that two
+        backward passes share is gone after the first, and torch's fused optimisers change a tensor without
+        counting up its version.
+        """
+        if self.trained:
+            return self._fold(device, dtype, strength)
+        key = (device, dtype, strength)
+        found = self._cache.get(key)
+        return self._keep(key, device, dtype, strength) if found is None else found
+
+    def tie(self, device: torch.device, dtype: torch.dtype) -> Tensor | None:
+        """(R/2,): what the second half of ``down`` is to the first in all that is trained; None for no such
+        thing."""
+        return self.terms[0].params[self._tied].to(device, dtype) if self._tied else None
+
+    @torch.compiler.disable
+    def _keep(self, key: object, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
+        """Fold once and keep it; a compiled model breaks its graph here once, and traces no fold."""
+        if len(self._cache) >= _KEPT:
+            self._cache.clear()
+        # An inference tensor could not be saved for a later backward pass, so none is ever kept.
+        with torch.inference_mode(False), torch.no_grad():
+            down, up, gate = self._fold(device, dtype, strength)
+            kept = _plain(down), _plain(up), {k: _plain(v) for k, v in gate.items()}
+        self._cache[key] = kept
+        return kept
+
+    def _fold(self, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
+        """The factors in float32 or better, and the one cast to the precision of the forward pass."""
+        if self.given is not None and strength == 1.0:
+            factors = self.given
+        else:
+            with _in_full(device):
+                factors = concatenate([self._folded(term, device, strength) for term in self.terms])
+        down, up = factors.down.to(device, dtype), factors.scaled_up().to(device, dtype)
+        return down, up, _on(device, self.terms[0].params) if self.gated else {}
+
+    def _folded(self, term: Term, device: torch.device, strength: float) -> Factors:
+        params = _on(device, term.params)
+        return method_of(term.config).fold(*fold_of(term, self.shape, params, strength))
+
+
+def _on(device: torch.device, params: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A term's tensors, which are all on one device."""
+    if next(iter(params.values())).device == device:
+        return params
+    return {name: value.to(device) for name, value in params.items()}
+
+
+def fold_of(term: Term, shape: LayerShape, params: Mapping[str, Tensor], strength: float) -> Fold:
+    return Fold(term.config, shape, params, strength * term.weight)
+
+
+def _in_full(device: torch.device) -> AbstractContextManager[object]:
+    """Folding under autocast would fold in half precision."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+@contextmanager
+def folded_together(pieces: Iterable[Piece]) -> Iterator[None]:
+    """Inside, the trained pieces are folded already, the like of all layers in few operations: for one
+    forward pass and its backward, between which no parameter may change."""
+    ready = [piece for piece in pieces if piece.trained and piece.linear]
+    folds = [fold_of(term, piece.shape, term.params, 1.0) for piece in ready for term in piece.terms]
+    devices = {next(iter(fold.params.values())).device.type for fold in folds}  # a fold's are all on one
+    with ExitStack() as around:
+        for kind in devices:
+            around.enter_context(_in_full(torch.device(kind)))
+        factors = iter(fold_many(folds))
+    for piece in ready:
+        piece.given = concatenate([next(factors) for _ in piece.terms])
+    try:
+        yield
+    finally:
+        for piece in ready:
+            piece.given = None
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Contiguous, detached, and alone in its storage: both factors may be views of one."""
+    shares = tensor.untyped_storage().nbytes() != tensor.nbytes
+    if shares or tensor.is_inference():
+        return tensor.detach().clone(memory_format=torch.contiguous_format)
+    return tensor.detach().contiguous()
+
+
+def pieces_of(name: str, layer: AdapterLayer, trained: bool) -> tuple[Piece, ...]:
+    """One piece for all terms whose ΔW is fixed and linear in the strength, one for each other term."""
+    together = [
+        t for t in layer.terms if t.mergeable and getattr(t.config, "strength_law", "delta") == "delta"
+    ]
+    pieces = [Piece(layer.shape, tuple(together), "", trained)] if together else []
+    alone = [(i, t) for i, t in enumerate(layer.terms) if all(t is not other for other in together)]
+    pieces += [Piece(layer.shape, (t,), term_name(name, i), trained) for i, t in alone]
+    return tuple(pieces)
+
+
+def term_name(layer: str, index: int) -> str:
+    """A term's name beside its layer's: the same for the first, numbered for the others."""
+    return layer if index == 0 else f"{layer}#{index}"
+
+
+class Started(NamedTuple):
+    """A piece before its module runs: its factors, z where it was projected, what its gate did with it."""
+
+    ready: Ready
+    z: Tensor | None = None
+    opened: Opened | None = None
+
+
+Begun = list[Started]
+"""One for each piece of an update."""

@@ -1,0 +1,269 @@
+"""Which layers of a module tree an adapter is for: presets, globs, regular expressions, and a report of
+the rest.
+
+A layer is told by its attributes, not by its class, because hosts bring their own linear layers:
+``in_features`` and ``weight``, or ``kernel_size`` and ``weight``. Presets go by the names that diffusers,
+transformers, ComfyUI and the original repositories use.
+
+Shapes: weights are (out, in) or (out, in, *kernel), as :mod:`..maths.layers` has them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SpectralAdapterError
+from ..maths.layers import LayerShape
+from ..names.layer_name import LayerName
+from ..names.spellings import canonical_path, path_spellings
+
+ROOT = "root"
+"""The path of a tree that is itself a layer: its name is ``<part>.root``."""
+
+WEIGHT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+# Names that are an attention projection wherever they stand, and those that are one inside an attention
+# module only.
+_ATTENTION_LEAF = re.compile(
+    r"(to|add)_(q|k|v|out|qkv|kv|add_out)(_proj)?|to_out\.0|(q|k|v|qkv)_proj|query|key|value|qkv"
+)
+_IN_ATTENTION_LEAF = re.compile(r"q|k|v|o|(out|o|c)_proj|proj(_out)?|out|c_attn|output\.dense")
+_ATTENTION_MODULE = re.compile(r"attn|attention", re.IGNORECASE)
+_MLP_LEAF = re.compile(r"fc\d|(gate|up|down)_proj|wi(_\d)?|wo|linear\d|c_fc|w\d")
+_MLP_MODULE = re.compile(r"(^|_)(ff|ffn|mlp|feed_?forward)(_|\d|$)|DenseReluDense", re.IGNORECASE)
+_MLP_END = re.compile(r"(^|\.)(intermediate|output)\.dense$")  # BERT's
+
+
+def is_attention(path: str) -> bool:
+    """Whether a linear layer of this path is a query, key, value or output projection."""
+    parts = path.split(".")
+    for size in (1, 2):
+        end, owner = ".".join(parts[-size:]), "".join(parts[-size - 1 : -size])
+        if _ATTENTION_LEAF.fullmatch(end):
+            return True
+        if _ATTENTION_MODULE.search(owner) and _IN_ATTENTION_LEAF.fullmatch(end):
+            return True
+    return False
+
+
+def is_mlp(path: str) -> bool:
+    """Whether a linear layer of this path belongs to a transformer's feed-forward part."""
+    parts = path.split(".")
+    if is_attention(path):
+        return False
+    named = any(_MLP_MODULE.search(p) for p in parts[:-1]) or _MLP_LEAF.fullmatch(parts[-1])
+    return bool(named or _MLP_END.search(path))
+
+
+Chooser = Callable[[str, LayerShape], bool]
+
+PRESETS: dict[str, Chooser] = {
+    "attention": lambda path, shape: not shape.kernel and is_attention(path),
+    "attention+mlp": lambda path, shape: not shape.kernel and (is_attention(path) or is_mlp(path)),
+    "all-linear": lambda path, shape: not shape.kernel,
+    "all": lambda path, shape: True,
+}
+
+
+@dataclass(frozen=True)
+class TargetReport:
+    """matched: names of the layers found; refused: chosen but unusable, name -> why; unselected: the other
+    layers."""
+
+    matched: tuple[str, ...]
+    refused: dict[str, str]
+    unselected: tuple[str, ...]
+
+    @property
+    def unmatched(self) -> dict[str, str]:
+        """Every layer that is not a target -> why."""
+        return self.refused | dict.fromkeys(self.unselected, "not among the targets")
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.matched)} layers matched, {len(self.unselected)} others left alone"]
+        lines += [f"  not usable: {name}: {why}" for name, why in self.refused.items()]
+        return "\n".join(lines)
+
+
+def modules_by_path(root: nn.Module) -> dict[str, nn.Module]:
+    """Path -> module over the whole tree, a shared module under each of its names, the root as ``root``.
+
+    The wrapper that ``torch.compile`` puts around a module is left out of the paths.
+    """
+    found: dict[str, nn.Module] = {}
+    for path, module in root.named_modules(remove_duplicate=False):
+        if hasattr(module, "_orig_mod"):
+            continue
+        plain = ".".join(p for p in path.split(".") if p != "_orig_mod")
+        found[plain or ROOT] = module
+    return found
+
+
+def layer_shape(module: nn.Module) -> LayerShape | None:
+    """Shape of a linear or convolution layer, from its attributes: a quantised weight's own shape says
+    nothing."""
+    if getattr(module, "weight", None) is None:
+        return None
+    if hasattr(module, "kernel_size") and hasattr(module, "in_channels"):
+        size: Any = module.kernel_size
+        kernel = (size,) if isinstance(size, int) else tuple(size)
+        return LayerShape(int(module.out_channels), int(module.in_channels), kernel)  # type: ignore[arg-type]
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return LayerShape(int(module.out_features), int(module.in_features))  # type: ignore[arg-type]
+    return None
+
+
+def layer_problem(module: nn.Module) -> str | None:
+    """Why a module's forward cannot take an adapter, or None."""
+    shape = layer_shape(module)
+    if shape is None:
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and weight.dim() < 2:
+            return f"its weight has {weight.dim()} dimension(s); linear and convolution layers can be adapted"
+        return f"{type(module).__name__} is neither a linear nor a convolution layer"
+    if getattr(module, "transposed", False):
+        return "a transposed convolution; only plain ones can be adapted"
+    if getattr(module, "groups", 1) != 1:
+        return f"a convolution with groups={module.groups}; only groups=1 can be adapted"
+    if len(shape.kernel) > 3:
+        return f"a convolution over {len(shape.kernel)} axes; 1 to 3 can be adapted"
+    return None
+
+
+def weight_problem(module: nn.Module) -> str | None:
+    """Why a module's weight cannot be read as numbers, or None; its forward may still take an adapter."""
+    weight, shape = module.weight, layer_shape(module)
+    assert isinstance(weight, Tensor) and shape is not None
+    if weight.dtype not in WEIGHT_DTYPES or tuple(weight.shape) != shape.weight_shape:
+        return f"a quantised weight ({weight.dtype}, {tuple(weight.shape)} for a layer {shape})"
+    return None
+
+
+def bypassed_layers(root: nn.Module) -> dict[int, str]:
+    """id of each layer whose weight is read without its forward being called -> what does that."""
+    bypassed = {}
+    for module in root.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            bypassed[id(module.out_proj)] = (
+                "nn.MultiheadAttention reads this weight directly and never calls the layer: merge the "
+                "adapter, or use a model whose attention has q, k, v and out layers"
+            )
+        if isinstance(module, nn.TransformerEncoderLayer) and torch.backends.mha.get_fastpath_enabled():
+            why = (
+                "nn.TransformerEncoderLayer's fast path reads this weight directly at inference: call "
+                "torch.backends.mha.set_fastpath_enabled(False) first, or merge the adapter"
+            )
+            bypassed |= {id(module.linear1): why, id(module.linear2): why}
+    return bypassed
+
+
+def _chooser(item: str, part: str) -> Chooser:
+    """One item of ``targets`` as a test on paths."""
+    if item in PRESETS:
+        return PRESETS[item]
+    if item.startswith("re:"):
+        try:
+            pattern = re.compile(item[3:])
+        except re.error as error:
+            raise SpectralAdapterError(f"targets {item!r}: not a regular expression: {error}") from error
+        return lambda path, shape: pattern.fullmatch(path) is not None
+    return lambda path, shape: fnmatch.fnmatchcase(path, item) or fnmatch.fnmatchcase(f"{part}.{path}", item)
+
+
+def split_targets(targets: str | Iterable[str]) -> list[str]:
+    """The items of ``targets``: a list as it is, text at its commas (one that starts with ``re:`` is one
+    item)."""
+    if isinstance(targets, str):
+        targets = [targets] if targets.startswith("re:") else targets.split(",")
+    return [item.strip() for item in targets if item.strip()]
+
+
+def find_targets(
+    root: nn.Module, part: str, targets: str | Iterable[str] = "attention"
+) -> tuple[dict[str, Tensor], TargetReport]:
+    """Layer name -> pretrained weight of every layer that ``targets`` names, and a report.
+
+    targets: presets (``attention``, ``attention+mlp``, ``all-linear``, ``all``), glob patterns on module
+    paths (``down_blocks.*.to_q``) or regular expressions for the whole path (``re:.*attn2.*``); a list, or
+    text with commas. A module under several names counts once, under its first. A layer inside another
+    layer is left to the outer one.
+
+    Raises SpectralAdapterError where an item matches no usable layer, with names that come near.
+    """
+    items = split_targets(targets)
+    if not items:
+        raise SpectralAdapterError(f"no targets given: expected one of {', '.join(PRESETS)}, a glob or re:…")
+    weights: dict[str, Tensor] = {}
+    refused: dict[str, str] = {}
+    layers, others = _layers_of(root)
+    for item in items:
+        chooses, hits = _chooser(item, part), 0
+        reasons: dict[str, str] = {}
+        for path, (module, shape, problem) in layers.items():
+            if not any(chooses(spelling, shape) for spelling in path_spellings(path)):
+                continue
+            name = _name(part, path)
+            if problem is None:
+                hits += 1
+                weights[name] = module.weight.detach()  # type: ignore[operator, union-attr]
+            else:
+                reasons[name] = problem
+        if item not in PRESETS:
+            reasons |= {_name(part, p): why for p, why in others.items() if chooses(p, LayerShape(0, 0))}
+        if not hits:
+            raise SpectralAdapterError(_no_match(item, list(layers), reasons))
+        refused |= reasons
+    names = [_name(part, path) for path in layers]
+    order = {name: i for i, name in enumerate(names)}
+    weights = dict(sorted(weights.items(), key=lambda kv: order[kv[0]]))
+    unselected = tuple(n for n in names if n not in weights and n not in refused)
+    return weights, TargetReport(tuple(weights), refused, unselected)
+
+
+def _name(part: str, path: str) -> str:
+    """The layer's name; a text encoder's has its ``text_model.`` level whatever this transformers release
+    calls it."""
+    return str(LayerName(part, canonical_path(path) if part.startswith("text_encoder") else path))
+
+
+_Layer = tuple[nn.Module, LayerShape, "str | None"]
+
+
+def _layers_of(root: nn.Module) -> tuple[dict[str, _Layer], dict[str, str]]:
+    """path -> (module, shape, why it is unusable or None); path -> why, of other modules with a weight."""
+    bypassed = bypassed_layers(root)
+    layers: dict[str, _Layer] = {}
+    others: dict[str, str] = {}
+    seen: set[int] = set()
+    for path, module in modules_by_path(root).items():
+        parents = (path[:dot] for dot, char in enumerate(path) if char == ".")
+        if id(module) in seen or ROOT in layers or any(parent in layers for parent in parents):
+            continue
+        seen.add(id(module))
+        shape = layer_shape(module)
+        problem = layer_problem(module)
+        if shape is None:
+            if isinstance(getattr(module, "weight", None), Tensor):
+                others[path] = str(problem)
+            continue
+        layers[path] = (module, shape, problem or bypassed.get(id(module)) or weight_problem(module))
+    return layers, others
+
+
+def _no_match(item: str, paths: list[str], reasons: dict[str, str]) -> str:
+    """The message for an item without a usable layer."""
+    message = f"targets {item!r}: no layer matches"
+    if reasons:
+        name, why = next(iter(reasons.items()))
+        message = f"targets {item!r}: none of {len(reasons)} matching layers can be adapted; {name}: {why}"
+    near = difflib.get_close_matches(item.removeprefix("re:"), paths, n=3, cutoff=0.3) or paths[:3]
+    known = f"layers here are such as {', '.join(near)}" if near else "this tree has no layer to adapt"
+    return f"{message}. Expected one of the presets {', '.join(PRESETS)}, a glob or re:…; {known}"

@@ -1,0 +1,82 @@
+"""The demo's concepts: two characters drawn by code, or the user's own pictures."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import SpectralAdapterError
+from ..training.data.folder import find_examples
+
+DRAWN_PICTURES = 12
+DRAWN_INIT = "shape"
+BACKGROUNDS = ("green", "blue", "gray", "red")
+
+
+@dataclass(frozen=True)
+class DemoConcept:
+    """A new word and its pictures; ``drawn`` when the pictures come from demo_model/draw.py."""
+
+    name: str
+    token: str
+    folder: Path
+    init_words: str
+    drawn: bool = False
+
+    def prompts(self, count: int, embedded: bool) -> list[str]:
+        """Prompts in the base model's own manner; the embedded one knows backgrounds, a real one knows
+        photos."""
+        if not embedded:
+            return [f"a photo of {self.token}"] * count
+        return [f"a {self.token} on a {BACKGROUNDS[i % len(BACKGROUNDS)]} background" for i in range(count)]
+
+
+def choose_concepts(options: argparse.Namespace) -> list[DemoConcept]:
+    """The user's concepts; with the embedded model, filled up to two with drawn characters."""
+    concepts = user_concepts(options.images, options.token, options.init)
+    if options.model is not None:
+        if not concepts:
+            raise SpectralAdapterError("--model needs pictures of your own: add --images DIR --token NAME")
+        return concepts
+    for name in ("bot", "fish"):
+        if len(concepts) >= 2:
+            break
+        concepts.append(drawn_concept(name, options.output / "pictures" / name))
+    return concepts
+
+
+def user_concepts(images: Sequence[str], tokens: Sequence[str], inits: Sequence[str]) -> list[DemoConcept]:
+    """One concept per --images; --token and --init in the same order. Folders are checked before anything
+    trains."""
+    if len(tokens) != len(images):
+        raise SpectralAdapterError(
+            f"{len(images)} --images and {len(tokens)} --token: give each folder of pictures its own token"
+        )
+    if len(set(tokens)) != len(tokens):
+        raise SpectralAdapterError(f"--token {' '.join(tokens)}: each concept needs a token of its own")
+    concepts = []
+    for i, (folder, token) in enumerate(zip(images, tokens, strict=True)):
+        name = "".join(c for c in token if c.isalnum() or c in "-_") or f"concept{i + 1}"
+        word = token if token.startswith("<") else f"<{token}>"
+        find_examples(folder, word)
+        concepts.append(DemoConcept(name, word, Path(folder), inits[i] if i < len(inits) else "object"))
+    return concepts
+
+
+def drawn_concept(name: str, folder: Path) -> DemoConcept:
+    """Draw a character's pictures (once) into a folder in kohya layout."""
+    from demo_model.draw import draw_concept
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in range(DRAWN_PICTURES):
+        picture, caption = draw_concept(name, seed, token="<TOK>")
+        path = folder / f"{seed:02d}.png"
+        if not path.exists():
+            partial = path.with_suffix(".part")
+            picture.save(partial, format="PNG")
+            path.with_suffix(".txt").write_text(caption + "\n", encoding="utf-8")
+            os.replace(partial, path)
+    return DemoConcept(name, f"<{name}>", folder, DRAWN_INIT, drawn=True)

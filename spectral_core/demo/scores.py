@@ -1,0 +1,62 @@
+"""Numbers about pictures, read by the classifier that ships with the embedded model.
+
+Concept score: mean cosine similarity between the features of samples and of the concept's own pictures, −1
+… 1. Shapes: pictures become (N, 3, 64, 64) in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..training.data.folder import find_examples, load_pictures
+from .concepts import BACKGROUNDS, DemoConcept
+
+CLASSIFIER_SIZE = 64
+
+
+def as_tensor(pictures: Sequence[Image.Image]) -> Tensor:
+    """(N, 3, 64, 64) in [0, 1]."""
+    resized = [p.convert("RGB").resize((CLASSIFIER_SIZE,) * 2, Image.Resampling.LANCZOS) for p in pictures]
+    arrays = np.stack([np.asarray(p, dtype=np.float32) for p in resized])
+    return torch.from_numpy(arrays / 255).permute(0, 3, 1, 2)
+
+
+class Scorer:
+    """Concept scores and attribute accuracy, with the shipped classifier."""
+
+    def __init__(self, folder: Path) -> None:
+        from demo_model.classifier import load_classifier
+
+        self._classifier: Any = load_classifier(folder / "classifier")
+        self._known: dict[str, Tensor] = {}
+
+    def _features_of(self, concept: DemoConcept) -> Tensor:
+        if concept.name not in self._known:
+            examples = find_examples(concept.folder, concept.token)
+            pictures = load_pictures(examples, CLASSIFIER_SIZE, CLASSIFIER_SIZE) / 2 + 0.5
+            self._known[concept.name] = self._classifier.features(pictures)
+        return self._known[concept.name]
+
+    def concept_score(self, concept: DemoConcept, pictures: Sequence[Image.Image]) -> float:
+        features: Tensor = self._classifier.features(as_tensor(pictures))
+        return float((features @ self._features_of(concept).T).mean())
+
+    def own_score(self, concept: DemoConcept) -> float:
+        """What the concept's own pictures score among themselves (each against the others): the ceiling."""
+        features = self._features_of(concept)
+        similarity = features @ features.T
+        n = len(features)
+        return float((similarity.sum() - similarity.diagonal().sum()) / max(1, n * (n - 1)))
+
+    def background_accuracy(self, pictures: Sequence[Image.Image]) -> float:
+        """Share of pictures whose background is the one that their prompt asked for."""
+        read = self._classifier.attributes(as_tensor(pictures))["background"]
+        wanted = [BACKGROUNDS[i % len(BACKGROUNDS)] for i in range(len(pictures))]
+        return sum(a == b for a, b in zip(read, wanted, strict=True)) / len(wanted)

@@ -1,0 +1,357 @@
+"""Export to an ordinary LoRA file, in kohya's or diffusers' names, and (from :mod:`.lora_import`) import of
+one.
+
+ΔW = (alpha / rows) · up · down is exact for every method but an adaptive gate, which is exported with its
+frozen mask; the report says what that loses. alpha_file = scale · rows, so it is alpha for ``dct`` and
+``none``, 2·alpha for ``dft``, times open / r for a frozen gate, 2r for Spectral A and r for Spectral R. Where
+these differ within a part the most frequent stands for all and ``up`` takes the rest, because diffusers
+cannot keep them apart. diffusers' names have no alpha: there the scale is in ``lora_B``, and ranks are padded
+with zeros to one per part, because releases of diffusers before the one tested here scale layers of different
+ranks by a common alpha. The strength is multiplied into ``up``.
+
+Shapes: down (R, in, *kernel), up (out, R, *1), alpha a single number.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..adapter.adapter import Adapter, AdapterLayer, Term
+from ..errors import SpectralAdapterError
+from ..maths.layers import LayerShape
+from ..maths.lowrank import Factors, concatenate
+from ..methods import FouRAConfig
+from ..methods.foura import freeze_params
+from ..names import spellings as keys
+from ..names.layer_name import LayerName
+from . import metadata as file_metadata
+from . import writing as safewrite
+from .lora_import import ImportedLoRA, import_lora, read_lora
+
+__all__ = [
+    "NAMINGS",
+    "ExportReport",
+    "ExportedLayer",
+    "ImportedLoRA",
+    "export_lora",
+    "import_lora",
+    "read_lora",
+]
+
+NAMINGS = ("kohya", "diffusers")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class ExportedLayer:
+    """One layer of the file.
+
+    rounding: ‖ΔW in the file − ΔW‖ / ‖ΔW‖ (Frobenius), measured. gate_loss: the same of a gated layer's
+    exported ΔW against the gated one, expected from the gates' mean openings for inputs without a preferred
+    direction and gates that open independently; None without an adaptive gate.
+    """
+
+    rank: int
+    rounding: float
+    gate_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export wrote, left out (layer -> why) and lost. ``str(report)`` is for people."""
+
+    path: Path
+    naming: str
+    layers: Mapping[str, ExportedLayer]
+    omitted: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    @property
+    def rounding(self) -> float:
+        """The largest relative rounding error of a layer."""
+        return max(layer.rounding for layer in self.layers.values())
+
+    @property
+    def gate_loss(self) -> float | None:
+        """The largest expected relative loss of a layer through its frozen gate; None where no gate was
+        adaptive.
+        """
+        losses = [layer.gate_loss for layer in self.layers.values() if layer.gate_loss is not None]
+        return max(losses) if losses else None
+
+    def __str__(self) -> str:
+        ranks = [layer.rank for layer in self.layers.values()]
+        lines = [
+            f"{self.path.name}: {len(ranks)} layers in {self.naming} names, "
+            f"rank {min(ranks)} to {max(ranks)}, "
+            f"rounding error at most {self.rounding:.1e} of a layer's update"
+        ]
+        if self.omitted:
+            lines.append(f"left out: {'; '.join(f'{name} ({why})' for name, why in self.omitted.items())}")
+        return "\n".join([*lines, *self.notes])
+
+
+def export_lora(
+    adapter: Adapter,
+    path: str | os.PathLike[str],
+    naming: str = "kohya",
+    dtype: torch.dtype = torch.float16,
+    *,
+    overwrite: bool = False,
+    drop_schedule: bool = False,
+) -> ExportReport:
+    """Write an adapter as an ordinary LoRA file at its present strengths.
+
+    Raises SpectralAdapterError for a schedule (a LoRA file cannot hold one; ``drop_schedule`` exports without
+    it), layers that the naming cannot name, values that ``dtype`` cannot hold, and everything that saving
+    refuses.
+    """
+    path = Path(path)
+    if naming not in NAMINGS or dtype not in DTYPES:
+        raise SpectralAdapterError(
+            f"{path}: naming {naming!r}, dtype {dtype}: expected {' or '.join(NAMINGS)}, and float32, "
+            "float16 or bfloat16"
+        )
+    if adapter.schedule is not None and not drop_schedule:
+        raise SpectralAdapterError(
+            f"{path}: the adapter's strength is scheduled over the denoising, which a LoRA file cannot hold; "
+            "remove the schedule, or allow dropping it"
+        )
+    folded: dict[str, tuple[Factors, float | None]] = {}
+    omitted: dict[str, str] = {}
+    for name, layer in adapter.layers.items():
+        factors, loss = _fold(layer, adapter.strength_of(name))
+        if factors.rank == 0:
+            omitted[name] = "every gate closed: rank 0"
+        elif factors.scale == 0 or not bool(factors.up.any()):
+            omitted[name] = "its update is zero"
+        else:
+            folded[name] = factors, loss
+    if not folded:
+        raise SpectralAdapterError(
+            f"{path}: no layer has an update: {_first(omitted)}; there is nothing to export"
+        )
+    write = _kohya if naming == "kohya" else _diffusers
+    layers: dict[str, ExportedLayer] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, (written, exact) in write({n: f for n, (f, _) in folded.items()}, adapter, dtype, path).items():
+        if set(written) & set(tensors):
+            raise SpectralAdapterError(
+                f"{path}: layer {name}: another layer has the same name in {naming} spelling"
+            )
+        tensors |= written
+        down, up, scale = _as_read(written)
+        rounding = _distance(Factors(down, up, scale), exact)
+        layers[name] = ExportedLayer(folded[name][0].rank, rounding, folded[name][1])
+    notes = _notes(adapter, layers)
+    safewrite.write(tensors, _metadata(adapter, path, layers, tensors), path, overwrite)
+    return ExportReport(path, naming, layers, omitted, notes)
+
+
+def _first(omitted: Mapping[str, str]) -> str:
+    return next((f"{name}: {why}" for name, why in omitted.items()), "it has no layers")
+
+
+def _fold(layer: AdapterLayer, strength: float) -> tuple[Factors, float | None]:
+    """One pair of factors, its scale the method's own (alpha / rank), and the frozen gates' expected loss."""
+    terms = []
+    for term in layer.terms:
+        if isinstance(term.config, FouRAConfig):
+            config, params = freeze_params(term.config, term.params)
+            term = replace(term, config=config, params=params)
+        factors = term.factors(layer.shape, strength)
+        own = float(getattr(term.config, "scale", 1.0))
+        terms.append(replace(factors, up=factors.up * (factors.scale / own), scale=own) if own else factors)
+    return concatenate(terms), None if layer.mergeable else _gate_loss(layer)
+
+
+def _gate_loss(layer: AdapterLayer) -> float:
+    """Root of the terms' summed E‖ΔW(g) − ΔW(mask)‖² over their summed E‖ΔW(g)‖²; fixed terms lose none."""
+    lost = total = 0.0
+    for term in layer.terms:
+        if term.mergeable:
+            total += _norm(term.factors(layer.shape)) ** 2
+        else:
+            squares = _gate_squares(term, layer.shape)
+            lost, total = lost + squares[0], total + squares[1]
+    return (lost / total) ** 0.5 if total else 0.0
+
+
+def _gate_squares(term: Term, shape: LayerShape) -> tuple[float, float]:
+    """E‖ΔW(g) − ΔW(mask)‖² and E‖ΔW(g)‖² for independent gates g with P(g = 1) = p, the mean openings.
+
+    With G the Gram matrix of the rows' rank-one updates: Σᵢⱼ E[dᵢdⱼ] Gᵢⱼ, d = g − mask; likewise with g.
+    """
+    assert isinstance(term.config, FouRAConfig)
+    p = term.params["gate.mean_open"].double().cpu()
+    mask = freeze_params(term.config, term.params)[1]["gate.mask"].double().cpu()
+    factors = term.factors(shape)
+    gram = _gram(factors).cpu()
+    rank, pairs = term.config.rank, term.config.rows_per_gate
+    gram = gram.reshape(pairs, rank, pairs, rank).sum((0, 2))  # row i and, for dft, its imaginary twin
+    spread = (p * (1 - p) * gram.diagonal()).sum()
+    lost = (p - mask) @ gram @ (p - mask) + spread
+    return max(float(lost), 0.0), max(float(p @ gram @ p + spread), 0.0)
+
+
+def _gram(factors: Factors) -> Tensor:
+    """(R, R) inner products of the rank-one updates scale · upᵢ downᵢ, in float64."""
+    up, down = factors.scaled_up().double(), factors.down.flatten(1).double()
+    return (up.mT @ up) * (down @ down.mT)
+
+
+def _norm(factors: Factors) -> float:
+    return float(_gram(factors).sum().clamp_min(0).sqrt())
+
+
+def _distance(found: Factors, exact: Factors) -> float:
+    """‖found − exact‖ / ‖exact‖, by the difference's own factors, in which nothing cancels."""
+    up, down = (t.double() for t in (found.scaled_up(), found.down))
+    up0, down0 = (t.double() for t in (exact.scaled_up(), exact.down))
+    change = Factors(torch.cat([down, down - down0]), torch.cat([up - up0, up0], 1))
+    size = _norm(exact)
+    return _norm(change) / size if size else 0.0
+
+
+def _balanced(factors: Factors) -> Factors:
+    """The same product with row and column of each rank of like size: powers of two, so nothing is rounded
+    here.
+
+    float16 loses digits below 6e-5, where one factor of a pair often lies.
+    """
+    size_up, size_down = factors.up.norm(dim=0), factors.down.flatten(1).norm(dim=1)
+    ratio = torch.where((size_up > 0) & (size_down > 0), size_up / size_down.clamp_min(1e-30), 1.0)
+    power = torch.exp2(torch.round(torch.log2(ratio.clamp(1e-30, 1e30)) / 2))
+    down = factors.down * power.reshape(-1, *(1,) * (factors.down.dim() - 1))
+    return replace(factors, down=down, up=factors.up / power)
+
+
+Written = dict[str, tuple[dict[str, Tensor], Factors]]
+"""Layer -> its tensors in the file, and the exact factors that they stand for."""
+
+
+def _kohya(folded: Mapping[str, Factors], adapter: Adapter, dtype: torch.dtype, path: Path) -> Written:
+    two = keys.has_two_encoders(list(adapter.layers), adapter.provenance.family)
+    found: Written = {}
+    for name, factors in _with_common_alphas(folded).items():
+        key = keys.to_kohya(name, two)
+        down, up = _rounded(factors, dtype, f"{path}: layer {name}")
+        alpha = torch.tensor(factors.scale * factors.rank, dtype=torch.float32)
+        found[name] = (
+            {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": alpha},
+            factors,
+        )
+    return found
+
+
+def _with_common_alphas(folded: Mapping[str, Factors]) -> dict[str, Factors]:
+    """The same updates with one alpha per part: where the layers' own differ, the most frequent of them.
+
+    diffusers drops the alphas of single attention layers of a kohya file and takes the most frequent for all;
+    with the rest of the scale in ``up`` every reader computes the same.
+    """
+    alphas: dict[str, list[float]] = {}
+    for name, factors in folded.items():
+        alphas.setdefault(LayerName.parse(name).part, []).append(factors.scale * factors.rank)
+    found = {}
+    for name, factors in folded.items():
+        of_part = alphas[LayerName.parse(name).part]
+        scale = max(of_part, key=of_part.count) / factors.rank
+        is_own = math.isclose(scale, factors.scale, rel_tol=1e-9)
+        found[name] = (
+            factors if is_own else replace(factors, up=factors.up * (factors.scale / scale), scale=scale)
+        )
+    return found
+
+
+def _diffusers(folded: Mapping[str, Factors], adapter: Adapter, dtype: torch.dtype, path: Path) -> Written:
+    ranks: dict[str, int] = {}
+    for name, factors in folded.items():
+        part = LayerName.parse(name).part
+        ranks[part] = max(ranks.get(part, 0), factors.rank)
+    found: Written = {}
+    for name, factors in folded.items():
+        layer = LayerName.parse(name)
+        if layer.rows is not None or layer.part in (keys.NATIVE_PART, keys.KOHYA_PART):
+            raise SpectralAdapterError(
+                f"{path}: layer {name}: has no name in diffusers; expected layers of unet, text_encoder, "
+                "text_encoder_2 or another part of a pipeline, and whole weights"
+            )
+        whole = Factors(factors.down, factors.scaled_up())
+        down, up = _rounded(_padded(whole, ranks[layer.part]), dtype, f"{path}: layer {name}")
+        path_there = keys.canonical_path(layer.path) if layer.part.startswith("text_encoder") else layer.path
+        key = f"{layer.part}.{path_there}"
+        found[name] = (
+            {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up},
+            _padded(whole, ranks[layer.part]),
+        )
+    return found
+
+
+def _padded(factors: Factors, rank: int) -> Factors:
+    more = rank - factors.rank
+    down = torch.cat([factors.down, factors.down.new_zeros(more, *factors.down.shape[1:])])
+    return replace(
+        factors, down=down, up=torch.cat([factors.up, factors.up.new_zeros(len(factors.up), more)], 1)
+    )
+
+
+def _rounded(factors: Factors, dtype: torch.dtype, place: str) -> tuple[Tensor, Tensor]:
+    """down and up as they are stored: in float16 balanced first; a convolution's up with a kernel of ones."""
+    if dtype == torch.float16:
+        factors = _balanced(factors)
+    down, up = factors.down.to(dtype), factors.up.to(dtype)
+    if not bool(torch.isfinite(down).all() and torch.isfinite(up).all()):
+        raise SpectralAdapterError(
+            f"{place}: values up to {max(float(t.abs().max()) for t in (factors.down, factors.up)):.3g} do "
+            f"not fit {dtype}, or are not finite; export as bfloat16 or float32"
+        )
+    return down.contiguous(), up.reshape(*up.shape, *(1,) * (down.dim() - 2)).contiguous()
+
+
+def _as_read(written: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, float]:
+    """down, up and scale as a reader of the file takes them."""
+    down = next(t for key, t in written.items() if key.endswith(("lora_down.weight", "lora_A.weight")))
+    up = next(t for key, t in written.items() if key.endswith(("lora_up.weight", "lora_B.weight")))
+    alpha = next((float(t) for key, t in written.items() if key.endswith(".alpha")), float(len(down)))
+    return down, up.flatten(1), alpha / len(down)
+
+
+def _notes(adapter: Adapter, layers: Mapping[str, ExportedLayer]) -> tuple[str, ...]:
+    notes = []
+    gated = {name: layer.gate_loss for name, layer in layers.items() if layer.gate_loss is not None}
+    if gated:
+        worst = max(gated, key=lambda name: gated[name] or 0.0)
+        notes.append(
+            f"{len(gated)} layers have an adaptive gate and were exported with their frozen mask: expected "
+            f"to lose up to {gated[worst]:.1%} of the gated update's norm ({worst}), for inputs without a "
+            "preferred direction"
+        )
+    if adapter.schedule is not None:
+        notes.append("the strength schedule was dropped: the file has the full strength all the time")
+    if adapter.tokens:
+        notes.append(f"trained words are not in a LoRA file: {', '.join(adapter.tokens)}")
+    laws = {
+        getattr(t.config, "strength_law", "delta") for layer in adapter.layers.values() for t in layer.terms
+    }
+    if "rotation" in laws:
+        notes.append("layers whose strength turns the rotation are exact at this strength only")
+    return tuple(notes)
+
+
+def _metadata(
+    adapter: Adapter, path: Path, layers: Mapping[str, ExportedLayer], tensors: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """What LoRA managers show; rank and alpha are those of the file."""
+    shown = file_metadata.describe(adapter, path.stem, "networks.lora", "lora")
+    alphas = {float(t) for key, t in tensors.items() if key.endswith(".alpha")}
+    rank = max(layer.rank for layer in layers.values())
+    alpha = f"{alphas.pop():g}" if len(alphas) == 1 else ("Dynamic" if alphas else str(rank))
+    return shown | {"ss_network_dim": str(rank), "ss_network_alpha": alpha, "format": "pt"}

@@ -1,0 +1,82 @@
+"""What other programs read in a file's header: ``modelspec.*`` (Stability's model specification) and kohya's
+``ss_*``.
+
+LoRA managers and the host's metadata view show these. Everything that this project needs itself is in its own
+entry.
+
+Shapes: none; words only.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+from ..adapter.adapter import Adapter
+from ..methods import MethodConfig
+
+IMPLEMENTATION = "comfyui-spectral-adapters"
+_ARCHITECTURES = {
+    "sd1": "stable-diffusion-v1",
+    "sd2": "stable-diffusion-v2",
+    "sdxl": "stable-diffusion-xl-v1-base",
+}
+_KOHYA_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
+_NAMES = {
+    "foura": "FouRA",
+    "spectral_a": "Spectral Adapter (additive)",
+    "spectral_r": "Spectral Adapter (rotational)",
+    "lora": "LoRA",
+    "orthogonal": "Orthogonal Adaptation",
+}
+_TRAINING = {  # provenance.training -> kohya's word, where a run has recorded it under this name
+    "steps": "ss_steps",
+    "epochs": "ss_num_epochs",
+    "learning_rate": "ss_learning_rate",
+    "batch_size": "ss_total_batch_size",
+    "images": "ss_num_train_images",
+    "seed": "ss_seed",
+    "optimizer": "ss_optimizer",
+    "resolution": "ss_resolution",
+    "base_name": "ss_sd_model_name",
+}
+
+
+def describe(adapter: Adapter, title: str, network_module: str, adapter_kind: str) -> dict[str, str]:
+    """The shown metadata. ``network_module`` and ``adapter_kind`` say what the file's tensors are."""
+    provenance = adapter.provenance
+    methods = ", ".join(_NAMES[method] for method in adapter.methods)
+    found = {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.title": provenance.name or title,
+        "modelspec.implementation": IMPLEMENTATION,
+        "modelspec.date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S"),
+        "modelspec.description": f"{methods}, {len(adapter.layers)} layers",
+        "ss_network_module": network_module,
+        "ss_output_name": provenance.name or title,
+    }
+    architecture = _ARCHITECTURES.get(provenance.family, provenance.family)
+    if architecture:
+        found["modelspec.architecture"] = f"{architecture}/{adapter_kind}"
+    if provenance.trigger_words:
+        found["modelspec.trigger_phrase"] = ", ".join(provenance.trigger_words)
+    if provenance.family in _KOHYA_VERSIONS:
+        found["ss_base_model_version"] = _KOHYA_VERSIONS[provenance.family]
+    for ours, theirs in _TRAINING.items():
+        if ours in provenance.training:
+            found[theirs] = str(provenance.training[ours])
+    return found | _rank_and_alpha(adapter)
+
+
+def _rank_and_alpha(adapter: Adapter) -> dict[str, str]:
+    """kohya's dim and alpha: the layers' own where they agree, the largest rank and ``Dynamic`` where not."""
+    configs = [term.config for layer in adapter.layers.values() for term in layer.terms]
+    if not configs:
+        return {}
+    ranks, alphas = {config.rank for config in configs}, {_alpha(config) for config in configs}
+    alpha = f"{alphas.pop():g}" if len(alphas) == 1 else "Dynamic"
+    return {"ss_network_dim": str(max(ranks)), "ss_network_alpha": alpha}
+
+
+def _alpha(config: MethodConfig) -> float:
+    alpha = getattr(config, "alpha", None)
+    return float(config.rank if alpha is None else alpha)

@@ -1,0 +1,193 @@
+"""The adaptive rank gate: which of an adapter's rows are open, decided from the layer's own input.
+
+FouRA (Borse et al., NeurIPS 2024, arXiv 2406.08798) prints G(z) = 1 where S(H(𝒢 z)) == 1, else 0: a learned
+network, an entropy, a sigmoid, soft in training, hard and input-dependent at inference. In floating point
+that gate is never on (or, rounded, always), so this one keeps its idea and not its letter:
+
+    φ = log(mean over tokens |z|² + 1e-12),  input = [LayerNorm(φ), mean(φ) − μ]
+    logits = bias + W₂·SiLU(W₁·input + b₁),  p = σ(logits / τ),  open where p > ½
+
+μ, a stored number per layer, shows the network the overall scale of z, which LayerNorm alone removes.
+``entropy`` puts scale·H(σ(logits)) + shift, H the binary entropy in nats, in place of the logits: the printed
+formula's nearest trainable neighbour. Every row of a batch gates itself, and all of it runs in float32.
+
+Shapes: z (B, …, R) or (B, R, *space), R = rank · rows_per_gate; φ, logits and p (B, rank); W₁ (hidden, rank +
+1), W₂ (rank, hidden), hidden = max(⌊rank/8⌋, 4).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from ..maths.layers import as_fp32, channel_view, full_precision
+from .record import GateRecorder
+from .runtime import GateRuntime, mode_at, temperature_at
+
+__all__ = [
+    "KINDS",
+    "GateRecorder",
+    "GateRuntime",
+    "apply",
+    "features",
+    "freeze",
+    "init",
+    "logits",
+    "mode_at",
+    "probabilities",
+    "temperature_at",
+    "tensor_shapes",
+    "trainable",
+    "values",
+]
+
+KINDS = ("mlp", "entropy")
+_INITIAL_LOGIT = 2.0
+FLOOR = 1e-12  # of the mean energy, before its logarithm
+NORM_EPS = 1e-5  # of the LayerNorm
+
+Params = Mapping[str, Tensor]
+
+
+def tensor_shapes(rank: int, kind: str) -> dict[str, tuple[int, ...]]:
+    """Every tensor of one layer's gate; ``gate.mu`` and ``gate.mean_open`` (E[p]) are stored, not trained."""
+    hidden = max(rank // 8, 4)
+    shapes: dict[str, tuple[int, ...]] = {
+        "gate.w1": (hidden, rank + 1),
+        "gate.b1": (hidden,),
+        "gate.w2": (rank, hidden),
+        "gate.bias": (rank,),
+    }
+    if kind == "entropy":
+        shapes |= {"gate.entropy_scale": (rank,), "gate.entropy_shift": (rank,)}
+    return shapes | {"gate.mu": (), "gate.mean_open": (rank,)}
+
+
+def trainable(kind: str) -> tuple[str, ...]:
+    names = ("gate.w1", "gate.b1", "gate.w2", "gate.bias")
+    return (*names, "gate.entropy_scale", "gate.entropy_shift") if kind == "entropy" else names
+
+
+def init(rank: int, kind: str, generator: Generator | None) -> dict[str, Tensor]:
+    """Every gate open with logit 2 whatever the input (W₂ = 0); W₁ ~ U(−b, b), b = (rank + 1)^-½."""
+    params = {name: torch.zeros(shape) for name, shape in tensor_shapes(rank, kind).items()}
+    bound = 1 / math.sqrt(rank + 1)
+    params["gate.w1"].uniform_(-bound, bound, generator=generator)
+    params["gate.bias"].fill_(_INITIAL_LOGIT)
+    params["gate.mean_open"].fill_(1.0)
+    if kind == "entropy":  # 4·H(σ(2)) + 0.54 = 2.00: it starts where the other kind does
+        params["gate.entropy_scale"].fill_(4.0)
+        params["gate.entropy_shift"].fill_(0.54)
+    return params
+
+
+def tokens_of(z: Tensor, is_convolution: bool) -> tuple[int, ...]:
+    """The axes of z that a gate averages over: tokens or space; none of a 2-D z."""
+    return tuple(range(2, z.dim())) if is_convolution else tuple(range(1, z.dim() - 1))
+
+
+def energy(z: Tensor, rows_per_gate: int, is_convolution: bool) -> tuple[Tensor, int]:
+    """(Σ over tokens or space of |z|², (B, rank), in float32 from before the squaring; how many those are).
+
+    A 2-D z is (B, R): every row is its own batch row. rows_per_gate 2 pairs row i with row i + rank: Re² +
+    Im².
+    """
+    over = tokens_of(z, is_convolution)
+    found = as_fp32(z).square()
+    if over:
+        found = found.sum(over)
+    if rows_per_gate == 2:
+        real, imaginary = found.chunk(2, 1)
+        found = real + imaginary
+    tokens = 1
+    for axis in over:
+        tokens *= z.shape[axis]
+    return found, tokens
+
+
+def features(z: Tensor, rows_per_gate: int, is_convolution: bool) -> Tensor:
+    """φ (B, rank) = log(mean over tokens or space of |z|² + 1e-12), in float32."""
+    total, tokens = energy(z, rows_per_gate, is_convolution)
+    return torch.log(total / tokens + FLOOR)
+
+
+def network(seen: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(W₁·seen + b₁, its SiLU, bias + W₂·SiLU); seen (B, rank + 1), or (n, B, rank + 1) as for ``logits``."""
+    product = torch.addmm if seen.dim() == 2 else torch.baddbmm
+    hidden = product(b1, seen, w1.mT)
+    active = F.silu(hidden)
+    return hidden, active, product(bias, active, w2.mT)
+
+
+def logits(params: Params, phi: Tensor, kind: str) -> Tensor:
+    """(B, rank) from φ (B, rank): positive where the gate is open, before the temperature.
+
+    Also for n gates of one rank at once: φ (n, B, rank) and tensors stacked to (n, 1, …), matrices (n, …).
+    """
+    w1, b1, w2, bias, *entropy = (params[name].to(phi.dtype) for name in trainable(kind))
+    with full_precision(phi):  # a product in half precision would move the threshold
+        level = phi.mean(-1, keepdim=True) - params["gate.mu"].to(phi.dtype)
+        seen = torch.cat([F.layer_norm(phi, phi.shape[-1:], eps=NORM_EPS), level], -1)
+        out = network(seen, w1, b1, w2, bias)[-1]
+    if kind == "entropy":
+        scale, shift = entropy
+        p = torch.sigmoid(out)
+        # −p·ln p − (1−p)·ln(1−p) with ln p = logsigmoid, which stays finite where p rounds to 0 or 1
+        out = scale * -(p * F.logsigmoid(out) + (1 - p) * F.logsigmoid(-out)) + shift
+    return out
+
+
+def probabilities(params: Params, phi: Tensor, kind: str, temperature: float) -> Tensor:
+    """p (B, rank) = σ(logits / τ), τ > 0."""
+    return torch.sigmoid(logits(params, phi, kind) / temperature)
+
+
+def freeze(mean_open: Tensor) -> Tensor:
+    """The fixed 0/1 mask (rank,) of a frozen gate: open where E[p] > ½."""
+    return (mean_open > 0.5).float()
+
+
+def values(
+    z: Tensor,
+    params: Params,
+    kind: str,
+    rows_per_gate: int,
+    is_convolution: bool,
+    runtime: GateRuntime,
+    name: str,
+) -> Tensor:
+    """G(z) (B, R) in z's dtype, of the folded down projection z of one layer before alpha and strength."""
+    phi = features(z, rows_per_gate, is_convolution)
+    params = {**params, "gate.mu": runtime.mu(name, params["gate.mu"])}
+    raw = logits(params, phi, kind)
+    p = None
+    if runtime.mode != "hard" or runtime.wants_p:
+        p = torch.sigmoid(raw / runtime.temperature)
+    is_open = raw > 0
+    runtime.watch(name, phi, is_open, p)
+    if runtime.mode == "soft":
+        assert p is not None
+        found = p.to(z.dtype)
+    elif p is not None and runtime.mode == "straight_through":
+        found = (p + (is_open.to(p.dtype) - p).detach()).to(z.dtype)
+    else:
+        found = is_open.to(z.dtype)
+    return torch.cat([found, found], 1) if rows_per_gate == 2 else found
+
+
+def apply(
+    z: Tensor,
+    params: Params,
+    kind: str,
+    rows_per_gate: int,
+    is_convolution: bool,
+    runtime: GateRuntime,
+    name: str,
+) -> Tensor:
+    """G(z)·z, in the shape and dtype of z."""
+    found = values(z, params, kind, rows_per_gate, is_convolution, runtime, name)
+    return z * channel_view(found, z, is_convolution)

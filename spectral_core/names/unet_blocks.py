@@ -1,0 +1,177 @@
+"""The block structure of Stable Diffusion's UNets, and the map of module names that follows from it.
+
+diffusers numbers blocks by level (``down_blocks.1.attentions.0``), the original code and ComfyUI in one row
+(``input_blocks.4.1``); what is inside a block has nearly the same names in both.
+
+Shapes: none; names only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any
+
+from ..errors import SpectralAdapterError
+
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+ATTENTION = ("norm", "proj_in", "proj_out")
+_ATTENTION_WEIGHTS = ("to_q", "to_k", "to_v", "to_out.0")
+TRANSFORMER = (
+    *(f"attn{i}.{weight}" for i in (1, 2) for weight in _ATTENTION_WEIGHTS),
+    *("ff.net.0.proj", "ff.net.2", "norm1", "norm2", "norm3"),
+)
+ENDS = {
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+
+
+@dataclass(frozen=True)
+class UNetLayout:
+    """Blocks of a UNet: per level, the transformer depth behind each of its residual blocks (0: none).
+
+    ``down[i]`` has one entry per residual block of down block i, ``up[i]`` one more. ``mid`` is the depth in
+    the middle, 0 a residual block alone, None no middle. ``label`` names the module behind the native
+    ``label_emb``.
+    """
+
+    down: tuple[tuple[int, ...], ...]
+    mid: int | None
+    up: tuple[tuple[int, ...], ...]
+    label: str = ""
+
+    @classmethod
+    def symmetric(cls, depths: tuple[int, ...], layers: int = 2, label: str = "") -> UNetLayout:
+        """``depths`` per level, finest first; the way up mirrors them, the middle has the last one (or 1)."""
+        down = tuple((depth,) * layers for depth in depths)
+        up = tuple((depth,) * (layers + 1) for depth in reversed(depths))
+        return cls(down, max(depths[-1], 1), up, label)
+
+    @classmethod
+    def sd1(cls) -> UNetLayout:
+        return cls.symmetric((1, 1, 1, 0))
+
+    @classmethod
+    def sd2(cls) -> UNetLayout:
+        return cls.symmetric((1, 1, 1, 0))
+
+    @classmethod
+    def sdxl(cls) -> UNetLayout:
+        return cls.symmetric((0, 2, 10), label="add_embedding")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> UNetLayout:
+        """From a diffusers UNet2DConditionModel configuration (its ``config.json`` as a dictionary).
+
+        Raises SpectralAdapterError for block types that the Stable Diffusion UNets do not have.
+        """
+        types = tuple(config["down_block_types"])
+        counts = _per_level(config.get("layers_per_block", 2), len(types))
+        depths = _per_level(config.get("transformer_layers_per_block", 1), len(types))
+        up_depths = config.get("reverse_transformer_layers_per_block") or tuple(reversed(depths))
+        down = tuple(_depths(*level) for level in zip(types, counts, depths, strict=True))
+        ups = zip(tuple(config["up_block_types"]), [n + 1 for n in reversed(counts)], up_depths, strict=True)
+        return cls(down, _mid_depth(config, depths), tuple(_depths(*level) for level in ups), _label(config))
+
+
+def _per_level(value: Any, levels: int) -> tuple[Any, ...]:
+    values = (value,) * levels if isinstance(value, int) else tuple(value)
+    if len(values) != levels:
+        raise SpectralAdapterError(
+            f"UNet configuration: found {len(values)} entries for {levels} levels: {values}"
+        )
+    return values
+
+
+def _depths(block_type: str, count: int, depth: Any) -> tuple[int, ...]:
+    """Transformer depth behind each residual block of one level."""
+    if block_type in ("DownBlock2D", "UpBlock2D"):
+        return (0,) * count
+    if block_type not in ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"):
+        raise SpectralAdapterError(
+            f"UNet block type {block_type}: expected CrossAttn…Block2D or …Block2D, as in Stable Diffusion; "
+            "for other models use the host's own weight names"
+        )
+    return _per_level(depth, count)
+
+
+def _mid_depth(config: Mapping[str, Any], depths: tuple[Any, ...]) -> int | None:
+    kind = config.get("mid_block_type", "UNetMidBlock2DCrossAttn")
+    if kind is None:
+        return None
+    if kind == "UNetMidBlock2D":
+        return 0
+    last = depths[-1]
+    return int(last if isinstance(last, int) else last[-1])
+
+
+def _label(config: Mapping[str, Any]) -> str:
+    if config.get("addition_embed_type") == "text_time":
+        return "add_embedding"
+    return "class_embedding" if config.get("class_embed_type") == "projection" else ""
+
+
+def _resnet(ours: str, native: str) -> dict[str, str]:
+    return {f"{ours}.{a}": f"{native}.{b}" for a, b in RESNET.items()}
+
+
+def _attention(ours: str, native: str, depth: int) -> dict[str, str]:
+    leaves = (*ATTENTION, *(f"transformer_blocks.{k}.{leaf}" for k in range(depth) for leaf in TRANSFORMER))
+    return {f"{ours}.{leaf}": f"{native}.{leaf}" for leaf in leaves}
+
+
+@lru_cache(maxsize=32)
+def unet_table(layout: UNetLayout) -> Mapping[str, str]:
+    """Module path in diffusers -> native module path, for every module with a weight (a few that a model may
+    lack).
+    """
+    table = dict(ENDS)
+    if layout.label:
+        table |= {f"{layout.label}.linear_{i}": f"label_emb.0.{j}" for i, j in ((1, 0), (2, 2))}
+    n = 1
+    for i, depths in enumerate(layout.down):
+        for j, depth in enumerate(depths):
+            table |= _resnet(f"down_blocks.{i}.resnets.{j}", f"input_blocks.{n}.0")
+            if depth:
+                table |= _attention(f"down_blocks.{i}.attentions.{j}", f"input_blocks.{n}.1", depth)
+            n += 1
+        if i < len(layout.down) - 1:
+            table[f"down_blocks.{i}.downsamplers.0.conv"] = f"input_blocks.{n}.0.op"
+            n += 1
+    if layout.mid is not None:
+        table |= _resnet("mid_block.resnets.0", "middle_block.0")
+    if layout.mid:
+        table |= _attention("mid_block.attentions.0", "middle_block.1", layout.mid)
+        table |= _resnet("mid_block.resnets.1", "middle_block.2")
+    n = 0
+    for i, depths in enumerate(layout.up):
+        for j, depth in enumerate(depths):
+            table |= _resnet(f"up_blocks.{i}.resnets.{j}", f"output_blocks.{n}.0")
+            if depth:
+                table |= _attention(f"up_blocks.{i}.attentions.{j}", f"output_blocks.{n}.1", depth)
+            if j == len(depths) - 1 and i < len(layout.up) - 1:
+                table[f"up_blocks.{i}.upsamplers.0.conv"] = f"output_blocks.{n}.{2 if depth else 1}.conv"
+            n += 1
+    return MappingProxyType(table)
+
+
+@lru_cache(maxsize=32)
+def inverse_unet_table(layout: UNetLayout, flat: bool) -> Mapping[str, str]:
+    """Native module path -> diffusers' path; ``flat`` with every dot of the native path as ``_``."""
+    table = unet_table(layout)
+    inverse = {native.replace(".", "_") if flat else native: ours for ours, native in table.items()}
+    assert len(inverse) == len(table), "native names of a layout must not collide"
+    return MappingProxyType(inverse)

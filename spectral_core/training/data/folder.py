@@ -1,0 +1,162 @@
+"""Pictures with captions from a folder, in the layout that kohya's trainer and ComfyUI's dataset nodes read.
+
+``name.jpg`` + ``name.txt`` (or ``.caption``) in the folder itself or in subfolders called
+``<repeats>_<name>``. ``<TOK>`` in a caption stands for the concept's token; a caption that has neither gets
+the token in front. ``name.mask.png`` beside a picture is its mask: white is learned, black is not.
+
+Shapes: a picture becomes (3, height, width) in [−1, 1], centre-cropped and resized with Lanczos; its mask (1,
+height, width) in [0, 1], cropped in the same way.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ...errors import SpectralAdapterError
+from .order import Order
+
+__all__ = [
+    "Example",
+    "Order",
+    "caption_for",
+    "find_examples",
+    "insert_token",
+    "load_mask",
+    "load_picture",
+    "load_pictures",
+]
+
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+CAPTION_ENDINGS = (".txt", ".caption")
+MASK_ENDING = ".mask.png"
+PLACEHOLDER = "<TOK>"
+_REPEATS = re.compile(r"(\d+)_.+")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture file with its caption and how often an epoch shows it; ``captioned``: it had a caption of
+    its own; ``mask``: its mask file."""
+
+    path: Path
+    caption: str
+    repeats: int = 1
+    captioned: bool = True
+    mask: Path | None = None
+
+
+def find_examples(folder: str | Path, token: str = "") -> list[Example]:
+    """Every picture of a folder with its caption, in the order of names. Raises when there is none.
+
+    token: is put into the captions; without one they stay as they are written.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise SpectralAdapterError(
+            f"picture folder {folder}: not a folder; expected one with pictures and captions"
+        )
+    examples = [
+        Example(path, caption_for(path, token), repeats, _caption_file(path) is not None, _mask_of(path))
+        for sub, repeats in _picture_folders(folder)
+        for path in sorted(sub.iterdir())
+        if path.suffix.lower() in PICTURE_ENDINGS
+        and not path.name.startswith(".")
+        and not path.name.endswith(MASK_ENDING)
+    ]
+    if not examples:
+        raise SpectralAdapterError(
+            f"picture folder {folder}: no pictures found; expected files ending in "
+            f"{', '.join(PICTURE_ENDINGS)} there or in subfolders named like 10_mydog"
+        )
+    return examples
+
+
+def _picture_folders(folder: Path) -> list[tuple[Path, int]]:
+    """The folder itself once, then its ``<repeats>_<name>`` subfolders."""
+    found = [(folder, 1)]
+    for sub in sorted(p for p in folder.iterdir() if p.is_dir()):
+        if match := _REPEATS.fullmatch(sub.name):
+            found.append((sub, max(1, int(match[1]))))
+    return found
+
+
+def _mask_of(picture: Path) -> Path | None:
+    mask = picture.with_name(picture.stem + MASK_ENDING)
+    return mask if mask.is_file() else None
+
+
+def _caption_file(picture: Path) -> Path | None:
+    return next((p for e in CAPTION_ENDINGS if (p := picture.with_suffix(e)).is_file()), None)
+
+
+def caption_for(picture: Path, token: str) -> str:
+    """The caption beside a picture with the token in it; without a caption file, ``a picture of <token>``."""
+    path = _caption_file(picture)
+    if path is not None:
+        return insert_token(_read_text(path), token)
+    return f"a picture of {token}" if token else ""
+
+
+def insert_token(caption: str, token: str) -> str:
+    """The caption with ``<TOK>`` replaced; the token goes in front where it does not occur."""
+    caption = " ".join(caption.replace(PLACEHOLDER, token).split())
+    if not token or token in caption:
+        return caption
+    return f"{token}, {caption}" if caption else token
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SpectralAdapterError(f"caption file {path}: not UTF-8 text; save it as UTF-8") from error
+
+
+def load_picture(path: Path, width: int, height: int) -> Tensor:
+    """(3, height, width) in [−1, 1]: rotated as its EXIF says, transparency on white, cropped about its
+    centre."""
+    fitted = ImageOps.fit(_flatten(_open(path)), (width, height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.asarray(fitted, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
+
+
+def load_mask(path: Path, width: int, height: int) -> Tensor:
+    """(1, height, width) in [0, 1], cropped as its picture is."""
+    fitted = ImageOps.fit(_open(path).convert("L"), (width, height), Image.Resampling.BOX)
+    return torch.from_numpy(np.asarray(fitted, dtype=np.float32) / 255)[None]
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(width, height) as it is shown. Decodes the whole file, so a broken one is found."""
+    return _open(path).size
+
+
+def _open(path: Path) -> Image.Image:
+    """The picture, turned as its EXIF says."""
+    try:
+        with Image.open(path) as opened:
+            return ImageOps.exif_transpose(opened)
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError) as error:
+        raise SpectralAdapterError(
+            f"picture {path}: cannot be read as a picture ({error}); remove or replace it"
+        ) from error
+
+
+def _flatten(picture: Image.Image) -> Image.Image:
+    """RGB; what was transparent becomes white instead of whatever colour lay hidden there."""
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+def load_pictures(examples: list[Example], width: int, height: int) -> Tensor:
+    """All pictures, (N, 3, height, width)."""
+    return torch.stack([load_picture(e.path, width, height) for e in examples])

@@ -1,0 +1,146 @@
+"""Which singular columns a new concept gets: the lowest block that no file of the same base uses.
+
+The files in the adapter folder are the ledger; nothing else has to be kept. While a concept trains it has no
+file yet, so its columns are reserved by a small note beside the files, with a lock that dies with the
+training.
+
+Shapes: columns are indices, 0 the largest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...adapter.fingerprint import compare_bases
+from ...errors import SpectralAdapterError
+from ...files.adapter_file import inspect, is_adapter_file
+from ...fusion.columns import ranges
+from ...methods import SpectralAConfig, SpectralRConfig
+from ..data.locks import FileLock
+
+FOLDER = ".columns"
+
+
+@dataclass(frozen=True)
+class Use:
+    """Columns that a file, or a training under way, holds."""
+
+    holder: str
+    columns: frozenset[int]
+
+
+class Reservation:
+    """Columns held for a training until it ends; a context manager. ``notes`` says with whom they are
+    shared."""
+
+    def __init__(self, columns: Sequence[int], notes: Sequence[str], lock: FileLock, note: Path) -> None:
+        self.columns, self.notes = tuple(columns), tuple(notes)
+        self._lock, self._note = lock, note
+
+    def release(self) -> None:
+        with contextlib.suppress(OSError):
+            self._note.unlink()
+        self._lock.remove()
+
+    def __enter__(self) -> Reservation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def reserve(folder: Path, base: Mapping[str, Any], wanted: int | Sequence[int], name: str) -> Reservation:
+    """Columns for a concept of this base (a fingerprint): the lowest free block of ``wanted`` neighbours, or
+    exactly those that are given, with a note where somebody holds them already.
+
+    Raises SpectralAdapterError for a folder that cannot be written.
+    """
+    with FileLock(folder / FOLDER / "lock"):
+        uses = [*files_of(folder, base), *_under_way(folder, base)]
+        used = {c for use in uses for c in use.columns}
+        columns = lowest_free(used, wanted) if isinstance(wanted, int) else tuple(wanted)
+        notes = [
+            f"columns {ranges(sorted(shared))} are taken by {use.holder}: the concepts will mix when they "
+            "are fused; leave columns empty to get free ones"
+            for use in uses
+            if (shared := use.columns & set(columns))
+        ]
+        return _write_note(folder, base, columns, name, notes)
+
+
+def lowest_free(used: set[int], count: int) -> tuple[int, ...]:
+    """The lowest ``count`` neighbouring columns that are not used."""
+    if count < 1:
+        raise SpectralAdapterError(f"{count} columns to reserve: expected at least 1")
+    starts = (0, *sorted(c + 1 for c in used))
+    start = next(s for s in starts if used.isdisjoint(range(s, s + count)))
+    return tuple(range(start, start + count))
+
+
+def files_of(folder: Path, base: Mapping[str, Any]) -> list[Use]:
+    """What the adapter files below a folder hold of this base's columns; hidden folders, such as those of
+    runs, are left out. A file that is no adapter, or cannot
+    be read, holds nothing; one without a fingerprint is taken to be of this base if its layers are."""
+    found = []
+    for path in sorted(folder.rglob("*.safetensors")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if hidden or not is_adapter_file(path):
+            continue
+        with contextlib.suppress(SpectralAdapterError):  # damaged: nobody will fuse it
+            summary = inspect(path)
+            columns = frozenset(
+                c
+                for plan in summary.layers.values()
+                for term in plan.terms
+                if isinstance(term.config, SpectralAConfig | SpectralRConfig)
+                for c in term.config.columns
+            )
+            if columns and _same_base(summary.config.provenance.base, base, set(summary.layers)):
+                found.append(Use(path.relative_to(folder).as_posix(), columns))
+    return found
+
+
+def _same_base(theirs: Mapping[str, Any], ours: Mapping[str, Any], layers: set[str]) -> bool:
+    if not theirs:
+        return bool(layers & set(ours.get("layers", {})))
+    match = compare_bases(theirs, ours)
+    return match.compared > 0 and match.verdict != "different"
+
+
+def _under_way(folder: Path, base: Mapping[str, Any]) -> Iterator[Use]:
+    """Reservations whose training lives; those of a dead one are taken away."""
+    for note in sorted((folder / FOLDER).glob("*.json")):
+        lock = FileLock(note.with_suffix(".lock"))
+        if lock.try_acquire():
+            with contextlib.suppress(OSError):
+                note.unlink()
+            lock.remove()
+            continue
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, SpectralAdapterError):
+            values = json.loads(note.read_text(encoding="utf-8"))
+            if _same_base(values["base"], base, set(values["base"]["layers"])):
+                yield Use(f"the training of {values['name']}", frozenset(map(int, values["columns"])))
+
+
+def _write_note(
+    folder: Path, base: Mapping[str, Any], columns: Sequence[int], name: str, notes: Sequence[str]
+) -> Reservation:
+    note = folder / FOLDER / f"{secrets.token_hex(6)}.json"
+    lock = FileLock(note.with_suffix(".lock"))
+    taken = lock.try_acquire()
+    assert taken, "a new name"
+    try:
+        values = {"name": name, "columns": list(columns), "base": dict(base)}
+        note.write_text(json.dumps(values), encoding="utf-8")
+    except OSError as error:
+        lock.remove()
+        raise SpectralAdapterError(
+            f"{note}: cannot be written ({error.strerror or error}); make room or choose another folder"
+        ) from error
+    return Reservation(columns, notes, lock, note)

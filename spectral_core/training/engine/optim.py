@@ -1,0 +1,154 @@
+"""Optimisers: which parameters learn at which rate, and how each optimiser is made.
+
+Groups: the denoiser's adapters, its gates, the text encoders' adapters and gates, new words. No weight decay
+on gates (their biases must not drift towards a half-open gate) and words.
+
+Shapes: any float32 parameters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import SpectralAdapterError
+from ..config.config import TrainConfig
+
+TEXT_SHARE = 0.5  # of the adapter's rate, for text encoders: FouRA's 5e-5 beside 1e-4
+TOKEN_FACTOR = 10.0  # of the adapter's rate, for new words
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters with one peak learning rate and weight decay. ``label`` is for events."""
+
+    label: str
+    parameters: tuple[nn.Parameter, ...]
+    rate: float
+    weight_decay: float
+
+
+def groups(
+    named: Iterable[tuple[str, nn.Parameter]],
+    tokens: Sequence[nn.Parameter],
+    config: TrainConfig,
+    method: str,
+) -> list[Group]:
+    """The groups that have parameters. named: ``<part>.<path>.<tensor>`` of every adapter parameter."""
+    rate = config.rate_for(method)
+    scales = config.optimiser == "prodigy"  # it knows one rate: what is given are multiples of it
+    text = config.text_learning_rate or (rate if scales else TEXT_SHARE * rate)
+    words = config.token_learning_rate or (rate if scales else TOKEN_FACTOR * rate)
+    named = list(named)
+
+    def chosen(is_text: bool, is_gate: bool) -> tuple[nn.Parameter, ...]:
+        return tuple(
+            p
+            for name, p in named
+            if name.startswith("text_encoder") == is_text and (".gate." in name) == is_gate
+        )
+
+    found = [
+        Group("adapter", chosen(False, False), rate, config.weight_decay),
+        Group("gates", chosen(False, True), rate, 0.0),
+        Group("text encoder", chosen(True, False), text, config.weight_decay),
+        Group("text encoder gates", chosen(True, True), text, 0.0),
+        Group("words", tuple(tokens), words, 0.0),
+    ]
+    found = [group for group in found if group.parameters]
+    if not found:
+        raise SpectralAdapterError(
+            "nothing to train: the attachments have no parameters; attach the adapter with trainable=True"
+        )
+    if scales and len({group.rate for group in found}) > 1:
+        raise SpectralAdapterError(
+            "optimiser prodigy knows one learning rate for all parameters: leave text_learning_rate and "
+            "token_learning_rate at 0"
+        )
+    return found
+
+
+def build(found: Sequence[Group], config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimiser of the configuration over the groups, in their order."""
+    groups_ = [{"params": list(g.parameters), "lr": g.rate, "weight_decay": g.weight_decay} for g in found]
+    return BUILDERS[config.optimiser](groups_, config)
+
+
+def _adamw(groups_: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    """An adapter is hundreds of small tensors: one call for all of them where torch has that.
+
+    It reads a tensor's memory from end to end, so a parameter and its gradient must lie there alike.
+    """
+    if all(p.is_contiguous() for group in groups_ for p in group["params"]):
+        with contextlib.suppress(RuntimeError):  # a device without it, or an older torch
+            return torch.optim.AdamW(groups_, betas=config.betas, fused=True)
+    return torch.optim.AdamW(groups_, betas=config.betas)
+
+
+def _adafactor(groups_: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    """torch's Adafactor without its relative step size.
+
+    It multiplies the rate by max(eps₂, RMS of the parameter); adapters start at zero, where the usual eps₂ =
+    1e-3 would stop them. With eps₂ = 1 the rate means what AdamW's means.
+    """
+    made = getattr(torch.optim, "Adafactor", None)
+    if made is None:
+        raise SpectralAdapterError(
+            f"optimiser 'adafactor': torch {torch.__version__} has none; expected torch 2.5 or newer, or "
+            "choose adamw"
+        )
+    optimiser: torch.optim.Optimizer = made(groups_, eps=(None, 1.0))
+    return optimiser
+
+
+def _sgd(groups_: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups_, lr=groups_[0]["lr"], momentum=config.betas[0])
+
+
+def _schedulefree(groups_: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    try:
+        from schedulefree import AdamWScheduleFree
+    except ImportError as error:
+        raise _missing("schedulefree", "schedulefree") from error
+    optimiser: torch.optim.Optimizer = AdamWScheduleFree(groups_, betas=config.betas)
+    return optimiser
+
+
+def _prodigy(groups_: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    try:
+        from prodigyopt import Prodigy
+    except ImportError as error:
+        raise _missing("prodigy", "prodigyopt") from error
+    optimiser: torch.optim.Optimizer = Prodigy(
+        groups_, betas=config.betas, safeguard_warmup=True, use_bias_correction=True
+    )
+    return optimiser
+
+
+def _missing(name: str, package: str) -> SpectralAdapterError:
+    return SpectralAdapterError(
+        f"optimiser {name!r}: the package {package} is not installed; install it with 'pip install "
+        f"{package}', or choose adamw"
+    )
+
+
+BUILDERS: dict[str, Callable[[list[dict[str, Any]], TrainConfig], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "adafactor": _adafactor,
+    "sgd": _sgd,
+    "schedulefree": _schedulefree,
+    "prodigy": _prodigy,
+}
+
+
+def set_train_mode(optimiser: torch.optim.Optimizer, on: bool) -> None:
+    """Schedule-free optimisers keep other parameters while they train than those to be used; others ignore
+    this."""
+    switch = getattr(optimiser, "train" if on else "eval", None)
+    if switch is not None:
+        switch()

@@ -1,0 +1,248 @@
+"""The optimiser's side of a run: what one step does, how it is undone, and all that the next one depends on.
+
+Shapes: :mod:`..objectives.losses`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import SpectralAdapterError
+from ..config.config import TrainConfig
+from ..objectives.losses import Batch, Setup, batch_loss, draw
+from ..runs import checkpoint, rng, state
+from ..runs.checkpoint import State
+from ..runs.distributed import World
+from . import divergence, gates, optim
+from .averaging import Averaging
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a step changes before the optimiser does: enough to undo it."""
+
+    generator: Tensor
+    order: Any
+    prior: Any
+    random: rng.RandomState
+    gates: list[dict[str, Any]]
+
+
+class Stepper:
+    """The parameters with their optimiser, random numbers and gates.
+
+    step: optimiser steps done. start: the step with which the schedule began. whole: False while the
+    optimiser is at work, when nothing may be saved.
+    """
+
+    def __init__(self, setup: Setup, config: TrainConfig, method: str, world: World) -> None:
+        self.setup, self.config, self.world = setup, config, world
+        adapters = [item for attachment in setup.attachments for item in attachment.named_parameters()]
+        self.groups = optim.groups(adapters, setup.tokens, config, method)
+        self.named = [*adapters, *((f"word{i}", p) for i, p in enumerate(setup.tokens))]
+        self.parameters = [p for _, p in self.named]
+        self.device = self.parameters[0].device
+        world.same_everywhere([p.data for p in self.parameters])
+        self.optimiser = optim.build(self.groups, config)
+        optim.set_train_mode(self.optimiser, True)
+        self.averaging = Averaging(self.parameters, self.optimiser, config.ema)
+        self.scaler = _scaler(self.device) if config.precision == "fp16" else None
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.open_gates = gates.OpenGates()
+        self.step = 0
+        self.start = 0
+        self.whole = True
+
+    def count_gates(self) -> Callable[[], None]:
+        """Let the open gates be counted where nobody else does; the undo."""
+        free = [a for a in self.setup.attachments if a.gates.recorder is None]
+        for attachment in free:
+            attachment.gates.recorder = self.open_gates
+
+        def undo() -> None:
+            for attachment in free:
+                attachment.gates.recorder = None
+
+        return undo
+
+    # --- one step -------------------------------------------------------------------------------------
+
+    def moment(self) -> Moment:
+        prior = None if self.setup.prior is None else self.setup.prior.state()
+        order, seen = self.setup.order.state(), [a.gates.state() for a in self.setup.attachments]
+        return Moment(self.generator.get_state(), order, prior, rng.capture(), seen)
+
+    def undo(self, before: Moment) -> None:
+        """As if the step had not begun."""
+        self.generator.set_state(before.generator)
+        self.setup.order.restore(before.order)
+        if self.setup.prior is not None:
+            self.setup.prior.restore(before.prior)
+        rng.restore(before.random)
+        for attachment, kept in zip(self.setup.attachments, before.gates, strict=True):
+            attachment.gates.restore(kept)
+        self.open_gates.step()
+        self.optimiser.zero_grad(set_to_none=True)
+
+    def prepare(self) -> None:
+        """Learning rates and gates of the step to come."""
+        fraction = (self.step - self.start) / (self.config.steps - self.start)
+        begins = self.step == gates.calibration_step(self.start, self.config.steps)
+        gates.set_gates(self.setup.attachments, self.config, fraction, begins)
+        if begins:
+            self.open_gates.calibration.clear()
+        factor = self.config.rate_factor(self.step, self.start)
+        for group, known in zip(self.optimiser.param_groups, self.groups, strict=True):
+            group["lr"] = known.rate * factor
+
+    def gradients(self, cancelled: Callable[[], bool] | None) -> tuple[float, float, float]:
+        """Gradients of the step in the parameters; the loss, the target's power, the gradients' norm.
+
+        cancelled: asked before each batch; KeyboardInterrupt where it says so in any process.
+        """
+        self.optimiser.zero_grad(set_to_none=True)
+        batches = self.draw()
+        total, power = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        for batch in batches:
+            if self.world.any(cancelled is not None and cancelled(), self.device):
+                raise KeyboardInterrupt
+            share = batch.weight / self.config.accumulation
+            with ExitStack() as around:
+                for attachment in self.setup.attachments:
+                    around.enter_context(attachment.folded_together())
+                loss, target = self.loss(batch)
+                scaled = loss if share == 1 else loss * share
+                amplified = scaled if self.scaler is None else self.scaler.scale(scaled)
+                amplified.backward()  # type: ignore[no-untyped-call]
+            total += scaled.detach()
+            power += target / len(batches)
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimiser)
+        self._exchange_gradients()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip or math.inf)
+        total, power = self.world.mean([total, power])
+        found = torch.stack([total.double(), power.double(), norm.to(self.device).double()]).tolist()
+        return found[0], found[1], found[2]
+
+    def draw(self) -> list[Batch]:
+        """This process's rows of the next step's batches."""
+        batches = draw(self.setup, self.config, self.generator, self.world.size)
+        return [batch.rows(self.world.rows(len(batch.indices))) for batch in batches]
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """A batch's loss with the gates' penalty, and its target's power."""
+        dtype = DTYPES.get(self.config.precision, torch.float32)
+        with torch.autocast(self.device.type, dtype, enabled=self.config.precision != "fp32"):
+            loss, power = batch_loss(self.setup, batch, self.config)
+        return loss + sum(a.gates.penalty() for a in self.setup.attachments), power
+
+    def _exchange_gradients(self) -> None:
+        if self.world.size > 1:
+            seen = [p for p in self.parameters if p.grad is not None]
+            means = self.world.mean([p.grad for p in seen if p.grad is not None])
+            for parameter, mean in zip(seen, means, strict=True):
+                parameter.grad = mean
+
+    def update(self) -> None:
+        """Let the optimiser step, and close the step."""
+        self.whole = False
+        if self.scaler is None:
+            self.optimiser.step()
+        else:
+            self.scaler.step(self.optimiser)
+            self.scaler.update()
+        self.step += 1
+        self.averaging.update(self.step)
+        for attachment in self.setup.attachments:
+            if self.world.size > 1:
+                attachment.gates.average(self.world.mean)
+            attachment.gates.end_step()
+        self.whole = True
+
+    def opened(self) -> dict[str, float]:
+        """Layer -> mean open gates of the step just done; in the last tenth they are counted together,
+        too."""
+        found = self.open_gates.step()
+        if self.step > gates.calibration_step(self.start, self.config.steps):
+            self.open_gates.calibrate(found)
+        return found
+
+    def rates(self) -> dict[str, float]:
+        """Group -> learning rate; prodigy's with its own estimate."""
+        pairs = zip(self.optimiser.param_groups, self.groups, strict=True)
+        return {known.label: group["lr"] * float(group.get("d", 1.0)) for group, known in pairs}
+
+    # --- going wrong ----------------------------------------------------------------------------------
+
+    def culprit(self, before: Moment) -> str:
+        """Where a step whose loss or gradient is not finite went wrong: its batches run again and are looked
+        at. ``", in …"`` or nothing."""
+        bad_gradients = divergence.bad_tensors((name, p.grad) for name, p in self.named)
+        self.undo(before)
+        if bad := divergence.bad_tensors((name, p.detach()) for name, p in self.named):
+            return f", in {bad[0]}"
+        modules = [item for a in self.setup.attachments for item in a.modules()]
+        for batch in self.draw():
+            found = divergence.first_bad_layer(modules, lambda b=batch: self.loss(b))  # type: ignore[misc]
+            if found is not None:
+                return f", first in layer {found}"
+        return f", in the gradient of {bad_gradients[0]}" if bad_gradients else ""
+
+    # --- the state ------------------------------------------------------------------------------------
+
+    def state(self) -> State:
+        """Everything that later steps depend on."""
+        scaler = None if self.scaler is None else self.scaler.state_dict()
+        values = {"step": self.step, "start": self.start, "scaler": scaler}
+        values["calibration"] = self.open_gates.calibration
+        found = State({"noise": self.generator.get_state()}, values)
+        found.put("parameters", state.pack_parameters(self.named, self.parameters))
+        if self.averaging.averages:
+            found.put("averages", state.pack_parameters(self.named, self.averaging.averages))
+        found.put("optimiser", checkpoint.pack_optimiser(self.optimiser))
+        found.put("gates", state.pack_gates(self.setup.attachments))
+        found.put("order", state.pack_order(self.setup.order))
+        if self.setup.prior is not None:
+            found.put("prior", state.pack_order(self.setup.prior))
+        found.put("random", state.pack_random(rng.capture()))
+        return found
+
+    def restore(self, found: State) -> None:
+        """Take over a :meth:`state` of the same run."""
+        saved = state.unpack_parameters(self.named, found.part("parameters"))
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, saved, strict=True):
+                parameter.copy_(value)
+        if self.averaging.averages:
+            self.averaging.averages = state.unpack_parameters(self.named, found.part("averages"))
+        checkpoint.unpack_optimiser(self.optimiser, found.part("optimiser"))
+        state.unpack_gates(self.setup.attachments, found.part("gates"))
+        state.unpack_order(self.setup.order, found.part("order"))
+        if self.setup.prior is not None:
+            state.unpack_order(self.setup.prior, found.part("prior"))
+        self.generator.set_state(found.tensors["noise"])
+        rng.restore(state.unpack_random(found.part("random")))
+        self.step, self.start = int(found.values["step"]), int(found.values["start"])
+        calibration = found.values["calibration"].items()
+        self.open_gates.calibration = {name: (v[0], v[1], v[2]) for name, v in calibration}
+        if self.scaler is not None:
+            self.scaler.load_state_dict(found.values["scaler"])
+
+
+def _scaler(device: torch.device) -> Any:
+    """Loss scaling for float16, whose small gradients would vanish."""
+    made = getattr(torch.amp, "GradScaler", None)
+    if made is None:
+        raise SpectralAdapterError(
+            f"precision 'fp16': torch {torch.__version__} has no gradient scaler for {device.type}; use bf16"
+        )
+    return made(device.type)

@@ -1,0 +1,336 @@
+"""One training run from its first step, or the checkpoint it goes on from, to any of its ends.
+
+Between two steps the state is whole. A step that does not come to its end (cancelled, out of memory, an error
+in the model) is undone, random numbers included, before the checkpoint is written.
+
+Shapes: :mod:`..objectives.losses`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL.Image import Image
+
+from ...errors import SpectralAdapterError
+from ..config.config import TrainConfig
+from ..objectives.losses import Setup
+from ..runs import checkpoint, distributed, rng
+from ..runs.checkpoint import State
+from ..runs.events import Clock, EventLog, Listener, Smoothed
+from ..runs.interrupts import after_the_block
+from ..runs.memory_errors import ADVICE, is_out_of_memory
+from ..runs.place import Run, differences, locked
+from . import checkpointing as memory
+from . import checks, divergence, gates
+from .stepper import Moment, Stepper
+
+if TYPE_CHECKING:
+    from ..runs.outcome import TrainResult
+
+
+class Trainer:
+    """See :func:`.loop.train`. ``result`` is filled as the run goes on."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        config: TrainConfig,
+        method: str,
+        run: Run,
+        listener: Listener | None,
+        result: TrainResult,
+    ) -> None:
+        self.setup, self.config, self.method, self.run, self.result = setup, config, method, run, result
+        self.world = distributed.world(config.processes)
+        self.stepper = Stepper(setup, config, method, self.world)
+        self.watch = divergence.Watch(config.explosion)
+        self.smoothed = Smoothed()
+        self.clock = Clock()
+        self.folder = run.folder if self.world.is_main else None  # where this process writes
+        self.log = EventLog(self.folder, run.listener)
+        self._step_listener = listener
+        self._saved_at = -1
+        self._good = [p.detach().clone() for p in self.stepper.parameters]
+        self._good_step = 0
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return self.stepper.step
+
+    def go(self) -> TrainResult:
+        """Train; see :func:`.loop.train`."""
+        with self.under_way():
+            try:
+                while self.step < self.config.steps:
+                    self.advance()
+            except KeyboardInterrupt:
+                self.result.stopped = True
+            except BaseException as error:
+                self._save_after(error)
+                raise
+            return self._finish()
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """The folder held, the model prepared, the checkpoint taken over; what steps are made in."""
+        with ExitStack() as around:
+            around.enter_context(locked(self.folder))
+            again = partial(gates.not_counted, self.setup.attachments)
+            around.enter_context(memory.checkpointed(self.setup.roots, self.config.checkpointing, again))
+            around.callback(self.stepper.count_gates())
+            self._begin()
+            yield
+
+    # --- beginning and end ----------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        notes = checks.before_training(self.setup, self.config, self.method, self.stepper.groups)
+        found, problems = (None, []) if self.run.folder is None else checkpoint.read_newest(self.run.folder)
+        if found is None:
+            self.log.forget_after(-1)
+            described = {"method": self.method, "steps": self.config.steps, "config": self.config.as_dict()}
+            parameters = sum(p.numel() for p in self.stepper.parameters)
+            self.log.say("start", 0, described | {"parameters": parameters, "processes": self.world.size})
+        else:
+            notes += problems + self._resume(found)
+        for note in notes:
+            self._warn(note)
+
+    def _resume(self, found: State) -> list[str]:
+        """Take over a checkpoint; what the user should know about it."""
+        if unlike := differences(found.values["identity"], self._identity()):
+            raise SpectralAdapterError(
+                f"run folder {self.run.folder}: holds a run with other settings ({'; '.join(unlike[:4])}): "
+                "use those, or another folder"
+            )
+        done, planned, wanted = int(found.values["step"]), int(found.values["steps"]), self.config.steps
+        if done > wanted:
+            raise SpectralAdapterError(
+                f"steps {wanted}: the run in {self.run.folder} has made {done} already; ask for more, or use "
+                "another folder"
+            )
+        self._restore(found)
+        self.log.forget_after(done)
+        self.log.say("resume", done, {"steps": wanted})
+        if planned == wanted:
+            return []
+        self.stepper.start = done
+        return [
+            f"the run {'was finished' if done == planned else 'stood'} at step {done} of {planned}; going on "
+            f"to {wanted} is a new schedule: warm-up, learning rate and gate temperature start afresh at "
+            f"step {done}, so the result is not that of {wanted} steps in one go"
+        ]
+
+    def _finish(self) -> TrainResult:
+        result = self.result
+        if self._saved_at != self.step:
+            self._checkpoint("stopped" if result.stopped else "finished")
+        for attachment in self.setup.attachments:
+            own = attachment.to_adapter().only([name for name, _ in attachment.modules()])
+            result.gates = gates.joined(result.gates, gates.gate_report(own, self.stepper.open_gates))
+        if result.gates is not None:
+            self.log.say("gates", self.step, result.gates.as_dict())
+            for line in [] if result.stopped else result.gates.warnings():
+                self._warn(line)
+        self.stepper.averaging.apply()
+        result.seconds = self.clock.seconds
+        kind = "stopped" if result.stopped else "finished"
+        self.log.say(kind, self.step, {"seconds": result.seconds, "loss": self.smoothed.value})
+        return result
+
+    # --- a step ---------------------------------------------------------------------------------------
+
+    def advance(self) -> None:
+        """One optimiser step with everything around it; an error undoes it and passes on."""
+        before = self.stepper.moment()
+        try:
+            self.stepper.prepare()
+            loss, power, norm = self.stepper.gradients(self.run.cancel)
+            self._check(loss, power, norm, before)
+        except BaseException:
+            self.stepper.undo(before)
+            raise
+        with after_the_block():
+            self.stepper.update()
+            self.result.losses.append(loss)
+            self.smoothed.add(loss)
+        self._report(loss, norm)
+        every = self.run.checkpoint_every
+        if every and self.step % every == 0 and self.step < self.config.steps:
+            self._checkpoint("interval")
+        if self.run.sample_every and self.step % self.run.sample_every == 0:
+            self._sample()
+
+    def _report(self, loss: float, norm: float) -> None:
+        opened = self.stepper.opened()
+        pace = self.clock.tick()
+        rates = self.stepper.rates()
+        values: dict[str, Any] = {
+            "steps": self.config.steps,
+            "loss": loss,
+            "smoothed_loss": self.smoothed.value,
+            "learning_rate": next(iter(rates.values())),
+            "learning_rates": rates,
+            "gradient_norm": norm,
+            "seconds": self.clock.seconds,
+            "steps_per_second": 1 / pace if pace > 0 else 0.0,
+            "seconds_left": pace * (self.config.steps - self.step),
+        }
+        if opened:
+            values["open_share"] = self.stepper.open_gates.share(opened)
+            values["temperature"] = self.setup.attachments[0].gates.temperature
+            if self.step % gates.TOLD_EVERY == 0 or self.step == self.config.steps:
+                values["open_gates"] = opened
+        event = self.log.say("step", self.step, values)
+        if self._step_listener is not None:
+            self._step_listener(event)
+
+    # --- going wrong ----------------------------------------------------------------------------------
+
+    def _check(self, loss: float, power: float, norm: float, before: Moment) -> None:
+        """Stop at a loss or gradient that is not finite, and at a loss that explodes."""
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss became {loss}", self.stepper.culprit(before))
+        if not math.isfinite(norm) and self.stepper.scaler is None:
+            raise self._diverged("the gradient is not finite", self.stepper.culprit(before))
+        exploded, good = self.watch.add(loss, power)
+        if exploded:
+            text = f"the loss explodes ({loss:.3g}, it began at {self.watch.first[0]:.3g})"
+            raise self._diverged(text, f", most changed {self._most_changed()}")
+        if good:
+            torch._foreach_copy_(self._good, [p.detach() for p in self.stepper.parameters])
+            self._good_step = self.step
+
+    def _diverged(self, what: str, where: str) -> SpectralAdapterError:
+        """The error to raise; the parameters are the last good ones again, later checkpoints are gone."""
+        failed, rate = self.step + 1, self.stepper.groups[0].rate
+        with torch.no_grad():
+            for parameter, kept in zip(self.stepper.parameters, self._good, strict=True):
+                parameter.copy_(kept)
+        self.stepper.whole = False  # the optimiser's state is not that of these parameters
+        saved = ""
+        if self.folder is not None:
+            checkpoint.discard_after(self.folder, self._good_step)
+            if found := checkpoint.listed(self.folder):
+                self.result.checkpoint = found[0][1]
+                saved = f"; the checkpoint of step {found[0][0]} is kept"
+        return SpectralAdapterError(
+            f"{what} at step {failed}{where}: lower the learning rate (now {rate:g}). The adapter is back at "
+            f"step {self._good_step}{saved}"
+        )
+
+    def _most_changed(self) -> str:
+        """The tensor that has moved farthest from the last good state, in relation to its size."""
+        grown = {
+            name: float((p.detach() - kept).norm() / (kept.norm() + 1e-6))
+            for (name, p), kept in zip(self.stepper.named, self._good, strict=True)
+        }
+        return max(grown, key=lambda name: grown[name])
+
+    def _save_after(self, error: BaseException) -> None:
+        """Keep what the last whole step left, whatever went wrong in the next."""
+        text = f"{type(error).__name__}: {error}"
+        if is_out_of_memory(error):
+            traceback.clear_frames(error.__traceback__)  # which hold the step's activations
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            text += f". Out of memory: {ADVICE}"
+        if self.stepper.whole and self._saved_at != self.step:
+            self._checkpoint("error")
+        self.log.say("error", self.step, {"text": text})
+
+    def _warn(self, text: str) -> None:
+        self.result.notes.append(text)
+        self.log.say("warning", self.step, {"text": text})
+
+    # --- samples and checkpoints ----------------------------------------------------------------------
+
+    def _sample(self) -> None:
+        """Pictures of the parameters to use, with hard gates; the training goes on as if there were none."""
+        if self.run.sampler is None or not self.world.is_main:
+            return
+        kept = [a.gates.state() for a in self.setup.attachments]
+        with ExitStack() as around:
+            around.callback(self.stepper.open_gates.step)
+            for attachment, before in zip(self.setup.attachments, kept, strict=True):
+                around.callback(attachment.gates.restore, before)
+                around.enter_context(attachment.gates.inference())
+            around.enter_context(rng.undisturbed())
+            around.enter_context(self.stepper.averaging.applied())
+            around.enter_context(torch.no_grad())
+            pictures = self.run.sampler(self.step)
+        self.log.say("sample", self.step, {"files": self._save_pictures(pictures)})
+        self.clock.skip()
+
+    def _save_pictures(self, pictures: Sequence[Image]) -> list[str]:
+        if self.folder is None:
+            return []
+        folder = self.folder / "samples"
+        names = [f"step-{self.step:08d}-{i}.png" for i in range(len(pictures))]
+        try:
+            folder.mkdir(exist_ok=True)
+            for name, picture in zip(names, pictures, strict=True):
+                picture.save(folder / name)
+        except OSError as error:
+            self._warn(f"samples of step {self.step} could not be written ({error.strerror or error})")
+            return []
+        return names
+
+    def _checkpoint(self, reason: str) -> None:
+        """Write one; a disk that is full costs the checkpoint and not the run."""
+        if self.folder is None:
+            return
+        try:
+            path = checkpoint.write(self._state(), self.folder, self.step)
+        except SpectralAdapterError as error:
+            kept = checkpoint.listed(self.folder)[:1]
+            last = f"the last good one is that of step {kept[0][0]}" if kept else "there is none yet"
+            self._warn(f"no checkpoint could be written at step {self.step} ({error}); {last}")
+            return
+        self.result.checkpoint, self._saved_at = path, self.step
+        checkpoint.keep_newest(self.folder, self.run.keep)
+        self.log.say("checkpoint", self.step, {"file": path.name, "reason": reason})
+        self.clock.skip()
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must share with the run that resumes it; the steps may differ."""
+        config = {k: v for k, v in self.config.as_dict().items() if k not in ("steps", "processes")}
+        shapes = repr([(name, tuple(p.shape)) for name, p in self.stepper.named])
+        return {
+            "method": self.method,
+            "config": config,
+            "parameters": hashlib.sha256(shapes.encode()).hexdigest()[:16],
+            "examples": len(self.setup.latents),
+            "processes": self.world.size,
+            "settings": dict(self.run.settings),
+        }
+
+    def _state(self) -> State:
+        found = self.stepper.state()
+        found.tensors["losses"] = torch.tensor(self.result.losses, dtype=torch.float64)
+        found.values |= {
+            "identity": self._identity(),
+            "steps": self.config.steps,
+            "seconds": self.clock.seconds,
+            "smoothed": [self.smoothed.total, self.smoothed.weight],
+            "watch": self.watch.state(),
+        }
+        return found
+
+    def _restore(self, found: State) -> None:
+        self.stepper.restore(found)
+        self.result.losses = found.tensors["losses"].tolist()
+        self.result.resumed_at = self._saved_at = self._good_step = self.step
+        self.clock = Clock(before=float(found.values["seconds"]))
+        self.smoothed = Smoothed(self.smoothed.beta, *found.values["smoothed"])
+        self.watch.restore(found.values["watch"])
+        torch._foreach_copy_(self._good, [p.detach() for p in self.stepper.parameters])

@@ -1,0 +1,64 @@
+"""The finished adapter of a named run: which file it is, and whether this run has made it.
+
+A run's folder remembers in ``result.json`` what it saved. A file of that name that it has not made is
+somebody else's: it is left alone, and the run's own gets the next free name.
+
+Shapes: none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...adapter.adapter import Adapter
+from ...files import writing as safewrite
+from ...files.adapter_file import save
+from .place import Place, write_json
+
+RECORD = "result.json"
+STOPPED = "stopped.safetensors"
+
+
+@dataclass(frozen=True)
+class Result:
+    """The file of a run's finished adapter. ``made``: this run has saved there before."""
+
+    path: Path
+    made: bool
+
+    @property
+    def is_there(self) -> bool:
+        """The run has saved it, and nobody has taken it away."""
+        return self.made and self.path.is_file()
+
+
+def find_result(place: Place, adapters: Path) -> Result:
+    """Where in the folder ``adapters`` the run has saved its adapter, or will."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        record = json.loads((place.folder / RECORD).read_text(encoding="utf-8"))
+        return Result(adapters / Path(record["file"]).name, True)
+    return Result(_free(adapters / f"{place.name}.safetensors"), False)
+
+
+def save_result(adapter: Adapter, result: Result, place: Place, steps: int) -> Path:
+    """Save the finished adapter of ``steps`` steps and remember it; the file, which has another name when
+    somebody has taken the expected one meanwhile."""
+    path = result.path if result.made else _free(result.path)
+    save(adapter, path, overwrite=result.made)
+    record = {"file": path.name, "steps": steps, "content": adapter.content_hash}
+    write_json(place.folder / RECORD, record)
+    return path
+
+
+def save_stopped(adapter: Adapter, place: Place) -> Path:
+    """Save what a stopped run has learned so far, in its own folder."""
+    path = place.folder / STOPPED
+    save(adapter, path, overwrite=True)
+    return path
+
+
+def _free(path: Path) -> Path:
+    return safewrite.free_name(path) if path.exists() else path
