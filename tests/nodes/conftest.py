@@ -152,5 +152,6 @@ def applied(ours: Pack, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]
         changed = [None if owner is None else f"{owner}+{adapter.provenance.name}" for owner in (model, clip)]
         return SimpleNamespace(model=changed[0], clip=changed[1], report=f"applied {mode}", mode=mode)
 
-    monkeypatch.setattr(ours.module("nodes.host"), "applying", SimpleNamespace(apply=apply), raising=False)
+    host = ours.module("nodes.host.apply")
+    monkeypatch.setattr(host, "adapters", SimpleNamespace(apply=apply), raising=False)
     return calls

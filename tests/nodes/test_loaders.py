@@ -53,7 +53,7 @@ def test_errors_name_the_file(ours: Pack, cat: Any, monkeypatch: Any, applied: l
     def refuse(*_: Any, **__: Any) -> None:
         raise ours.error("no layer matched")
 
-    monkeypatch.setattr(ours.module("nodes.host").applying, "apply", refuse)
+    monkeypatch.setattr(ours.module("nodes.host.apply").adapters, "apply", refuse)
     with pytest.raises(ours.error, match=r"cat\.safetensors: no layer matched"):
         ours.node("LoadFouRA").load(FILE, 1.0, 1.0, model="M")
 

@@ -116,7 +116,7 @@ def test_fuse_hands_on_what_is_asked_and_keeps_files_only_when_told(
             "Request", "model clip prompts conditioning signs latent steps cfg seed space rounds"
         ),
     )
-    monkeypatch.setattr(ours.module("nodes.host"), "statistics", host, raising=False)
+    monkeypatch.setattr(ours.module("nodes.host.fusing"), "statistics", host, raising=False)
     one, two = ours.adapter(), ours.adapter(seed=1).with_provenance(name="dog", trigger_words=("dog",))
     fuse = ours.node("FuseAdapters").fuse
     more = {"model": "M", "clip": "C", "sample_steps": 3, "sample_cfg": 2.0, "sample_seed": 9}

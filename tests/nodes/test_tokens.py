@@ -42,7 +42,7 @@ class Clip:
 
 @pytest.fixture(scope="module")
 def tokens(pack: ModuleType) -> ModuleType:
-    return importlib.import_module(f"{pack.__name__}.nodes.host.tokens")
+    return importlib.import_module(f"{pack.__name__}.nodes.host.model.words")
 
 
 def adapter(

@@ -17,6 +17,7 @@ from spectral_core.adapter.adapter import Adapter, create
 from spectral_core.adapter.schedule import Schedule
 from spectral_core.attach import update as live
 from spectral_core.attach.attaching import attach, remove_all
+from spectral_core.attach.dispatcher import Dispatcher
 from spectral_core.attach.merging import merge_into
 from spectral_core.errors import SpectralAdapterError
 from spectral_core.maths.lowrank import delta
@@ -156,15 +157,15 @@ def test_half_attached_is_undone(
     model: Mixed, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
     adapter, calls = make(model, "lora"), []
-    original = live.Dispatcher.insert
+    original = Dispatcher.insert
 
-    def insert(self: live.Dispatcher, update: live.LayerUpdate) -> None:
+    def insert(self: Dispatcher, update: live.LayerUpdate) -> None:
         calls.append(update)
         original(self, update)
         if len(calls) == 3:
             raise error("in the middle")
 
-    monkeypatch.setattr(live.Dispatcher, "insert", insert)
+    monkeypatch.setattr(Dispatcher, "insert", insert)
     with pytest.raises(error):
         attach(model, adapter)
     assert len(calls) == 3  # the fixture checks that nothing is left

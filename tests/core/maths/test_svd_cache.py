@@ -166,8 +166,8 @@ def test_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 
 HAMMER = """
 import sys, torch
-from spectral_core.svd import Columns, top_columns
-from spectral_core.svd_cache import SVDCache
+from spectral_core.maths.svd import Columns, top_columns
+from spectral_core.maths.svd_cache import SVDCache
 torch.set_num_threads(1)
 weights = [torch.randn(20, 16, generator=torch.Generator().manual_seed(i)) for i in range(6)]
 wanted = [top_columns(w, 3) for w in weights]

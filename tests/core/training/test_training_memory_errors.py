@@ -28,11 +28,11 @@ import resource, sys
 from pathlib import Path
 import torch
 from spectral_core.methods import LoRAConfig
-from spectral_core.training.loop import train
-from spectral_core.training.memory_errors import is_out_of_memory
-from spectral_core.training.run import Run
-from tests.core.test_training_memory_errors import CONFIG
-from tests.core.training_toy import Toy
+from spectral_core.training.engine.loop import train
+from spectral_core.training.runs.memory_errors import is_out_of_memory
+from spectral_core.training.runs.place import Run
+from tests.core.training.test_training_memory_errors import CONFIG
+from tests.core.training.training_toy import Toy
 torch.set_num_threads(1)
 toy, calls = Toy(LoRAConfig(4)), []
 def take():

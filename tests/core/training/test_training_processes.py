@@ -22,7 +22,7 @@ from tests.core.training.training_worker import CONFIG, METHODS
 ROOT = Path(__file__).resolve().parents[3]
 
 
-WORKER = str(ROOT / "tests" / "core" / "training_worker.py")
+WORKER = str(ROOT / "tests" / "core" / "training" / "training_worker.py")
 TORCH = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ACCELERATE = ["-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2"]
 SHARED = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
