@@ -9,7 +9,7 @@ Shapes: down (R, in, *kernel), up (out, R).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from ..adapter.adapter import AdapterLayer, Term
 from ..maths.layers import LayerShape
 from ..maths.lowrank import Factors, concatenate
+from ..maths.precision import full_precision
 from ..methods import Fold, fold_many, method_of
 from .gate_training import Opened, Stack
 
@@ -87,7 +88,7 @@ class Piece:
         if self.given is not None and strength == 1.0:
             factors = self.given
         else:
-            with _in_full(device):
+            with full_precision(device):
                 factors = concatenate([self._folded(term, device, strength) for term in self.terms])
         down, up = factors.down.to(device, dtype), factors.scaled_up().to(device, dtype)
         return down, up, _on(device, self.terms[0].params) if self.gated else {}
@@ -108,13 +109,6 @@ def fold_of(term: Term, shape: LayerShape, params: Mapping[str, Tensor], strengt
     return Fold(term.config, shape, params, strength * term.weight)
 
 
-def _in_full(device: torch.device) -> AbstractContextManager[object]:
-    """Folding under autocast would fold in half precision."""
-    if torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
-
-
 @contextmanager
 def folded_together(pieces: Iterable[Piece]) -> Iterator[None]:
     """Inside, the trained pieces are folded already, the like of all layers in few operations: for one
@@ -124,7 +118,7 @@ def folded_together(pieces: Iterable[Piece]) -> Iterator[None]:
     devices = {next(iter(fold.params.values())).device.type for fold in folds}  # a fold's are all on one
     with ExitStack() as around:
         for kind in devices:
-            around.enter_context(_in_full(torch.device(kind)))
+            around.enter_context(full_precision(torch.device(kind)))
         factors = iter(fold_many(folds))
     for piece in ready:
         piece.given = concatenate([next(factors) for _ in piece.terms])

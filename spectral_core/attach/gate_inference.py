@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..gates.formula import FLOOR
-from ..maths.layers import as_fp32, full_precision
+from ..maths.layers import as_fp32
+from ..maths.precision import full_precision
 
 KIND = "mlp"
 
@@ -63,7 +64,7 @@ class FoldedGates:
         energy = as_fp32(z).square().sum(1)
         phi = torch.add(self.floor, energy, alpha=1 / z.shape[1]).log_()
         phi = phi.unflatten(1, self.second_bias.shape[::2]).transpose(0, 1)
-        with full_precision(phi):  # a product in half precision would move the threshold
+        with full_precision(phi.device):  # a product in half precision would move the threshold
             hidden = torch.baddbmm(self.bias, phi, self.level)
             hidden.baddbmm_(F.layer_norm(phi, phi.shape[-1:]), self.first)
             return torch.baddbmm(self.second_bias, F.silu(hidden, inplace=True), self.second) > 0

@@ -22,6 +22,7 @@ from ..errors import SpectralAdapterError
 from ..gates import formula as gates
 from ..gates.formula import GateRuntime
 from ..maths.layers import Geometry, channel_view, expand, project
+from ..maths.precision import autocast_dtype
 from ..names.layer_name import LayerName
 from . import gate_training as gate_node
 from . import products
@@ -189,9 +190,8 @@ class LayerUpdate:
 
     def _dtype_for(self, x: Tensor) -> torch.dtype:
         """In which the module computes with x."""
-        if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
-            return torch.get_autocast_dtype(x.device.type)
-        return x.dtype
+        given = None if x.dtype == torch.float64 else autocast_dtype(x.device.type)
+        return x.dtype if given is None else given
 
     def _add(
         self, x: Tensor, y: Tensor, strength: float | Tensor, in_place: bool, begun: Begun | None = None

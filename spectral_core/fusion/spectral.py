@@ -21,8 +21,9 @@ from torch import Tensor
 
 from ..adapter.adapter import Term
 from ..maths.cayley import cayley_minus_identity
-from ..maths.layers import as_fp32, full_precision
+from ..maths.layers import as_fp32
 from ..maths.lowrank import concatenate, norm
+from ..maths.precision import full_precision
 from ..methods import SpectralAConfig, SpectralRConfig
 from .linear import Combined, is_rotation, sum_layer
 from .options import FusionOptions
@@ -67,7 +68,7 @@ def additive_form(source: Source) -> Additive | None:
         # a rotation law puts the weight into the angle, the others scale the change
         angle, scale = (weight, 1.0) if is_rotation(source.term) else (1.0, weight)
         k_u, k_v = (cayley_minus_identity(params[q] * angle, config.rank) for q in ("q_u", "q_v"))
-        with full_precision(u):
+        with full_precision(u.device):
             a_u, a_v = u @ k_u * scale, v @ k_v * scale
         if config.train_scale:
             c = s * params["s_scale"] * weight

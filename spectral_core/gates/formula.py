@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from ..maths.layers import as_fp32, channel_view, full_precision
+from ..maths.layers import as_fp32, channel_view
+from ..maths.precision import full_precision
 from .record import GateRecorder
 from .runtime import GateRuntime, mode_at, temperature_at
 
@@ -129,7 +130,7 @@ def logits(params: Params, phi: Tensor, kind: str) -> Tensor:
     Also for n gates of one rank at once: φ (n, B, rank) and tensors stacked to (n, 1, …), matrices (n, …).
     """
     w1, b1, w2, bias, *entropy = (params[name].to(phi.dtype) for name in trainable(kind))
-    with full_precision(phi):  # a product in half precision would move the threshold
+    with full_precision(phi.device):  # a product in half precision would move the threshold
         level = phi.mean(-1, keepdim=True) - params["gate.mu"].to(phi.dtype)
         seen = torch.cat([F.layer_norm(phi, phi.shape[-1:], eps=NORM_EPS), level], -1)
         out = network(seen, w1, b1, w2, bias)[-1]

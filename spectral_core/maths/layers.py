@@ -113,11 +113,6 @@ def channel_view(values: Tensor, z: Tensor, is_convolution: bool) -> Tensor:
     return values.reshape(values.shape[0], *(1,) * (z.dim() - 2), values.shape[1])
 
 
-def full_precision(like: Tensor) -> torch.autocast:
-    """Inside it, products on ``like``'s device keep the precision of their inputs, autocast or not."""
-    return torch.autocast(like.device.type, enabled=False)
-
-
 def as_fp32(tensor: Tensor) -> Tensor:
     """At least float32: the precision in which every factor is folded."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .layers import LayerShape, as_fp32, full_precision
+from .layers import LayerShape, as_fp32
+from .precision import full_precision
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Factors:
 def delta(factors: Factors) -> Tensor:
     """ΔW (out, in, *kernel) = scale · up · down in the factors' precision."""
     down = factors.down.flatten(1)
-    with full_precision(down):
+    with full_precision(down.device):
         return (factors.scaled_up() @ down).reshape(factors.shape.weight_shape)
 
 
@@ -59,7 +60,7 @@ def compact_svd(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:
     Singular values descend; k = min(R, out, fan_in).
     """
     up, down = as_fp32(factors.scaled_up()), as_fp32(factors.down.flatten(1))
-    with full_precision(up):
+    with full_precision(up.device):
         q_up, r_up = torch.linalg.qr(up)
         q_down, r_down = torch.linalg.qr(down.mT)
         u, s, vh = torch.linalg.svd(r_up @ r_down.mT, full_matrices=False)

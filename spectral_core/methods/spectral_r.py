@@ -17,8 +17,9 @@ import torch
 from torch import Generator, Tensor
 
 from ..maths.cayley import cayley_minus_identity
-from ..maths.layers import LayerShape, as_fp32, full_precision
+from ..maths.layers import LayerShape, as_fp32
 from ..maths.lowrank import Factors
+from ..maths.precision import full_precision
 from . import common
 
 STRENGTH_LAWS = ("delta", "rotation")
@@ -104,7 +105,7 @@ def _fold_alike(folds: Sequence[common.Fold]) -> list[Factors]:
         change = s * stacked("s_scale") * angle
         s = s + change
     turned = k_u * s[:, None]
-    with full_precision(s):
+    with full_precision(s.device):
         core = turned + s[:, :, None] * k_v.mT + turned @ k_v.mT
         core = core if change is None else core + torch.diag_embed(change)
         ups = [as_fp32(fold.params["u"]) @ each for fold, each in zip(folds, core.unbind(), strict=True)]

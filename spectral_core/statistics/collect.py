@@ -30,7 +30,8 @@ from ..attach.placement import place
 from ..errors import SpectralAdapterError
 from ..gates import formula as gates
 from ..gates.formula import GateRuntime
-from ..maths.layers import Geometry, as_fp32, full_precision, project
+from ..maths.layers import Geometry, as_fp32, project
+from ..maths.precision import full_precision
 from ..methods import FouRAConfig
 from .moments import GatedRows, Statistics, row_basis
 
@@ -207,7 +208,7 @@ class Collector:
     def _see(self, names: list[str], geometry: Geometry, x: Tensor, space: int) -> None:
         batch = x[None] if x.dim() == 1 + space else x
         wide = as_fp32(batch.detach())
-        with full_precision(wide):
+        with full_precision(wide.device):
             for name in names:
                 rows = self._see_layer(name, wide, geometry, space)
                 self._counts[name] = self._counts.get(name, 0) + rows

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ....spectral_core.attach.gate_inference import KIND, FoldedGates
 from ....spectral_core.attach.update import LayerUpdate
+from ....spectral_core.maths.precision import autocast_dtype
 from ..model.places import Place
 from . import folded_cache as factors
 
@@ -64,7 +65,7 @@ class Group:
         """The member's z (B, T, R), closed rows 0; None where it must compute its own."""
         runtime = self.runtime
         usual = x.dim() == 3 and runtime.mode == "hard" and not torch.is_grad_enabled()
-        if not usual or torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling():
+        if not usual or autocast_dtype(x.device.type) is not None or torch.compiler.is_compiling():
             return None
         if self._x is None:
             self._z = self._compute(x)
