@@ -97,7 +97,12 @@ def main(arguments: list[str] | None = None) -> int:
                 gains = []
                 for seed in options.seeds:
                     config = TrainConfig(steps=options.steps, batch_size=4, learning_rate=rate, seed=seed)
-                    output = Output(root / f"{method}-{rate:g}-{seed}", "x", 0, cache_folder=root / "cache")
+                    output = Output(
+                        root / f"{method}-{rate:g}-{seed}",
+                        "x",
+                        checkpoint_every=0,
+                        cache_folder=root / "cache",
+                    )
                     try:
                         trained = train_adapter(pipe, job, config, output).adapter
                         gains.append(1 - held_out.loss(trained) / before)

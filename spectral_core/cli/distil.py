@@ -15,6 +15,7 @@ from ..fusion import fuse
 from ..fusion.rounds import ROUNDS, fuse_in_rounds
 from ..fusion.sources import labels_of
 from ..statistics import prompts as concept_prompts
+from ..training.config.adapter import KeptEvery
 from ..training.config.config import TrainConfig
 from ..training.runs.outcome import TrainResult
 from ..training.runs.place import Run
@@ -62,16 +63,6 @@ _WHAT = [
     Option("output", "folder for adapters", metavar="DIR", default="adapters"),
     Option("run_name", "names the run and the adapter", metavar="NAME", default="distilled"),
 ]
-_SAMPLES = [
-    Option("samples", "pictures drawn of every concept, and of what is preserved", int, metavar="N"),
-    Option("sample_steps", "denoising steps of each", int, metavar="N"),
-    Option("guidance", "of these", float, metavar="G"),
-    Option("size", "of these, like 512 or 768x512 (default: the model's own)", opt.size, metavar="PIXELS"),
-    Option("caption_dropout", "share of the examples without their prompt", float, metavar="SHARE"),
-    Option("batch_size", "rows per batch", int, metavar="N"),
-    Option("accumulation", "batches per step", int, metavar="N"),
-]
-_SHARED = ("optimiser", "noise", "machine")
 NEEDED = ("model", "adapter")
 
 
@@ -80,20 +71,17 @@ def groups() -> dict[str, list[Option]]:
     from ..pipelines.distil import DISTIL, DistilJob
 
     ours = {f.name: getattr(DISTIL, f.name) for f in fields(DISTIL)}
-
-    def with_ours(options: Sequence[Option]) -> list[Option]:
-        return [replace(o, default=ours.get(o.name, o.default)) for o in options]
-
-    shared = train.groups()
     rate = "0: chosen from the size of what was fused"
-    optimiser = [replace(o, help=rate) if o.name == "learning_rate" else o for o in shared["optimiser"]]
-    apart = ("text_learning_rate", "token_learning_rate")
+
+    def with_ours(option: Option) -> Option:
+        said = rate if option.name == "learning_rate" else option.help
+        return replace(option, default=ours.get(option.name, option.default), help=said)
+
+    titles = ("samples", "regularisation", "optimiser", "noise", "memory", "run")
+    found = train.groups_of((TrainConfig, DistilJob, KeptEvery), titles)
     return {
         "what": _WHAT,
-        "samples": with_ours(opt.with_defaults(_SAMPLES, DistilJob)),
-        "optimiser": with_ours([o for o in optimiser if o.name not in apart]),
-        **{title: shared[title] for title in _SHARED if title != "optimiser"},
-        "checkpoints": [o for o in shared["checkpoints and samples"] if o.name == "checkpoint_every"],
+        **{title: [with_ours(o) for o in of if o.name != "prior_weight"] for title, of in found.items()},
     }
 
 

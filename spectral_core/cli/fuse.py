@@ -20,7 +20,7 @@ from ..fusion.sources import labels_of
 from ..plots import save_picture
 from ..statistics import file as statistics_file
 from ..statistics import prompts as concept_prompts
-from . import options as opt
+from ..training.config import reading
 from .models import DTYPES, open_adapter, open_model
 
 DESCRIPTION = """Fuse adapters (and ordinary LoRA files) into one.
@@ -84,7 +84,7 @@ def _add_statistics(group: Any) -> None:
         help=f"looks: the first at each concept alone, later ones at what was fused (default: {ROUNDS})",
     )
     group.add_argument("--guidance", type=float, default=4.0, metavar="G", help="(default: 4)")
-    group.add_argument("--size", type=opt.size, metavar="PIXELS", help="(default: the model's own)")
+    group.add_argument("--size", type=reading.size, metavar="PIXELS", help="(default: the model's own)")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
     group.add_argument(
         "--space",

@@ -1,4 +1,4 @@
-"""Options from dataclass fields: one table for the command line and for configuration files.
+"""Options, most of them from the settings' table: one table for the command line and for configuration files.
 
 A configuration file is JSON, or TOML where Python reads it (3.11): a flat table of the options' names with
 underscores. What the command line says goes before what the file says.
@@ -11,11 +11,13 @@ import difflib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import SpectralAdapterError
+from ..training.config.reading import reader_of
+from ..training.config.setting import Setting, one_of, settings_of
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,15 @@ class Option:
         return "--" + self.name.replace("_", "-")
 
 
-def with_defaults(options: Sequence[Option], cls: type[Any]) -> list[Option]:
-    """The options with the defaults of the dataclass fields of their names."""
-    known = {f.name: f.default for f in fields(cls) if f.default is not MISSING}
-    return [
-        Option(o.name, o.help, o.read, o.choices, o.many, o.metavar, known.get(o.name, o.default))
-        for o in options
-    ]
+def from_settings(classes: Sequence[type[Any]], group: str) -> list[Option]:
+    """The options that are these classes' settings of the group."""
+    return [of_setting(row) for row in settings_of(*classes).values() if row.words.group == group]
+
+
+def of_setting(row: Setting) -> Option:
+    many = row.kind is tuple and row.item is str
+    read = reader_of(row)
+    return Option(row.name, row.short_help, read, row.choices, many, row.words.metavar, row.default)
 
 
 def add_command(
@@ -87,7 +91,7 @@ def add(parser: argparse.ArgumentParser, title: str, options: Sequence[Option]) 
     group = parser.add_argument_group(title)
     for option in options:
         said = option.help
-        if option.default not in (None, "", (), False, True):
+        if option.default and option.default is not True and "default" not in said:
             said += f" (default: {_shown(option.default)})"
         shared: dict[str, Any] = {"dest": option.name, "help": said, "default": argparse.SUPPRESS}
         if isinstance(option.default, bool):
@@ -102,7 +106,7 @@ def add(parser: argparse.ArgumentParser, title: str, options: Sequence[Option]) 
 
 
 def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _typed(read: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -133,10 +137,8 @@ def _from_file(path: Path, known: Mapping[str, Option]) -> dict[str, Any]:
             hint = f"did you mean {near[0]!r}?" if near else f"expected some of {', '.join(known)}"
             raise SpectralAdapterError(f"{path}: unknown setting {name!r}: {hint}")
         option = known[name]
-        if option.choices and value not in option.choices:
-            raise SpectralAdapterError(
-                f"{path}: {name} {value!r}: expected one of {', '.join(option.choices)}"
-            )
+        if option.choices:
+            one_of(f"{path}: {name}", value, option.choices)
         values[name] = _checked(path, option, value)
     return values
 
@@ -184,33 +186,3 @@ def _toml(path: Path, text: str) -> Any:
             f"{path}: TOML needs Python 3.11 or newer; write the file as JSON"
         ) from error
     return tomllib.loads(text)
-
-
-def columns(text: str) -> tuple[int, ...]:
-    """``0-7`` or ``0,2,4`` or both."""
-    found: list[int] = []
-    try:
-        for part in text.replace(" ", "").split(","):
-            first, _, last = part.partition("-")
-            found += range(int(first), int(last or first) + 1)
-    except ValueError:
-        raise SpectralAdapterError(f"columns {text!r}: expected something like 0-7 or 0,2,4") from None
-    return tuple(found)
-
-
-def size(text: str) -> tuple[int, int]:
-    """``512`` or ``768x512``, width first."""
-    width, _, height = text.lower().replace("×", "x").partition("x")
-    try:
-        return int(width), int(height or width)
-    except ValueError:
-        raise SpectralAdapterError(f"size {text!r}: expected pixels, like 512 or 768x512") from None
-
-
-def pair(text: str) -> tuple[float, float]:
-    """``0.9,0.99``."""
-    try:
-        first, second = map(float, text.split(","))
-    except ValueError:
-        raise SpectralAdapterError(f"{text!r}: expected two numbers, like 0.9,0.99") from None
-    return first, second

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..adapter.adapter import Adapter
 from ..errors import SpectralAdapterError
-from . import options as opt
+from ..training.config import reading
 from .models import DTYPES, open_adapter, open_model
 
 DESCRIPTION = """Draw pictures with a model and any number of adapters.
@@ -47,7 +47,7 @@ def add_parser(commands: Any) -> None:
     build.add_argument("--steps", type=int, default=25, metavar="N", help="denoising steps (default: 25)")
     build.add_argument("--guidance", type=float, default=7.5, metavar="G", help="(default: 7.5)")
     build.add_argument(
-        "--size", type=opt.size, metavar="PIXELS", help="like 512 or 768x512 (default: the model's own)"
+        "--size", type=reading.size, metavar="PIXELS", help="like 512 or 768x512 (default: the model's own)"
     )
     build.add_argument("--batch-size", type=int, default=1, metavar="N", help="(default: 1)")
     build.add_argument(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapter.adapter import Adapter
+from ..training.config.adapter import KeptEvery
 from ..training.config.config import TrainConfig
 from ..training.runs.outcome import TrainResult
 from ..training.runs.place import Run
@@ -36,35 +37,9 @@ _WHAT = [
     ),
     Option("positive", "the prompt at strength 1", metavar="PROMPT"),
     Option("negative", "the prompt at strength −1", metavar="PROMPT"),
-    Option("neutral", "the prompt that is moved", metavar="PROMPT"),
-    Option("preserve", "an attribute that shall stay; may be given several times", many=True, metavar="TEXT"),
-    Option("eta", "how far strength 1 moves, as a share of the poles' difference", float, metavar="X"),
-    Option(
-        "start",
-        "progress from which it acts, 0 the noisiest; keeps the layout of pictures",
-        float,
-        metavar="P",
-    ),
     Option("output", "folder for adapters", metavar="DIR", default="adapters"),
     Option("run_name", "names the run and the adapter", metavar="NAME", default="slider"),
 ]
-_ADAPTER = [
-    Option("method", "what is trained", choices=("foura", "spectral_a", "spectral_r", "lora")),
-    Option("rank", "size of the update; number of columns of the spectral methods", int, metavar="R"),
-    Option("transform", "of foura", choices=("dct", "dft", "none")),
-    Option("gate", "of foura", choices=("adaptive", "none")),
-    Option("columns", "of the spectral methods, like 0-7; default: the lowest", opt.columns, metavar="LIST"),
-    Option("targets", "layers: attention, attention+mlp, all-linear, all, a glob, re:…", metavar="NAMES"),
-]
-_SAMPLES = [
-    Option("samples", "neutral pictures of the model that it learns on", int, metavar="N"),
-    Option("sample_steps", "denoising steps of each", int, metavar="N"),
-    Option("guidance", "of these", float, metavar="G"),
-    Option("size", "of these, like 512 or 768x512 (default: the model's own)", opt.size, metavar="PIXELS"),
-    Option("batch_size", "rows per batch", int, metavar="N"),
-    Option("accumulation", "batches per step", int, metavar="N"),
-]
-_SHARED = ("optimiser", "noise", "gates", "machine")
 NEEDED = ("model", "positive", "negative")
 
 
@@ -72,14 +47,8 @@ def groups() -> dict[str, list[Option]]:
     """Title -> options, with their defaults."""
     from ..pipelines.slider import SliderJob
 
-    shared = train.groups()
-    return {
-        "what": opt.with_defaults(_WHAT, SliderJob),
-        "adapter": opt.with_defaults(_ADAPTER, SliderJob),
-        "samples": opt.with_defaults(opt.with_defaults(_SAMPLES, SliderJob), TrainConfig),
-        **{title: shared[title] for title in _SHARED},
-        "checkpoints": [o for o in shared["checkpoints and samples"] if o.name == "checkpoint_every"],
-    }
+    titles = ("slider", "adapter", "samples", *train.SHARED)
+    return {"what": _WHAT, **train.groups_of((TrainConfig, SliderJob, KeptEvery), titles)}
 
 
 def add_parser(commands: Any) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..training.config import config as training
 from ..training.config.config import TrainConfig
 from . import options as opt
 from .models import DTYPES, open_model
@@ -40,14 +39,6 @@ _WHAT = [
     Option("images", "folder with the concept's pictures and captions", metavar="DIR"),
     Option("token", "the concept's word, such as '<vase>'", metavar="WORD"),
     Option(
-        "init_words",
-        "known words that the new one starts from; empty: it is not made a new word",
-        metavar="WORDS",
-    ),
-    Option(
-        "prior_images", "pictures of the concept's class, so that the model keeps drawing them", metavar="DIR"
-    ),
-    Option(
         "output",
         "folder for adapters; its files also say which columns are taken",
         metavar="DIR",
@@ -56,124 +47,27 @@ _WHAT = [
     Option("run_name", "names the run and the adapter (default: the token)", metavar="NAME"),
     Option("extend", "let a finished run go on to more steps: a new schedule", default=False),
 ]
-_ADAPTER = [
-    Option("method", "what is trained", choices=("foura", "spectral_a", "spectral_r", "lora")),
-    Option("rank", "size of the update; number of columns of the spectral methods", int, metavar="R"),
-    Option("alpha", "of foura and lora; 0: equal to the rank, a scale of 1", float, metavar="A"),
-    Option("transform", "of foura", choices=("dct", "dft", "none")),
-    Option("gate", "of foura: which rows act is learned (adaptive) or not", choices=("adaptive", "none")),
-    Option(
-        "columns",
-        "of the spectral methods, like 0-7; default: the lowest that no file of this model uses",
-        opt.columns,
-        metavar="LIST",
-    ),
-    Option("train_scale", "of the spectral methods: the singular values are trained, too"),
-    Option(
-        "targets",
-        "layers of the denoiser: attention, attention+mlp, all-linear, all, a glob, re:…",
-        metavar="NAMES",
-    ),
-    Option(
-        "text_targets", "layers of the text encoders, likewise; empty: they are not trained", metavar="NAMES"
-    ),
-]
-_DATA = [
-    Option("size", "of the pictures in pixels, like 512 or 768x512", opt.size, metavar="PIXELS"),
-    Option("buckets", "pictures keep their proportions, at sizes of that area"),
-    Option("batch_size", "pictures per batch (and process)", int, metavar="N"),
-    Option("accumulation", "batches per step", int, metavar="N"),
-    Option("caption_dropout", "share of pictures that train without their caption", float, metavar="SHARE"),
-    Option("prior_weight", "weight of the loss on --prior-images", float, metavar="W"),
-    Option("cache", "keep latents and captions on disk"),
-]
-_OPTIMISER = [
-    Option("steps", "optimiser steps", int, metavar="N"),
-    Option(
-        "learning_rate",
-        "0: the method's default ("
-        + ", ".join(f"{m} {r:g}" for m, r in training.DEFAULT_LEARNING_RATES.items())
-        + ")",
-        float,
-        metavar="RATE",
-    ),
-    Option("text_learning_rate", "of the text encoders; 0: half of the other", float, metavar="RATE"),
-    Option("token_learning_rate", "of the new word; 0: ten times the adapter's", float, metavar="RATE"),
-    Option("optimiser", "schedulefree and prodigy need a package of their own", choices=training.OPTIMISERS),
-    Option("betas", "of the optimiser; sgd takes the first as momentum", opt.pair, metavar="B1,B2"),
-    Option("weight_decay", "not applied to gates and words", float, metavar="W"),
-    Option("schedule", "of the learning rate", choices=training.SCHEDULES),
-    Option("warmup", "steps until the full rate", int, metavar="N"),
-    Option("gradient_clip", "largest norm of the gradients; 0: none", float, metavar="NORM"),
-    Option(
-        "ema", "decay of averaged parameters, which the adapter then holds; 0: none", float, metavar="DECAY"
-    ),
-    Option(
-        "explosion",
-        "stop where the smoothed loss is this many times its first level; 0: never",
-        float,
-        metavar="X",
-    ),
-    Option("seed", "of everything random", int, metavar="N"),
-]
-_NOISE = [
-    Option("timesteps", "distribution of the noise levels", choices=training.TIMESTEPS),
-    Option("timestep_mean", "of logit-normal", float, metavar="X"),
-    Option("timestep_std", "of logit-normal", float, metavar="X"),
-    Option("weighting", "of the loss by noise level", choices=training.WEIGHTINGS),
-    Option("snr_gamma", "of min-snr", float, metavar="X"),
-]
-_GATES = [
-    Option("target_open", "wanted share of open gates; not given: no penalty", float, metavar="SHARE"),
-    Option("gate_penalty", "weight of that", float, metavar="W"),
-    Option("freeze_gates", "fix the gates at the end: the adapter can then be merged"),
-]
 _MACHINE = [
-    Option(
-        "precision", "of the model's computations; what is trained stays float32", choices=training.PRECISIONS
-    ),
     Option("dtype", "of the model's weights in memory", choices=tuple(DTYPES), default="fp32"),
-    Option(
-        "checkpointing",
-        "compute activations again instead of keeping them: less memory, slower",
-        choices=training.CHECKPOINTING,
-    ),
     Option("device", "cpu, cuda, cuda:1 (default: a GPU where there is one)", metavar="NAME"),
-    Option(
-        "processes", "refuse to train with any other number of processes; 0: as started", int, metavar="N"
-    ),
 ]
-_SEEN = [
-    Option(
-        "checkpoint_every",
-        "steps between checkpoints; one also comes at the end",
-        int,
-        metavar="N",
-        default=100,
-    ),
-    Option("sample_every", "steps between sample pictures; 0: none", int, metavar="N", default=0),
-    Option(
-        "sample_prompts", "what the samples show; may be given several times", many=True, metavar="PROMPT"
-    ),
-]
+SHARED = ("optimiser", "noise", "gate", "memory", "run")  # groups of settings of every training
 NEEDED = ("model", "images", "token")
 
 
 def groups() -> dict[str, list[Option]]:
     """Title -> options, with their defaults."""
     from ..pipelines.job import Job
+    from ..pipelines.train import Output
 
-    job, config = Job, TrainConfig
-    return {
-        "what": opt.with_defaults(_WHAT, job),
-        "adapter": opt.with_defaults(_ADAPTER, job),
-        "data": opt.with_defaults(opt.with_defaults(_DATA, job), config),
-        "optimiser": opt.with_defaults(_OPTIMISER, config),
-        "noise": opt.with_defaults(_NOISE, config),
-        "gates": opt.with_defaults(_GATES, config),
-        "machine": opt.with_defaults(_MACHINE, config),
-        "checkpoints and samples": opt.with_defaults(_SEEN, job),
-    }
+    titles = ("adapter", "pictures", "text encoder", "regularisation", *SHARED)
+    return {"what": _WHAT, **groups_of((TrainConfig, Job, Output), titles)}
+
+
+def groups_of(classes: Sequence[type[Any]], titles: Sequence[str]) -> dict[str, list[Option]]:
+    """The classes' settings by group, with what there is to say about the machine."""
+    found = {title: opt.from_settings(classes, title) for title in titles}
+    return {title: found[title] + (_MACHINE if title == "memory" else []) for title in titles}
 
 
 def add_parser(commands: Any) -> None:
@@ -199,10 +93,9 @@ def run(namespace: argparse.Namespace) -> int:
         output = Output(
             Path(values.get("output", "adapters")),
             name,
-            values.get("checkpoint_every", 100),
-            values.get("sample_every", 0),
             values.get("extend", False),
             told,
+            **{key: values[key] for key in ("checkpoint_every", "sample_every") if key in values},
         )
         done = train_adapter(pipe, job, config, output)
         if world.is_main:

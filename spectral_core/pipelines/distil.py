@@ -24,7 +24,9 @@ from ..adapter.adapter import Adapter
 from ..attach.attaching import attach
 from ..errors import SpectralAdapterError
 from ..statistics.prompts import PRESERVE, without_concepts
+from ..training.config.adapter import SampleSettings
 from ..training.config.config import TrainConfig
+from ..training.config.setting import check_settings
 from ..training.data.order import Order
 from ..training.engine.loop import Setup, train
 from ..training.objectives.distillation import (
@@ -48,22 +50,16 @@ _DRAWN_TOGETHER = 8
 
 
 @dataclass(frozen=True)
-class DistilJob:
-    """samples: pictures that are drawn of every concept with its own adapter, and as many of ``preserve``,
-    prompts without any concept under which the model shall draw what it draws alone (those with a concept's
-    word in them are left out); empty: it may change there. sample_steps, guidance, size: of these."""
+class DistilJob(SampleSettings):
+    """The samples are drawn of every concept with its own adapter, and as many of ``preserve``: prompts
+    without any concept under which the model shall draw what it draws alone (those with a concept's word in
+    them are left out); empty: it may change there."""
 
-    samples: int = 16
     preserve: tuple[str, ...] = PRESERVE
-    sample_steps: int = 20
-    guidance: float = 4.0
-    size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "preserve", tuple(p.strip() for p in self.preserve if p.strip()))
-        for name in ("samples", "sample_steps"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise SpectralAdapterError(f"{name} {getattr(self, name)!r}: expected a whole number above 0")
+        check_settings(self)
 
     def settings(self) -> dict[str, Any]:
         """What the result depends on, JSON-able."""

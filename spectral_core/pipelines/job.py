@@ -10,70 +10,36 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SpectralAdapterError
-from ..methods import MethodConfig, config_from_dict
-
-METHODS = ("foura", "spectral_a", "spectral_r", "lora")
+from ..training.config.adapter import ConceptSettings
+from ..training.config.setting import setting
 
 
 @dataclass(frozen=True)
-class Job:
-    """images: a folder in kohya layout. token: the concept's word; init_words: known words that it starts
-    from (empty: the token is not made a new word).
+class Job(ConceptSettings):
+    """images: a folder in kohya layout. token: the concept's word; sample_prompts: what the samples show.
 
-    method, rank: with transform and gate for FouRA, with columns and train_scale for the spectral methods
-    (columns empty: the lowest that no file of this base uses), alpha for FouRA and LoRA (0: the rank).
-    targets: layers of the denoiser; text_targets: of the text encoders, empty for none. size: of the
-    pictures; buckets: pictures keep their proportions, at sizes of that area. prior_images: pictures of the
-    concept's class, which the model should keep drawing as it does. cache: latents and text embeddings are
-    kept on disk. sample_prompts: what the samples show.
+    The method, the layers and what else can be set: :mod:`..training.config.adapter`. Raises
+    SpectralAdapterError for what cannot be.
     """
 
     images: str
     token: str
-    init_words: str = "object"
-    method: str = "foura"
-    rank: int = 8
-    alpha: float = 0.0
-    transform: str = "dct"
-    gate: str = "adaptive"
-    columns: tuple[int, ...] = ()
-    train_scale: bool = False
-    targets: str = "attention"
-    text_targets: str = ""
-    size: tuple[int, int] = (512, 512)
-    buckets: bool = False
-    prior_images: str = ""
-    cache: bool = True
-    sample_prompts: tuple[str, ...] = ()
+    size: tuple[int, int] = setting(
+        (512, 512), "Size of the pictures in pixels, like 512 or 768x512.", "pictures", metavar="PIXELS"
+    )
+    cache: bool = setting(True, "Keep latents and captions on disk.", "pictures", command_only=True)
+    sample_prompts: tuple[str, ...] = setting(
+        (), "What the samples show; may be given several times.", "run", metavar="PROMPT"
+    )
 
     def __post_init__(self) -> None:
-        for name in ("columns", "size", "sample_prompts"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        self.check()
         if not self.token.strip() or any(c.isspace() for c in self.token):
             raise SpectralAdapterError(
                 f"token {self.token!r}: expected one word without spaces, such as <mydog>"
             )
-        if self.method not in METHODS:
-            raise SpectralAdapterError(f"method {self.method!r}: expected one of {', '.join(METHODS)}")
         if len(self.size) != 2 or not all(isinstance(s, int) and s > 0 for s in self.size):
             raise SpectralAdapterError(f"size {self.size}: expected width and height in pixels")
-        self.method_config(self.columns or tuple(range(max(self.rank, 1))))
-
-    @property
-    def needs_columns(self) -> bool:
-        return self.method.startswith("spectral")
-
-    def method_config(self, columns: tuple[int, ...]) -> MethodConfig:
-        """The method's configuration; ``columns`` are those it was given or found."""
-        if self.needs_columns:
-            values: dict[str, Any] = {"columns": columns, "train_scale": self.train_scale}
-            if self.rank < 1:
-                raise SpectralAdapterError(f"rank {self.rank}: expected a whole number of at least 1")
-        else:
-            values = {"rank": self.rank, "alpha": self.alpha or None}
-            if self.method == "foura":
-                values |= {"transform": self.transform, "gate": self.gate}
-        return config_from_dict({"method": self.method, **values})
 
     def settings(self) -> dict[str, Any]:
         """What the result depends on, JSON-able; the pictures count by content and not by path."""

@@ -11,7 +11,6 @@ Shapes: sizes are (width, height) in pixels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -27,8 +26,9 @@ from ..attach.targets import find_targets
 from ..errors import SpectralAdapterError
 from ..fusion import freeze
 from ..maths.svd_cache import SVDCache, default_cache_folder
-from ..methods import MethodConfig, config_from_dict
+from ..training.config.adapter import AdapterSettings, SampleSettings
 from ..training.config.config import TrainConfig
+from ..training.config.setting import setting
 from ..training.data.order import Order
 from ..training.engine.checks import fitting
 from ..training.engine.loop import Setup, train
@@ -37,67 +37,57 @@ from ..training.runs.outcome import TrainResult
 from ..training.runs.place import Run
 from .concept import basis_source, diffusion_of
 from .conditioning import CaptionCache
-from .job import METHODS
 from .loading import family_of, parts_of
 
 
 @dataclass(frozen=True)
-class SliderJob:
+class SliderJob(AdapterSettings, SampleSettings):
     """positive, negative: the poles. neutral: what is moved; ``{}`` in a prompt is where an attribute goes.
 
     preserve: attributes that shall not move with the slider, a subject each or whatever else; the more, the
     less the slider learns of what usually comes with its pole. eta: how far strength 1 moves, as a share of
     the difference of the poles. start: progress from which the adapter acts, 0.2 is FouRA's t = 800. samples:
     pictures of the neutral prompt that are drawn first, with ``sample_steps`` and ``guidance``, to be noised.
-    method, rank, transform, gate, columns, targets: as in :class:`.job.Job`.
+    method, rank and the rest of the adapter: :class:`..training.config.adapter.AdapterSettings`.
     """
 
     positive: str
     negative: str
-    neutral: str = "{}"
-    preserve: tuple[str, ...] = ()
-    eta: float = 1.0
-    start: float = 0.2
-    method: str = "foura"
-    rank: int = 8
-    transform: str = "dct"
-    gate: str = "adaptive"
-    columns: tuple[int, ...] = ()
-    targets: str = "attention"
-    size: tuple[int, int] | None = None
-    samples: int = 16
-    sample_steps: int = 20
-    guidance: float = 4.0
+    neutral: str = setting("{}", "The prompt that is moved.", "slider", metavar="PROMPT")
+    preserve: tuple[str, ...] = setting(
+        (), "An attribute that shall stay; may be given several times.", "slider", metavar="TEXT"
+    )
+    eta: float = setting(
+        1.0,
+        "How far strength 1 moves, as a share of the poles' difference.",
+        "slider",
+        least=0,
+        ends="(]",
+        metavar="X",
+    )
+    start: float = setting(
+        0.2,
+        "Progress from which it acts, 0 the noisiest; keeps the layout of pictures.",
+        "slider",
+        least=0,
+        most=1,
+        ends="[)",
+        metavar="P",
+    )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "preserve", tuple(self.preserve))
-        object.__setattr__(self, "columns", tuple(self.columns))
+        self.check()
         if not self.positive.strip() or not self.negative.strip() or self.positive == self.negative:
             raise SpectralAdapterError(
                 f"poles {self.positive!r} and {self.negative!r}: expected two different prompts"
             )
-        if self.method not in METHODS:
-            raise SpectralAdapterError(f"method {self.method!r}: expected one of {', '.join(METHODS)}")
-        if not 0 <= self.start < 1:
-            raise SpectralAdapterError(f"start {self.start}: expected a progress, 0 ≤ start < 1")
-        if not (math.isfinite(self.eta) and self.eta > 0):
-            raise SpectralAdapterError(f"eta {self.eta}: expected a number above 0")
-        for name in ("samples", "sample_steps", "rank"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise SpectralAdapterError(f"{name} {getattr(self, name)!r}: expected a whole number above 0")
-        self.method_config()
-
-    def method_config(self) -> MethodConfig:
-        if self.method.startswith("spectral"):
-            return config_from_dict(
-                {"method": self.method, "columns": self.columns or tuple(range(self.rank))}
-            )
-        more = {"transform": self.transform, "gate": self.gate} if self.method == "foura" else {}
-        return config_from_dict({"method": self.method, "rank": self.rank, **more})
 
     def settings(self) -> dict[str, Any]:
         """What the result depends on, JSON-able."""
         values = asdict(self)
+        for name in ("alpha", "train_scale"):  # which runs of earlier versions did not have
+            if not values[name]:
+                del values[name]
         return values | {
             key: None if values[key] is None else list(values[key]) for key in ("preserve", "columns", "size")
         }
@@ -121,7 +111,7 @@ def train_slider(
     :func:`..training.engine.loop.train` later.
     """
     config = replace(config, caption_dropout=0.0)
-    method = job.method_config()
+    method = job.method_config(job.columns or tuple(range(job.rank)))
     found, _ = find_targets(parts_of(pipe)["unet"], "unet", job.targets)
     weights, notes = fitting(found, method)
     adapter = create(

@@ -33,7 +33,9 @@ from ..errors import SpectralAdapterError
 from ..files.adapter_file import load, save
 from ..fusion import freeze
 from ..maths.svd_cache import SVDCache, default_cache_folder
+from ..training.config.adapter import RunSettings
 from ..training.config.config import TrainConfig
+from ..training.config.setting import check_settings
 from ..training.data.folder import Order
 from ..training.engine.checks import fitting
 from ..training.engine.columns import reserve
@@ -56,9 +58,8 @@ START = "start.safetensors"
 
 
 @dataclass(frozen=True)
-class Output:
-    """Where a run is kept and how often it is: adapters folder, run name, steps between checkpoints and
-    samples.
+class Output(RunSettings):
+    """Where a run is kept, and how often: adapters folder, run name, steps between checkpoints and samples.
 
     extend: a finished run with the same settings and fewer steps goes on. listener, cancel: see
     :class:`..training.runs.place.Run`. cache_folder: of singular columns, latents and captions.
@@ -66,12 +67,13 @@ class Output:
 
     adapters: Path
     name: str
-    checkpoint_every: int = 100
-    sample_every: int = 0
     extend: bool = False
     listener: Listener | None = None
     cancel: Callable[[], bool] | None = None
     cache_folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @property
     def caches(self) -> Path:

@@ -16,6 +16,7 @@ from spectral_core.cli.main import main, parser
 from spectral_core.files.adapter_file import load
 from spectral_core.pipelines.job import Job
 from spectral_core.pipelines.train import Output, train_adapter
+from spectral_core.training.config import reading
 from spectral_core.training.config.config import TrainConfig
 from spectral_core.training.runs.events import read_events
 
@@ -258,8 +259,8 @@ def test_out_of_memory_is_one_line_with_what_to_do(
 
 
 def test_options_of_the_command_line_and_of_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert opt.columns("0-2, 7") == (0, 1, 2, 7) and opt.size("768x512") == (768, 512)
-    assert opt.size("64") == (64, 64) and opt.pair("0.9,0.5") == (0.9, 0.5)
+    assert reading.columns("0-2, 7") == (0, 1, 2, 7) and reading.size("768x512") == (768, 512)
+    assert reading.size("64") == (64, 64) and reading.pair("0.9,0.5") == (0.9, 0.5)
     pytest.importorskip("tomllib")
     path = tmp_path / "a.toml"
     path.write_text('columns = "0-3"\nsize = [64, 32]\nsample_prompts = ["a", "b"]\nlearning_rate = 1\n')

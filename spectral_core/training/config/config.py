@@ -3,20 +3,20 @@ where checkpoints go and who listens is a :class:`..runs.place.Run`'s."""
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 from ...errors import SpectralAdapterError
-from .schedules import SCHEDULES, rate_factor
+from .schedules import ScheduleName, rate_factor
+from .setting import check_settings, setting
 
-OPTIMISERS = ("adamw", "adafactor", "sgd", "schedulefree", "prodigy")
-PRECISIONS = ("fp32", "bf16", "fp16")
-CHECKPOINTING = ("none", "selective", "full")
-TIMESTEPS = ("uniform", "logit-normal")
-WEIGHTINGS = ("none", "min-snr")
+Optimiser = Literal["adamw", "adafactor", "sgd", "schedulefree", "prodigy"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Checkpointing = Literal["none", "selective", "full"]
+Timesteps = Literal["uniform", "logit-normal"]
+Weighting = Literal["none", "min-snr"]
+
+OPTIMISERS = get_args(Optimiser)
 
 DEFAULT_LEARNING_RATES = {
     "foura": 1e-4,
@@ -29,97 +29,184 @@ DEFAULT_LEARNING_RATES = {
 
 PRODIGY_RATE = 1.0  # prodigy finds the rate itself; this multiplies what it finds
 
-_CHOICES = {
-    "schedule": SCHEDULES,
-    "optimiser": OPTIMISERS,
-    "precision": PRECISIONS,
-    "checkpointing": CHECKPOINTING,
-    "timesteps": TIMESTEPS,
-    "weighting": WEIGHTINGS,
-}
-_WHOLE = {"steps": 1, "batch_size": 1, "accumulation": 1, "warmup": 0, "processes": 0}
-_NUMBERS = (
-    "learning_rate",
-    "text_learning_rate",
-    "token_learning_rate",
-    "weight_decay",
-    "gradient_clip",
-    "gate_penalty",
-    "timestep_std",
-    "snr_gamma",
-    "prior_weight",
-    "explosion",
-)
-
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """steps and batch_size count optimiser steps and pictures; learning_rate 0 is the method's default.
+    """The settings of the trainer itself; each says below what it means, and its range.
 
-    accumulation: batches per optimiser step. text_learning_rate: of text encoders; 0 is half the adapter's.
-    token_learning_rate: of new word embeddings; 0 is ten times the adapter's. gradient_clip 0: none. ema:
-    decay of the averaged parameters that the result then holds, 0 for none. precision: of the model's
-    computations; what is trained stays float32. checkpointing: activations computed again in backward
-    instead of kept. caption_dropout: share of pictures that train with an empty caption. timesteps,
-    timestep_mean, timestep_std: distribution of noise levels. weighting, snr_gamma: of the loss per noise
-    level. prior_weight: of the prior examples' loss. target_open: wanted share of open gates (None: no
-    penalty), gate_penalty its weight. freeze_gates: the result has its gates frozen. explosion: the run stops
-    where the smoothed loss exceeds this many times its first level; 0 never. processes: how many must take
-    part, 0 for as many as there are; batch_size is each one's.
+    Raises SpectralAdapterError for values out of range and for those that do not fit together.
     """
 
-    steps: int = 500
-    batch_size: int = 1
-    accumulation: int = 1
-    learning_rate: float = 0.0
-    text_learning_rate: float = 0.0
-    token_learning_rate: float = 0.0
-    optimiser: str = "adamw"
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.01
-    warmup: int = 10
-    schedule: str = "constant"
-    gradient_clip: float = 1.0
-    ema: float = 0.0
-    precision: str = "fp32"
-    checkpointing: str = "none"
-    caption_dropout: float = 0.1
-    timesteps: str = "uniform"
-    timestep_mean: float = 0.0
-    timestep_std: float = 1.0
-    weighting: str = "none"
-    snr_gamma: float = 5.0
-    prior_weight: float = 1.0
-    target_open: float | None = None
-    gate_penalty: float = 0.1
-    freeze_gates: bool = False
-    explosion: float = 5.0
-    processes: int = 0
-    seed: int = 0
+    steps: int = setting(500, "How many times the adapter is improved.", "run", least=1, metavar="N")
+    batch_size: int = setting(
+        1,
+        "Pictures per step (and process). More is smoother and needs memory.",
+        "memory",
+        least=1,
+        metavar="N",
+    )
+    accumulation: int = setting(
+        1, "Batches per step: a larger batch without the memory.", "memory", least=1, metavar="N"
+    )
+    learning_rate: float = setting(
+        0.0,
+        "How large each improvement is; 0 takes what suits method and model. Spectral_r needs about a hundred times "
+        "lora's.",
+        "optimiser",
+        least=0,
+        step=1e-6,
+        metavar="RATE",
+    )
+    text_learning_rate: float = setting(
+        0.0,
+        "Learning rate of the text encoders; 0 is half of the other.",
+        "text encoder",
+        least=0,
+        step=1e-6,
+        metavar="RATE",
+    )
+    token_learning_rate: float = setting(
+        0.0,
+        "Learning rate of the new word; 0 is ten times the adapter's.",
+        "text encoder",
+        least=0,
+        step=1e-6,
+        metavar="RATE",
+    )
+    optimiser: Optimiser = setting(
+        "adamw",
+        "How improvements are computed. schedulefree and prodigy need their Python packages.",
+        "optimiser",
+    )
+    betas: tuple[float, float] = setting(
+        (0.9, 0.99),
+        "Decay of the optimiser's averages; sgd takes the first as momentum.",
+        "optimiser",
+        least=0,
+        most=1,
+        ends="[)",
+        metavar="B1,B2",
+    )
+    weight_decay: float = setting(
+        0.01,
+        "How strongly parameters are drawn to 0; gates and words are not.",
+        "optimiser",
+        least=0,
+        step=0.001,
+        metavar="W",
+    )
+    warmup: int = setting(
+        10, "Steps over which the learning rate rises at the start.", "optimiser", least=0, metavar="N"
+    )
+    schedule: ScheduleName = setting(
+        "constant", "The learning rate over the run: level, or falling to zero.", "optimiser"
+    )
+    gradient_clip: float = setting(
+        1.0, "Largest norm of the gradients; 0 is no limit.", "optimiser", least=0, step=0.1, metavar="NORM"
+    )
+    ema: float = setting(
+        0.0,
+        "Decay of an average of the steps, which the result then holds; 0 is off.",
+        "optimiser",
+        least=0,
+        most=1,
+        ends="[)",
+        step=0.0001,
+        metavar="DECAY",
+    )
+    precision: Precision = setting(
+        "fp32",
+        "What the model computes in; the adapter itself is always fp32.",
+        "memory",
+    )
+    checkpointing: Checkpointing = setting(
+        "none",
+        "Compute activations again instead of keeping them. Less memory for more time; the result is the "
+        "same.",
+        "memory",
+        label="gradient checkpointing",
+    )
+    caption_dropout: float = setting(
+        0.1,
+        "Share of pictures shown without their caption. Guidance needs some.",
+        "regularisation",
+        least=0,
+        most=1,
+        ends="[)",
+        step=0.01,
+        metavar="SHARE",
+    )
+    timesteps: Timesteps = setting(
+        "uniform", "Which noise levels are trained: all alike, or the middle ones more.", "noise"
+    )
+    timestep_mean: float = setting(
+        0.0,
+        "Middle of logit-normal; above 0 noisier levels count more.",
+        "noise",
+        least=-100,
+        most=100,
+        step=0.1,
+        metavar="X",
+    )
+    timestep_std: float = setting(1.0, "Width of logit-normal.", "noise", least=0, step=0.1, metavar="X")
+    weighting: Weighting = setting(
+        "none",
+        "How noise levels count: all alike, or nearly clean ones less (min-snr). Not for flow models.",
+        "noise",
+    )
+    snr_gamma: float = setting(
+        5.0, "Limit of min-snr; lower counts them less.", "noise", least=0, step=0.1, metavar="X"
+    )
+    prior_weight: float = setting(
+        1.0,
+        "How much the prior pictures count beside the concept's.",
+        "regularisation",
+        least=0,
+        step=0.05,
+        metavar="W",
+    )
+    target_open: float | None = setting(
+        None,
+        "Share of gates that may stay open; none: no limit.",
+        "gate",
+        least=0,
+        most=1,
+        ends="(]",
+        step=0.05,
+        methods=("foura",),
+        metavar="SHARE",
+    )
+    gate_penalty: float = setting(
+        0.1, "Weight of that limit.", "gate", least=0, step=0.01, methods=("foura",), metavar="W"
+    )
+    freeze_gates: bool = setting(
+        False, "Fix the gates at the end, so that the adapter merges exactly.", "gate", methods=("foura",)
+    )
+    explosion: float = setting(
+        5.0,
+        "Stop where the smoothed loss is this many times its first level; 0 never.",
+        "noise",
+        least=0,
+        step=0.5,
+        metavar="X",
+    )
+    processes: int = setting(
+        0,
+        "Refuse to train with any other number of processes; 0 is as started.",
+        "memory",
+        least=0,
+        metavar="N",
+        command_only=True,
+    )
+    seed: int = setting(
+        0,
+        "The same seed and settings give the same adapter. It never changes by itself.",
+        "optimiser",
+        metavar="N",
+    )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))
-        for name, least in _WHOLE.items():
-            self._whole(name, least)
-        for name in _NUMBERS:
-            self._at_least(name, 0.0)
-        if not -100 <= self._number("timestep_mean") <= 100:
-            raise SpectralAdapterError(f"timestep_mean {self.timestep_mean}: expected −100 … 100")
-        for name in ("caption_dropout", "ema"):
-            if not 0 <= self._number(name) < 1:
-                raise SpectralAdapterError(f"{name} {getattr(self, name)}: expected 0 ≤ share < 1")
-        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
-            raise SpectralAdapterError(f"betas {self.betas}: expected two numbers, 0 ≤ beta < 1")
-        if self.target_open is not None and not 0 < self.target_open <= 1:
-            raise SpectralAdapterError(f"target_open {self.target_open}: expected 0 < share ≤ 1, or nothing")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise SpectralAdapterError(
-                    f"{name} {getattr(self, name)!r}: expected one of {', '.join(choices)}"
-                )
-        self._check_together()
-
-    def _check_together(self) -> None:
+        check_settings(self)
         if self.optimiser == "schedulefree" and self.schedule != "constant":
             raise SpectralAdapterError(
                 f"schedule {self.schedule!r} with optimiser 'schedulefree': expected 'constant'; this "
@@ -131,23 +218,6 @@ class TrainConfig:
             raise SpectralAdapterError(
                 "learning_rate 0 with optimiser 'sgd': the methods' defaults are AdamW's; give a rate"
             )
-
-    def _number(self, name: str) -> float:
-        value = getattr(self, name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            raise SpectralAdapterError(f"{name} {value!r}: expected a number")
-        return float(value)
-
-    def _at_least(self, name: str, least: float) -> None:
-        if self._number(name) < least:
-            raise SpectralAdapterError(
-                f"{name} {getattr(self, name)}: expected a number of at least {least:g}"
-            )
-
-    def _whole(self, name: str, least: int) -> None:
-        self._at_least(name, least)
-        if not isinstance(getattr(self, name), int):
-            raise SpectralAdapterError(f"{name} {getattr(self, name)!r}: expected a whole number")
 
     def rate_for(self, method: str) -> float:
         """The adapter's peak learning rate."""
@@ -162,14 +232,3 @@ class TrainConfig:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return asdict(self) | {"betas": list(self.betas)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """The inverse of :meth:`as_dict`; unknown names are refused."""
-        known = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"expected some of {', '.join(known)}"
-                raise SpectralAdapterError(f"unknown training setting {name!r}: {hint}")
-        return cls(**values)

@@ -6,8 +6,9 @@ A schedule is a pure function of the step, so resuming a run needs nothing but t
 from __future__ import annotations
 
 import math
+from typing import Literal
 
-SCHEDULES = ("constant", "cosine", "linear")
+ScheduleName = Literal["constant", "cosine", "linear"]
 
 
 def rate_factor(schedule: str, step: int, steps: int, warmup: int) -> float:

@@ -1,0 +1,176 @@
+"""Settings of every training besides the trainer's own: the adapter, the concept, what is kept and shown.
+
+The dataclasses of what is to be trained (with pictures, as a slider, in the host) begin with these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from ...methods import MethodConfig, config_from_dict
+from .setting import check_settings, setting
+
+Method = Literal["foura", "spectral_a", "spectral_r", "lora"]
+Transform = Literal["dct", "dft", "none"]
+Gate = Literal["adaptive", "none"]
+
+METHODS = get_args(Method)
+_SPECTRAL = ("spectral_a", "spectral_r")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSettings:
+    """What is trained: the method with its size, and the layers."""
+
+    method: Method = setting(
+        "foura",
+        "What is trained. foura: low rank in frequency space with gates that adapt to the step. spectral_a: "
+        "adds to the strongest singular columns. spectral_r: only rotates them, with very few numbers. lora: "
+        "plain.",
+        "adapter",
+    )
+    rank: int = setting(
+        8,
+        "How much the adapter can learn; the number of columns of spectral methods.",
+        "adapter",
+        least=1,
+        metavar="R",
+    )
+    alpha: float = setting(
+        0.0,
+        "Its scale is alpha / rank; 0 is a scale of 1.",
+        "adapter",
+        least=0,
+        step=0.5,
+        methods=("foura", "lora"),
+        metavar="A",
+    )
+    transform: Transform = setting(
+        "dct", "The frequency space that the low rank lives in.", "adapter", methods=("foura",)
+    )
+    gate: Gate = setting(
+        "adaptive", "Whether which rows act is learned.", "gate", methods=("foura",), label="gate"
+    )
+    columns: tuple[int, ...] = setting(
+        (),
+        "Singular columns, like 0-7; empty: the lowest that no other file of the model uses. Concepts in "
+        "different columns fuse without overlap.",
+        "adapter",
+        methods=_SPECTRAL,
+        metavar="LIST",
+    )
+    train_scale: bool = setting(
+        False, "The singular values are trained as well.", "adapter", methods=_SPECTRAL
+    )
+    targets: str = setting(
+        "attention",
+        "Layers to train: attention, attention+mlp, all-linear, all, or name patterns. Patterns such as "
+        "*attn2.to_k, separated by commas.",
+        "adapter",
+        metavar="NAMES",
+    )
+
+    def check(self) -> None:
+        """To be called first in ``__post_init__``."""
+        check_settings(self)
+        self.method_config(self.columns or tuple(range(self.rank)))
+
+    @property
+    def needs_columns(self) -> bool:
+        return self.method.startswith("spectral")
+
+    def method_config(self, columns: tuple[int, ...]) -> MethodConfig:
+        """The method's configuration; ``columns`` are those it was given or found."""
+        if self.needs_columns:
+            values: dict[str, Any] = {"columns": columns, "train_scale": self.train_scale}
+        else:
+            values = {"rank": self.rank, "alpha": self.alpha or None}
+            if self.method == "foura":
+                values |= {"transform": self.transform, "gate": self.gate}
+        return config_from_dict({"method": self.method, **values})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptSettings(AdapterSettings):
+    """How a concept is told by pictures, and what the model shall keep."""
+
+    init_words: str = setting(
+        "object",
+        "Known words that the new word starts from; empty: it is not made a new word. It is then read as the "
+        "CLIP reads it.",
+        "text encoder",
+        metavar="WORDS",
+    )
+    text_targets: str = setting(
+        "",
+        "Layers of the text encoders to train as well; empty: none. attention, attention+mlp or name "
+        "patterns.",
+        "text encoder",
+        metavar="NAMES",
+    )
+    buckets: bool = setting(
+        False,
+        "Keep the pictures' proportions instead of cropping them.",
+        "pictures",
+        label="keep proportions",
+    )
+    prior_images: str = setting(
+        "",
+        "Folder with pictures of the concept's class, which the model keeps drawing. Dogs, for your dog. "
+        "Uncaptioned ones are called 'a picture of' init_words. Needs vae and clip.",
+        "regularisation",
+        metavar="DIR",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptEvery:
+    """How often a run is kept; the result does not depend on it."""
+
+    checkpoint_every: int = setting(
+        100, "Steps between checkpoints; one also comes at the end.", "run", least=0, metavar="N"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(KeptEvery):
+    """How often a run is kept and shown; the result depends on neither."""
+
+    sample_every: int = setting(
+        0,
+        "Steps between sample pictures; 0 is none. They stand beside the loss curve while it trains and are "
+        "kept in the folder of the run.",
+        "run",
+        least=0,
+        metavar="N",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """The pictures that the model draws itself to learn on."""
+
+    samples: int = setting(
+        16,
+        "Pictures drawn of every concept to learn on, and of what is kept.",
+        "samples",
+        least=1,
+        metavar="N",
+    )
+    sample_steps: int = setting(20, "Denoising steps of each of them.", "samples", least=1, metavar="N")
+    guidance: float = setting(
+        4.0,
+        "Guidance (CFG) of these pictures. Take the one that you draw with; 1 for models without guidance.",
+        "samples",
+        least=0,
+        step=0.1,
+        metavar="G",
+    )
+    size: tuple[int, int] | None = setting(
+        None,
+        "Size of these pictures, like 512 or 768x512 (default: the model's own).",
+        "samples",
+        least=1,
+        metavar="PIXELS",
+    )
