@@ -50,7 +50,7 @@ class TrainConfig:
     )
     learning_rate: float = setting(
         0.0,
-        "How large each improvement is; 0 takes what suits method and model. Spectral_r needs about a hundred times "
+        "How large each improvement is; 0 takes the method's default. Spectral_r needs about a hundred times "
         "lora's.",
         "optimiser",
         least=0,
