@@ -11,7 +11,7 @@ from torch import Tensor
 from ..adapter.adapter import Adapter
 from ..errors import SpectralAdapterError
 from ..files.adapter_file import is_adapter_file, load
-from ..files.lora_import import import_lora
+from ..files.lora_import import read_lora
 from ..names.layer_name import LayerName
 from ..names.spellings import path_spellings
 
@@ -38,7 +38,11 @@ def open_adapter(path: str | Path, pipe: Any = None, lazy: bool = False) -> Adap
     path = Path(path)
     if is_adapter_file(path):
         return load(path, None if pipe is None else lambda name: _weight(pipe, name), lazy)
-    return import_lora(path)
+    read = read_lora(path)
+    left_out = f"{len(read.unmatched)} tensors belong to no layer and were left out, such as "
+    for note in (*read.notes, *([left_out + ", ".join(read.unmatched[:3])] if read.unmatched else [])):
+        print(f"{path.name}: {note}")
+    return read.adapter
 
 
 def _weight(pipe: Any, name: str) -> Tensor:

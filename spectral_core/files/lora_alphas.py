@@ -7,7 +7,7 @@ Shapes: none; an alpha per layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,19 @@ from .container import strict_json
 AlphaOf = Callable[[str, int], float | None]
 """(module's name in the file, its rank) -> alpha; None for alpha = rank."""
 
+PEFT_PREFIX = "base_model.model."
 DIFFUSERS_KEY = "lora_adapter_metadata"
 MAX_BYTES = 4 << 20
 _REFUSED = ("use_dora", "use_qalora", "lora_bias")
 
 
-def alphas_beside(path: Path) -> AlphaOf | None:
-    """From ``adapter_config.json`` in the file's folder; None where there is none."""
+def alphas_beside(path: Path, names: Iterable[str]) -> AlphaOf | None:
+    """From ``adapter_config.json`` in the file's folder; None where there is none, or where it is of another
+    file: PEFT's own are called ``adapter_model`` or have its prefix in the tensors' names.
+    """
     beside = path.parent / "adapter_config.json"
-    if not beside.is_file():
+    is_pefts = path.stem == "adapter_model" or any(name.startswith(PEFT_PREFIX) for name in names)
+    if not is_pefts or not beside.is_file():
         return None
     try:
         raw = beside.read_bytes()[: MAX_BYTES + 1]
@@ -83,7 +87,7 @@ def _alphas(settings: Mapping[str, Any], place: str) -> AlphaOf:
     is_rooted = bool(settings.get("use_rslora"))
 
     def alpha_of(module: str, rank: int) -> float | None:
-        path = module.removeprefix("base_model.model.")
+        path = module.removeprefix(PEFT_PREFIX)
         hits = [value for pattern, value in own.items() if _matches(pattern, path)]
         alpha = hits[0] if hits else general
         return alpha * math.sqrt(rank) if alpha is not None and is_rooted else alpha

@@ -1,7 +1,8 @@
 """Import of LoRA files: kohya's names, diffusers' (present and old), PEFT's, and ComfyUI's native ones.
 
 Every tensor of a file is accounted for: it belongs to a layer, or it is reported, or the file is refused.
-Kinds of adapters that are not LoRA (DoRA, LoHa, LoKr, …) are refused by name. A CP-decomposed convolution
+LoHa, LoKr and full differences become factors without a loss (:mod:`.lycoris`); kinds that change the weight
+they find (DoRA, OFT, …) are refused by name, as they need the model. A CP-decomposed convolution
 (``lora_mid``) is multiplied out, which is exact: downₚ = Σ_q midₚq · down_q.
 
 Shapes: down (r, in, *kernel), up (out, r, *1), mid (r, r, *kernel), alpha a single number.
@@ -26,19 +27,26 @@ from ..names import spellings as keys
 from ..names.layer_name import LayerName
 from ..names.unet_blocks import UNetLayout
 from . import adapter_file as fileformat
+from . import lycoris
+from . import metadata as file_metadata
 from . import other_kinds as foreign
 from .container import open_safely
-from .lora_alphas import AlphaOf, alphas_beside, alphas_in_metadata
+from .lora_alphas import PEFT_PREFIX, AlphaOf, alphas_beside, alphas_in_metadata
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_FLOATS_8 = (torch.float8_e4m3fn, torch.float8_e5m2)  # every value of these is one of float16, too
 _ROLES = re.compile(
     r"(?P<module>.+?)\.(?:processor\.)?(?:"
     r"(?P<old>to_q|to_k|to_v|to_out)_lora\.(?P<c>up|down)\.weight"
     r"|lora_(?P<a>up|down|mid|A|B)(?:\.(?!weight)\w+)?\.weight"
     r"|(?:lora|lora_linear_layer)\.(?P<b>up|down)\.weight"
+    rf"|(?P<lycoris>{'|'.join(lycoris.ROLES)})"
     r"|(?P<alpha>alpha))"
 )
 _ROLE_OF = {"A": "down", "B": "up"}
+_DEPENDENT = re.compile(r"(.+?)\.(?:dora_scale|oft_blocks|a1\.weight)")
+_READ_KINDS = ("LoHa", "LoKr", "full difference")  # :mod:`.lycoris`
+_BUNDLED = "bundle_emb."  # a trained word that lies in a LoRA file
 
 
 @dataclass(frozen=True)
@@ -47,13 +55,16 @@ class ImportedLoRA:
 
     unmatched: tensors that belong to no layer. raw_layers: layers whose names need the host's own map; they
     keep the file's name in the part ``kohya`` and match no module before they are renamed. notes: what was
-    assumed.
+    assumed. sources: layer -> its module's name in the file, by which a host's own map may know it.
+    dependent: the tensors of layers that change the weight they find (DoRA, OFT, …), which need the model.
     """
 
     adapter: Adapter
     unmatched: tuple[str, ...] = ()
     raw_layers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
+    dependent: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
 @dataclass
@@ -72,15 +83,15 @@ def import_lora(path: str | os.PathLike[str], unet: UNetLayout | None = None) ->
 
 
 def read_lora(
-    path: str | os.PathLike[str], unet: UNetLayout | None = None, *, drop_differences: bool = False
+    path: str | os.PathLike[str], unet: UNetLayout | None = None, *, with_dependent: bool = False
 ) -> ImportedLoRA:
     """A LoRA file as an adapter, with everything that was assumed or did not match.
 
-    unet: layout for native block names (``lora_unet_input_blocks_…``), SDXL's by default. drop_differences:
-    leave out, and report, the changed biases and norms that ComfyUI's trainer puts beside a LoRA, instead of
-    refusing the file. PEFT files take alpha and ranks from the ``adapter_config.json`` beside them. Raises
-    SpectralAdapterError, with file and layer, for every other kind of adapter, halves without their partner,
-    shapes that do not fit, and values that are not finite.
+    unet: layout for native block names (``lora_unet_input_blocks_…``), SDXL's by default. Changed biases and
+    norms are no matrices: they are left out, and the notes say so. PEFT files take alpha and ranks from the
+    ``adapter_config.json`` beside them. with_dependent: hand out layers that need the model's weights instead
+    of refusing the file. Raises SpectralAdapterError, with file and layer, for other kinds of
+    adapters, halves without their partner, shapes that do not fit, and values that are not finite.
     """
     file = open_safely(path)
     if fileformat.VERSION_KEY in file.metadata:
@@ -94,9 +105,9 @@ def read_lora(
         file.read,
         file.metadata,
         # looked for only once the names are known to be a LoRA's
-        lambda: alphas_in_metadata(file.metadata, file.path) or alphas_beside(file.path),
+        lambda: alphas_in_metadata(file.metadata, file.path) or alphas_beside(file.path, file.entries),
     )
-    return _read(source, lambda module: layer_name(module, unet), drop_differences)
+    return _read(source, lambda module: layer_name(module, unet), with_dependent)
 
 
 def lora_from_tensors(
@@ -116,7 +127,7 @@ def lora_from_tensors(
 
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     source = _Source(name, name, shapes, copies, {}, lambda: None)
-    return _read(source, str if keep_names else layer_name, True)
+    return _read(source, str if keep_names else layer_name, False)
 
 
 @dataclass(frozen=True)
@@ -134,24 +145,27 @@ class _Source:
     alphas: Callable[[], AlphaOf | None]
 
 
-def _read(source: _Source, name_of: Callable[[str], str], drop_differences: bool) -> ImportedLoRA:
-    dropped = [key for key in source.shapes if drop_differences and _is_difference(key, source.shapes[key])]
+def _read(source: _Source, name_of: Callable[[str], str], with_dependent: bool) -> ImportedLoRA:
+    dropped = [key for key in source.shapes if _is_difference(key, source.shapes[key])]
     kept = [key for key in source.shapes if key not in set(dropped)]
+    modules = {m[1] for key in kept if (m := _DEPENDENT.fullmatch(key))} if with_dependent else set()
+    apart = [key for key in kept if _module_of(key, modules)]
+    kept = [key for key in kept if key not in set(apart)]
     for key in kept:
-        if kind := foreign.adapter_kind(key):
+        if (kind := foreign.adapter_kind(key)) and kind not in _READ_KINDS:
             raise SpectralAdapterError(
-                f"{source.place}: tensor {key!r} belongs to a {kind} adapter; only plain LoRA can be "
-                "imported. Convert it with the tool that made it, or load it with the host's own loader"
+                f"{source.place}: tensor {key!r} belongs to a {kind} adapter; expected LoRA, LoHa, LoKr or "
+                "full differences. Convert it with the tool that made it, or use the host's own loader"
             )
     try:
         collected, unmatched = _collect(kept, name_of)
     except SpectralAdapterError as error:
         raise SpectralAdapterError(f"{source.place}: {error}") from error
-    if not any("up" in layer.tensors or "down" in layer.tensors for layer in collected.values()):
+    if not apart and not any(set(layer.tensors) - {"alpha"} for layer in collected.values()):
         raise SpectralAdapterError(f"{source.place}: is {foreign.family(kept)}; expected a LoRA file")
     notes = [_dropped(source.read(dropped))] if dropped else []
     alpha_of = source.alphas()
-    if alpha_of is None and any(key.startswith(_PEFT_PREFIX) for key in kept):
+    if alpha_of is None and any(key.startswith(PEFT_PREFIX) for key in kept):
         notes.append("no adapter_config.json beside the file: alpha taken as the rank of each layer")
     tensors = source.read([key for layer in collected.values() for key in layer.tensors.values()])
     layers = {}
@@ -164,12 +178,34 @@ def _read(source: _Source, name_of: Callable[[str], str], drop_differences: bool
             f"{len(raw)} layers have names that need the model's own map (such as {raw[0]}); they are kept "
             f"under the file's names in the part {keys.KOHYA_PART!r}"
         )
+    if words := sorted({key.split(".")[1] for key in unmatched if key.startswith(_BUNDLED)}):
+        notes.append(f"the file holds the trained words {', '.join(words)}, which were left out")
     adapter = Adapter(layers, _provenance(source.name, source.metadata, layers, unmatched, raw))
-    return ImportedLoRA(adapter, unmatched, raw, tuple(notes))
+    sources = {name: layer.source for name, layer in collected.items()}
+    dependent: dict[str, dict[str, Tensor]] = {}
+    for key, value in source.read(apart).items():
+        dependent.setdefault(_module_of(key, modules), {})[key] = value
+    return ImportedLoRA(adapter, unmatched, raw, tuple(notes), sources, dependent)
+
+
+def _module_of(key: str, modules: set[str]) -> str:
+    """Which of the modules the tensor belongs to; empty for none."""
+    parts = key.split(".")
+    starts = (".".join(parts[:i]) for i in range(1, len(parts)))
+    return next((start for start in starts if start in modules), "")
+
+
+def layer_of_difference(place: str, difference: Tensor) -> AdapterLayer:
+    """A weight's whole difference (out, in, *kernel) as a layer. Raises SpectralAdapterError, beginning with
+    ``place``, where it is none."""
+    if not _is_finite(difference):
+        raise SpectralAdapterError(f"{place}: its update has values that are not finite numbers")
+    down, up, _ = lycoris.factors(place, {"diff": difference}, None)
+    return _layer(down, up, None)
 
 
 def _is_difference(key: str, shape: tuple[int, ...]) -> bool:
-    return key.endswith(".diff_b") or (key.endswith(".diff") and len(shape) == 1)
+    return key.endswith((".diff_b", ".w_norm", ".b_norm")) or (key.endswith(".diff") and len(shape) == 1)
 
 
 def _dropped(differences: Mapping[str, Tensor]) -> str:
@@ -191,7 +227,7 @@ def _collect(
         if match is None:
             unmatched.append(key)
             continue
-        role = match["a"] or match["b"] or match["c"] or "alpha"
+        role = match["a"] or match["b"] or match["c"] or match["lycoris"] or "alpha"
         role = _ROLE_OF.get(role, role)
         module = match["module"]
         if match["old"]:
@@ -219,7 +255,6 @@ def _old_name(module: str, weight: str) -> str:
     return "to_out.0" if weight == "to_out" else weight
 
 
-_PEFT_PREFIX = "base_model.model."
 _UNET_STARTS = (
     "down_blocks.",
     "up_blocks.",
@@ -245,7 +280,7 @@ def layer_name(module: str, unet: UNetLayout | None = None) -> str:
     """
     if module.startswith(("lora_", "lycoris_")) and "." not in module:
         return keys.from_kohya(module, unet) or f"{keys.KOHYA_PART}.{module}"
-    path = module.removeprefix(_PEFT_PREFIX)
+    path = module.removeprefix(PEFT_PREFIX)
     for prefix, part in _TEXT_ENCODERS.items():
         if path.startswith(prefix):
             return part + keys.canonical_path(path.removeprefix(prefix))
@@ -267,14 +302,39 @@ def layer_name(module: str, unet: UNetLayout | None = None) -> str:
 
 def _build(place: str, source: str, parts: Mapping[str, Tensor], alpha_of: AlphaOf | None) -> AdapterLayer:
     """One layer from its tensors, checked, in their own dtype."""
-    for role in ("down", "up"):
-        if role not in parts:
-            raise SpectralAdapterError(f"{place}: the {role} projection is missing; the file is damaged")
     for role, value in parts.items():
-        if value.dtype not in _FLOATS or not bool(torch.isfinite(value).all()):
+        is_number = role == "alpha" and not value.is_floating_point() and not value.is_complex()
+        if not is_number and (value.dtype not in (*_FLOATS, *_FLOATS_8) or not _is_finite(value)):
             raise SpectralAdapterError(
                 f"{place}: {role} ({value.dtype}) holds values that are not finite numbers"
             )
+    parts = {k: v.half() if v.dtype in _FLOATS_8 else v for k, v in parts.items()}
+    alpha = None
+    if "alpha" in parts:
+        if parts["alpha"].numel() != 1:
+            raise SpectralAdapterError(
+                f"{place}: alpha of shape {tuple(parts['alpha'].shape)}, expected one number"
+            )
+        alpha = float(parts["alpha"])
+    others = sorted(set(parts) & set(lycoris.ROLES))
+    if others and {"down", "up"} & set(parts):
+        raise SpectralAdapterError(f"{place}: holds a LoRA and {', '.join(others)}; expected one of them")
+    if not others:
+        return _lora(place, source, parts, alpha, alpha_of)
+    down, up, scale = lycoris.factors(place, parts, alpha)
+    return _layer(down, up, None if scale == 1.0 else scale * len(down))
+
+
+def _is_finite(value: Tensor) -> bool:
+    return bool(torch.isfinite(value.half() if value.dtype in _FLOATS_8 else value).all())
+
+
+def _lora(
+    place: str, source: str, parts: Mapping[str, Tensor], alpha: float | None, alpha_of: AlphaOf | None
+) -> AdapterLayer:
+    for role in ("down", "up"):
+        if role not in parts:
+            raise SpectralAdapterError(f"{place}: the {role} projection is missing; the file is damaged")
     down, up = parts["down"], parts["up"]
     if "mid" in parts:
         down = _multiplied_out(place, down, parts["mid"])
@@ -292,17 +352,16 @@ def _build(place: str, source: str, parts: Mapping[str, Tensor], alpha_of: Alpha
             f"{place}: down {tuple(down.shape)} and up {tuple(up.shape)} do not fit; expected (r, in, …) "
             "and (out, r, 1…)"
         )
-    alpha = alpha_of(source, rank) if alpha_of else None
-    if "alpha" in parts:
-        if parts["alpha"].numel() != 1:
-            raise SpectralAdapterError(
-                f"{place}: alpha of shape {tuple(parts['alpha'].shape)}, expected one number"
-            )
-        alpha = float(parts["alpha"])
+    if alpha is None and alpha_of:
+        alpha = alpha_of(source, rank)
+    return _layer(down, up.reshape(up.shape[0], rank), alpha)
+
+
+def _layer(down: Tensor, up: Tensor, alpha: float | None) -> AdapterLayer:
+    rank = len(down)
     shape = LayerShape(up.shape[0], down.shape[1], tuple(down.shape[2:]))
     config = LoRAConfig(rank, None if alpha is None or alpha == rank else alpha)
-    params = {"down": down.contiguous(), "up": up.reshape(up.shape[0], rank).contiguous()}
-    return AdapterLayer(shape, (Term(config, params),))
+    return AdapterLayer(shape, (Term(config, {"down": down.contiguous(), "up": up.contiguous()}),))
 
 
 def _multiplied_out(place: str, down: Tensor, mid: Tensor) -> Tensor:
@@ -327,6 +386,9 @@ def _provenance(
         training["unmatched_tensors"] = list(unmatched)
     if raw:
         training["raw_layers"] = list(raw)
+    for ours, theirs in file_metadata.BASE.items():
+        if theirs in metadata:
+            training[ours] = metadata[theirs]
     words = metadata.get("modelspec.trigger_phrase", "")
     return Provenance(
         name=metadata.get("ss_output_name")

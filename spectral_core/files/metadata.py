@@ -40,6 +40,9 @@ _TRAINING = {  # provenance.training -> kohya's word, where a run has recorded i
     "base_name": "ss_sd_model_name",
 }
 
+# provenance.training -> where other programs look for the base model; carried on from imported files.
+BASE = {"base_architecture": "modelspec.architecture", "base_version": "ss_base_model_version"}
+
 
 def describe(adapter: Adapter, title: str, network_module: str, adapter_kind: str) -> dict[str, str]:
     """The shown metadata. ``network_module`` and ``adapter_kind`` say what the file's tensors are."""
@@ -61,6 +64,9 @@ def describe(adapter: Adapter, title: str, network_module: str, adapter_kind: st
         found["modelspec.trigger_phrase"] = ", ".join(provenance.trigger_words)
     if provenance.family in _KOHYA_VERSIONS:
         found["ss_base_model_version"] = _KOHYA_VERSIONS[provenance.family]
+    for ours, theirs in BASE.items():
+        if ours in provenance.training and theirs not in found:
+            found[theirs] = str(provenance.training[ours])
     for ours, theirs in _TRAINING.items():
         if ours in provenance.training:
             found[theirs] = str(provenance.training[ours])

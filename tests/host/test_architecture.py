@@ -82,7 +82,7 @@ def demo() -> Demo:
 @pytest.fixture(scope="module")
 def product(pack: ModuleType) -> ModuleType:
     """nodes/host/demo/weights.py, as the host imports it."""
-    return importlib.import_module(f"{pack.__name__}.nodes.host.demo_weights")
+    return importlib.import_module(f"{pack.__name__}.nodes.host.demo.weights")
 
 
 def host_text_config(product: ModuleType, demo: Demo) -> dict[str, Any]:

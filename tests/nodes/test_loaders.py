@@ -158,7 +158,7 @@ def test_flattened_convolutions_need_the_model(ours: Pack) -> None:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "kind"), [("dora_scale", "DoRA"), ("hada_w1_a", "LoHa"), ("lokr_w1", "LoKr")]
+    ("suffix", "kind"), [("dora_scale", "DoRA"), ("oft_blocks", "OFT"), ("ia3_l", "IA3")]
 )
 def test_other_kinds_are_refused_by_name(ours: Pack, folders: Any, suffix: str, kind: str) -> None:
     tensors = lora_model() | {f"diffusion_model.x.{suffix}": torch.ones(2, 2)}

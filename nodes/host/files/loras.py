@@ -1,26 +1,21 @@
 """Ordinary LoRAs as adapters: from the host's folders, or straight from its trainer (``LORA_MODEL``).
 
-With a MODEL or CLIP the host's own map of names is asked, so that layers of families that this pack has no
-table for get the host's weight names, and convolutions that the host's trainer has flattened their kernels.
+With a MODEL or CLIP the layers get the names of the host's weights (:mod:`.fitting`).
 
 Shapes: down (r, in, *kernel) from (r, in · Π kernel).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from ....spectral_core.adapter.adapter import Adapter, AdapterLayer
-from ....spectral_core.attach.targets import layer_shape
+from ....spectral_core.adapter.adapter import Adapter
 from ....spectral_core.errors import SpectralAdapterError
 from ....spectral_core.files import lora_import
-from ....spectral_core.maths.layers import LayerShape
-from ....spectral_core.names.spellings import KOHYA_PART, NATIVE_PART
 from . import parsed_cache as store
 from . import paths
 
@@ -34,7 +29,6 @@ _CONVOLUTIONS = (
     ".proj_in",
     ".proj_out",
 )
-_FOREIGN = (f"{KOHYA_PART}.", f"{NATIVE_PART}.")
 
 
 @dataclass(frozen=True)
@@ -61,15 +55,24 @@ def open_lora(name: str, lora_model: Any, model: Any, clip: Any) -> OpenedLoRA:
     else:
         found = paths.resolve(name, paths.LORAS)
         read = store.ADAPTERS.get(
-            "lora", found.path, lambda: lora_import.read_lora(found.path, drop_differences=True)
+            "lora", found.path, lambda: lora_import.read_lora(found.path, with_dependent=True)
         )
         title = "\n".join(part for part in (found.path.name, found.note) if part)
     adapter, notes = read.adapter, list(read.notes)
     if model is not None or clip is not None:
-        adapter, renamed = _fitted(adapter, model, clip)
-        notes += [f"{renamed} layers were named after the connected model's weights"] if renamed else []
+        from .fitting import fitted
+
+        adapter, more = fitted(read, model, clip)
+        notes += more
     elif lora_model is not None:
         _refuse_flattened(adapter)
+    elif read.dependent:
+        raise SpectralAdapterError(
+            f"{title}: layer {next(iter(read.dependent))} and {len(read.dependent) - 1} more change the "
+            "weight they find (DoRA, OFT and the like): connect the model it is for to 'model'"
+        )
+    if not adapter.layers:
+        raise SpectralAdapterError(f"{title}: no layer of the file has a place in the connected model")
     if read.unmatched:
         some = ", ".join(read.unmatched[:3])
         notes.append(f"{len(read.unmatched)} tensors belong to no layer and were left out, such as {some}")
@@ -94,57 +97,3 @@ def _refuse_flattened(adapter: Adapter) -> None:
             f"LORA_MODEL: layer {flat[0]} and {len(flat) - 1} more are convolutions whose kernels the host's "
             "trainer does not keep: connect the model that the LoRA was trained on to 'model'"
         )
-
-
-def _fitted(adapter: Adapter, model: Any, clip: Any) -> tuple[Adapter, int]:
-    """The adapter with names that this model understands and kernels where they were flattened.
-
-    Layers under the host's own names get this pack's where there is one, so that they fuse with other
-    adapters; layers under a LoRA file's names get the host's.
-    """
-    from ..model import compat
-    from ..model import places as keys
-
-    maps = []
-    named: dict[str, str] = {}
-    if model is not None:
-        maps.append((model.model, compat.model_keys(model)))
-        named = keys.unet_names(maps[0][1])
-    if clip is not None:
-        maps.append((clip.patcher.model, compat.clip_keys(clip)))
-    layers: dict[str, AdapterLayer] = {}
-    renamed = 0
-    for name, layer in adapter.layers.items():
-        for root, known in maps:
-            value = next((known[c] for c in keys.candidates(name) if c in known), None)
-            if value is None:
-                continue
-            key, offset = (value, None) if isinstance(value, str) else (value[0], value[1])
-            path = key.removesuffix(".weight")
-            layer = _with_kernel(layer, layer_shape(keys.module_at(root, path)), offset)
-            rows = "" if offset is None else f"[{offset[1]}:{offset[1] + offset[2]}]"
-            better = named.get(key, path) if offset is None else f"{path}{rows}"
-            if name.startswith(_FOREIGN) and better != name and better not in adapter.layers:
-                name, renamed = better, renamed + 1
-            break
-        layers[name] = layer
-    return replace(adapter, layers=layers), renamed
-
-
-def _with_kernel(layer: AdapterLayer, host: LayerShape | None, offset: Any) -> AdapterLayer:
-    shape = layer.shape
-    is_flattened = (
-        host is not None
-        and offset is None
-        and host.kernel
-        and not shape.kernel
-        and host.in_features * math.prod(host.kernel) == shape.in_features
-    )
-    if not is_flattened or host is None:
-        return layer
-    inner = (host.in_features, *host.kernel)
-    terms = tuple(
-        replace(term, params={**term.params, "down": term.params["down"].reshape(-1, *inner)})
-        for term in layer.terms
-    )
-    return AdapterLayer(LayerShape(shape.out_features, *inner[:1], host.kernel), terms)
