@@ -146,7 +146,16 @@ class ExportAdapterAsLoRA:
                         "a scheduled adapter, on exports it at full strength for all steps.",
                     },
                 ),
-            }
+            },
+            "optional": {
+                "model": (
+                    "MODEL",
+                    {
+                        "tooltip": "The base model. Its own names are used for layers that are rows of a "
+                        "fused weight (Flux, Z-Image and others), so that Load LoRA reads the file whole."
+                    },
+                ),
+            },
         }
 
     def export(
@@ -156,6 +165,7 @@ class ExportAdapterAsLoRA:
         naming: str = "kohya",
         precision: str = "fp16",
         drop_schedule: bool = False,
+        model: Any = None,
     ) -> dict[str, Any]:
         from ..spectral_core.files.lora_export import export_lora
         from .host.files import paths
@@ -165,7 +175,12 @@ class ExportAdapterAsLoRA:
         assert dtype is not None, "every choice of this node is a type"
         with tensors.lasting():
             path = paths.new_file(filename_prefix, in_saved=False)
-            exported = export_lora(adapter, path, naming, dtype, drop_schedule=drop_schedule)
+            names: dict[str, str] = {}
+            if model is not None:
+                from .host.files.fitting import file_names
+
+                names = file_names(adapter, model)
+            exported = export_lora(adapter, path, naming, dtype, drop_schedule=drop_schedule, names=names)
         file = paths.below_output(path)
         report = results.lines(f"exported as {file}, {_size(path)}", str(exported))
         return results.shown(report, file, report)

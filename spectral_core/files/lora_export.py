@@ -106,8 +106,12 @@ def export_lora(
     *,
     overwrite: bool = False,
     drop_schedule: bool = False,
+    names: Mapping[str, str] | None = None,
 ) -> ExportReport:
     """Write an adapter as an ordinary LoRA file at its present strengths.
+
+    names: layer -> its module's name in the file, where a reader's own map knows it better than the rules of
+    kohya's naming, such as rows of a fused weight.
 
     Raises SpectralAdapterError for a schedule (a LoRA file cannot hold one; ``drop_schedule`` exports without
     it), layers that the naming cannot name, values that ``dtype`` cannot hold, and everything that saving
@@ -138,10 +142,13 @@ def export_lora(
         raise SpectralAdapterError(
             f"{path}: no layer has an update: {_first(omitted)}; there is nothing to export"
         )
-    write = _kohya if naming == "kohya" else _diffusers
+    if naming == "kohya":
+        named = _kohya({n: f for n, (f, _) in folded.items()}, adapter, dtype, path, names or {})
+    else:
+        named = _diffusers({n: f for n, (f, _) in folded.items()}, adapter, dtype, path)
     layers: dict[str, ExportedLayer] = {}
     tensors: dict[str, Tensor] = {}
-    for name, (written, exact) in write({n: f for n, (f, _) in folded.items()}, adapter, dtype, path).items():
+    for name, (written, exact) in named.items():
         if set(written) & set(tensors):
             raise SpectralAdapterError(
                 f"{path}: layer {name}: another layer has the same name in {naming} spelling"
@@ -237,11 +244,13 @@ Written = dict[str, tuple[dict[str, Tensor], Factors]]
 """Layer -> its tensors in the file, and the exact factors that they stand for."""
 
 
-def _kohya(folded: Mapping[str, Factors], adapter: Adapter, dtype: torch.dtype, path: Path) -> Written:
+def _kohya(
+    folded: Mapping[str, Factors], adapter: Adapter, dtype: torch.dtype, path: Path, names: Mapping[str, str]
+) -> Written:
     two = keys.has_two_encoders(list(adapter.layers), adapter.provenance.family)
     found: Written = {}
     for name, factors in _with_common_alphas(folded).items():
-        key = keys.to_kohya(name, two)
+        key = names.get(name) or keys.in_lora_file(name, two)
         down, up = _rounded(factors, dtype, f"{path}: layer {name}")
         alpha = torch.tensor(factors.scale * factors.rank, dtype=torch.float32)
         found[name] = (

@@ -296,7 +296,7 @@ def layer_name(module: str, unet: UNetLayout | None = None) -> str:
         return f"text_encoder.{canonical}"
     part, dot, rest = path.partition(".")
     if not dot:
-        return f"model.{path}"
+        return f"{keys.BARE_PART}.{path}"
     return f"{part}.{keys.canonical_path(rest)}" if part.startswith("text_encoder") else path
 
 

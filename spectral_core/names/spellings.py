@@ -30,6 +30,7 @@ _CLIP_ENDS = (
     "text_projection",
 )
 NATIVE_PART = "diffusion_model"
+BARE_PART = "model"  # holds modules of a file whose names have no dot
 KOHYA_PART = "kohya"  # holds kohya names that cannot be told, as they are
 
 
@@ -177,8 +178,9 @@ def to_kohya(name: str, two_encoders: bool) -> str:
     layer = LayerName.parse(name)
     if layer.rows is not None:
         raise SpectralAdapterError(
-            f"layer {name}: kohya names mean whole weights, this layer is some rows of a fused one; "
-            "save it in this project's own format instead"
+            f"layer {name}: kohya names mean whole weights, this layer is some rows of a fused one; connect "
+            "the model to Export Adapter as LoRA, whose own names are then used, or save it in this project's "
+            "own format"
         )
     if layer.part == KOHYA_PART:
         return layer.path
@@ -194,6 +196,22 @@ def to_kohya(name: str, two_encoders: bool) -> str:
         )
     path = canonical_path(layer.path) if layer.part.startswith("text_encoder") else layer.path
     return prefixes[layer.part] + path.replace(".", "_")
+
+
+_DIFFUSERS_WORDS = re.compile(r"(?:^|\.)(?:to_[qkv]|to_out\.0|to_add_out|add_[qkv]_proj)$")
+
+
+def in_lora_file(name: str, two_encoders: bool) -> str:
+    """A layer's name in a LoRA file of kohya's kind: kohya's where it has one that readers know, and with its
+    dots where it has none: other parts than a UNet's, and diffusers' words for rows of a native model's fused
+    weights. Raises as :func:`to_kohya` does.
+    """
+    layer = LayerName.parse(name)
+    is_alias = layer.part == NATIVE_PART and _DIFFUSERS_WORDS.search(layer.path) is not None
+    has_none = layer.part not in ("unet", NATIVE_PART, KOHYA_PART, "text_encoder", "text_encoder_2")
+    if layer.rows is None and (is_alias or has_none):
+        return layer.path if layer.part == BARE_PART else name
+    return to_kohya(name, two_encoders)
 
 
 _KOHYA = re.compile(r"lora_(unet|te1?|te2)_(.+)")

@@ -82,7 +82,20 @@ def fitted(read: ImportedLoRA, model: Any, clip: Any) -> tuple[Adapter, tuple[st
         renamed += name != old
         _put(layers, name, layer, read.sources.get(old, old))
     notes = [f"{renamed} layers were named after the connected model's weights"] if renamed else []
-    return replace(read.adapter, layers=layers), (*notes, *_add_dependent(layers, read.dependent, sides))
+    notes += _add_dependent(layers, read.dependent, sides)
+    return replace(read.adapter, layers=layers), tuple(notes)
+
+
+def file_names(adapter: Adapter, model: Any) -> dict[str, str]:
+    """Layers that are rows of a fused weight -> what the model's own map calls them, for files that the host
+    reads whole.
+    """
+    by_target: dict[Any, str] = {}
+    for name, value in compat.model_keys(model).items():
+        if not isinstance(value, str) and len(value) == 2:  # no function: the host turns nothing around
+            by_target.setdefault((value[0], value[1]), name)
+    targets = {place.name: (place.key, place.offset) for place in keys.place(adapter, model, None).model}
+    return {name: by_target[target] for name, target in targets.items() if target in by_target}
 
 
 def _put(layers: dict[str, AdapterLayer], name: str, layer: AdapterLayer, source: str) -> None:
