@@ -178,9 +178,9 @@ def to_kohya(name: str, two_encoders: bool) -> str:
     layer = LayerName.parse(name)
     if layer.rows is not None:
         raise SpectralAdapterError(
-            f"layer {name}: kohya names mean whole weights, this layer is some rows of a fused one; connect "
-            "the model to Export Adapter as LoRA, whose own names are then used, or save it in this project's "
-            "own format"
+            f"layer {name}: kohya names mean whole weights, this layer is some rows of a fused one; "
+            "connect the model to Export Adapter as LoRA, whose own names are then used, or save it in this "
+            "project's own format"
         )
     if layer.part == KOHYA_PART:
         return layer.path
