@@ -13,6 +13,7 @@ from .fuse import FuseAdapters
 from .host.startup import start
 from .inspect import AdapterReport
 from .load import LoadFouRA, LoadLoRAAsAdapter, LoadSpectralAdapter
+from .resize import ResizeAdapter
 from .strength import AdapterStrength
 from .train import TrainAdapter
 
@@ -25,6 +26,7 @@ NODE_CLASS_MAPPINGS: dict[str, type] = {
     "SpectralAdapters_ApplyAdapter": ApplyAdapter,
     "SpectralAdapters_SaveAdapter": SaveAdapter,
     "SpectralAdapters_ExportAdapterAsLoRA": ExportAdapterAsLoRA,
+    "SpectralAdapters_ResizeAdapter": ResizeAdapter,
     "SpectralAdapters_AdapterReport": AdapterReport,
     "SpectralAdapters_LoadDemoModel": LoadDemoModel,
     "SpectralAdapters_TrainAdapter": TrainAdapter,
@@ -40,6 +42,7 @@ NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
     "SpectralAdapters_ApplyAdapter": "Apply Adapter",
     "SpectralAdapters_SaveAdapter": "Save Adapter",
     "SpectralAdapters_ExportAdapterAsLoRA": "Export Adapter as LoRA",
+    "SpectralAdapters_ResizeAdapter": "Resize Adapter",
     "SpectralAdapters_AdapterReport": "Adapter Report",
     "SpectralAdapters_LoadDemoModel": "Load Demo Model",
     "SpectralAdapters_TrainAdapter": "Train Adapter",

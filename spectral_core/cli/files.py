@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..analysis.spectra import summary
+from ..files.adapter_file import save
 from ..files.container import open_safely
 from ..files.lora_export import export_lora
+from ..fusion import recompress
 from ..training.runs import checkpoint
 from . import fuse
 from .models import DTYPES, open_adapter
@@ -20,6 +22,15 @@ kohya names load in ComfyUI, Automatic1111, Forge and diffusers; diffusers names
 method but adaptive gates, which become their frozen masks; what that loses is printed.
 
   python -m spectral_core export vase.safetensors --output vase_lora.safetensors"""
+
+RESIZE = """Write an adapter or LoRA file at a smaller rank.
+
+Every layer gets the nearest update of that rank (its largest singular directions), or the smallest rank
+within a relative error, and what that loses is printed, layer by layer with --layers. Adaptive gates become
+their frozen masks first.
+
+  python -m spectral_core resize big_lora.safetensors --rank 16 --output small.safetensors
+  python -m spectral_core resize big_lora.safetensors --error 0.05 --output small.safetensors"""
 
 INFO = """Say what a file is: an adapter, a LoRA file or a checkpoint of a training."""
 
@@ -35,6 +46,16 @@ def add_parsers(commands: Any) -> None:
     build.add_argument("--drop-schedule", action="store_true", help="export without its strength schedule")
     build.add_argument("--overwrite", action="store_true", help="replace the file where it exists")
     build.set_defaults(run=run_export)
+
+    build = commands.add_parser("resize", help="to a smaller rank", description=RESIZE, formatter_class=raw)
+    build.add_argument("adapter", type=Path, metavar="FILE")
+    build.add_argument("--output", "-o", type=Path, required=True, metavar="FILE")
+    build.add_argument("--rank", type=int, metavar="R", help="of every layer at most")
+    build.add_argument("--error", type=float, metavar="E", help="relative, of every layer, like 0.05")
+    build.add_argument("--layers", action="store_true", help="print each layer's rank and error")
+    build.add_argument("--dtype", choices=tuple(DTYPES), default="fp16", help="(default: fp16)")
+    build.add_argument("--overwrite", action="store_true", help="replace the file where it exists")
+    build.set_defaults(run=run_resize)
 
     build = commands.add_parser("info", help="what a file is", description=INFO, formatter_class=raw)
     build.add_argument("files", nargs="+", type=Path, metavar="FILE")
@@ -52,6 +73,18 @@ def run_export(options: argparse.Namespace) -> int:
         drop_schedule=options.drop_schedule,
     )
     print(report)
+    return 0
+
+
+def run_resize(options: argparse.Namespace) -> int:
+    small = recompress(open_adapter(options.adapter), options.rank, options.error)
+    path = options.output
+    save(small.adapter, path, dtype=DTYPES[options.dtype], overwrite=options.overwrite)
+    sizes = [file.stat().st_size / 1e6 for file in (options.adapter, path)]
+    print(f"{path.name}: {sizes[0]:.1f} MB -> {sizes[1]:.1f} MB; {small.report.text}")
+    if options.layers:
+        for row in small.report.layers:
+            print(f"  {row.name}: rank {row.rank_before} -> {row.rank_after}, error {row.error:.2e}")
     return 0
 
 

@@ -9,6 +9,7 @@ Shapes: none; words only.
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timezone
 
 from ..adapter.adapter import Adapter
@@ -60,8 +61,12 @@ def describe(adapter: Adapter, title: str, network_module: str, adapter_kind: st
     architecture = _ARCHITECTURES.get(provenance.family, provenance.family)
     if architecture:
         found["modelspec.architecture"] = f"{architecture}/{adapter_kind}"
-    if provenance.trigger_words:
-        found["modelspec.trigger_phrase"] = ", ".join(provenance.trigger_words)
+    if words := provenance.trigger_words:
+        found["modelspec.trigger_phrase"] = ", ".join(words)
+        found["trained_words"] = json.dumps(list(words), ensure_ascii=False)
+        images = provenance.training.get("images", 1)  # how often a word was seen, which sorts the lists
+        counts = {word: images if isinstance(images, int) else 1 for word in words}
+        found["ss_tag_frequency"] = json.dumps({found["ss_output_name"]: counts}, ensure_ascii=False)
     if provenance.family in _KOHYA_VERSIONS:
         found["ss_base_model_version"] = _KOHYA_VERSIONS[provenance.family]
     for ours, theirs in BASE.items():

@@ -209,4 +209,8 @@ def recompress(adapter: Adapter, rank: int | None = None, error: float | None = 
     """One adapter at a smaller rank (or within a relative error), its strengths folded in."""
     if rank is None and error is None:
         raise SpectralAdapterError("nothing to compress to: give a rank, an error, or both")
-    return fuse([adapter], rank=rank, error=error, name=adapter.provenance.name)
+    small = fuse(
+        [adapter], rank=rank, error=error, freeze_gates=not adapter.mergeable, name=adapter.provenance.name
+    )
+    training = {**adapter.provenance.training, **small.adapter.provenance.training}
+    return replace(small, adapter=small.adapter.with_provenance(training=training))

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..adapter.adapter import Adapter, Provenance
 from ..adapter.fingerprint import KIND, compare_bases
 from ..errors import SpectralAdapterError
+from ..files.metadata import BASE
 from .sources import Concept
 
 Tokens = Mapping[str, Mapping[str, Tensor]]
@@ -32,9 +33,15 @@ def merged_provenance(concepts: Sequence[Concept], name: str, settings: Mapping[
         family=families[0] if len(families) == 1 else "",
         base=_merged_base([p.base for p in sources if p.base]),
         trigger_words=tuple(dict.fromkeys(word for p in sources for word in p.trigger_words)),
-        training={"fusion": dict(settings)},
+        training={"fusion": dict(settings)} | _common([p.training for p in sources]),
         parents=tuple(_parent(c) for c in concepts),
     )
+
+
+def _common(trainings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What other programs call the base model, where all parents say the same."""
+    said = {word: {str(t[word]) for t in trainings if t.get(word)} for word in BASE}
+    return {word: values.pop() for word, values in said.items() if len(values) == 1}
 
 
 def _parent(concept: Concept) -> dict[str, Any]:

@@ -15,7 +15,10 @@ from tools import node_locales
 
 HERE = Path(__file__).parent
 SCHEMA: dict[str, Any] = json.loads((HERE / "schema_v1.json").read_text())
-LATER = {"SpectralAdapters_DistilAdapters"}  # nodes that came after the stored workflow
+LATER = {
+    "SpectralAdapters_DistilAdapters",
+    "SpectralAdapters_ResizeAdapter",
+}  # nodes that came after the stored workflow
 WIDGETS = {"COMBO", "INT", "FLOAT", "STRING", "BOOLEAN"}
 
 
