@@ -210,7 +210,7 @@ class DistilAdapters:
                 f"closed-form {target_rank}" if begin is None else begin.content_hash,
             ),
         )
-        return train.shown(done, steps, "distil_adapters")
+        return train.shown(done, steps)
 
 
 def _concepts(

@@ -93,7 +93,7 @@ class TrainAdapter:
             given["model"], given["latents"], given["conditioning"], given["vae"], given["clip"]
         )
         done = training.run(job_of(given, with_adapter), connected)
-        return shown(done, int(given["steps"]), "train_adapter")
+        return shown(done, int(given["steps"]))
 
     @classmethod
     def VALIDATE_INPUTS(cls, images: Any = None, prior_images: Any = None) -> bool | str:
@@ -189,8 +189,8 @@ def job_of(given: dict[str, Any], adapter: Any = None) -> Any:
     )
 
 
-def shown(done: Any, steps: int, name: str) -> dict[str, Any]:
-    """A finished run as a node's results; ``name``: of the preview's file."""
+def shown(done: Any, steps: int) -> dict[str, Any]:
+    """A finished run as a node's results; the page draws its curves itself, from ``spectral_run``."""
     from ..spectral_core.analysis.spectra import summary_text
     from .host.files import paths
     from .host.training import progress as training_progress
@@ -198,8 +198,9 @@ def shown(done: Any, steps: int, name: str) -> dict[str, Any]:
     known = [loss for loss in done.losses if math.isfinite(loss)] or [0.0]
     picture = training_progress.curve(known, f"{done.name}: loss of {len(done.losses)} steps")
     report = report_of(done, steps, paths.below_output(done.path), summary_text(done.adapter))
-    ui = pictures.preview(picture, name)
-    return results.shown(report, done.adapter, pictures.to_image(picture), report, **ui)
+    return results.shown(
+        report, done.adapter, pictures.to_image(picture), report, spectral_run=(done.name,)
+    )
 
 
 def report_of(done: Any, steps: int, file: str, summary: str) -> str:

@@ -24,6 +24,9 @@ def start() -> None:
         from .files import metadata
 
         metadata.install()
+        from .page import routes
+
+        routes.install()
     if is_in_load_lora():  # off by default, and then not even imported
         from .apply import in_load_lora
 

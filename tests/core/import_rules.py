@@ -18,7 +18,7 @@ from pathlib import Path
 CORE = ("errors", "maths", "names", "gates", "methods", "adapter", "plots", "files", "attach", "statistics")
 CORE += ("fusion", "analysis", "training", "pipelines", "demo", "cli", "__main__")
 TRAINING = ("config", "data", "objectives", "runs", "engine")
-IN_HOST = ("model", "files", "apply", "training", "fusing", "demo", "startup")  # below nodes/host
+IN_HOST = ("model", "files", "apply", "training", "fusing", "page", "demo", "startup")  # below nodes/host
 APART = {("demo", room) for room in IN_HOST[1:5]}  # nodes/host/demo builds on the model room alone
 RUNTIME = frozenset({"torch", "safetensors", "einops", "numpy", "PIL", "tqdm"})  # what every host ships
 HOST = frozenset({"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server"})

@@ -23,6 +23,7 @@ LORAS = "loras"
 EXTENSIONS = {".safetensors"}
 NO_ADAPTER = "(no adapter yet: put files into models/spectral_adapters)"
 NO_LORA = "none"
+UNFINISHED = "unfinished"  # a folder below output/spectral_adapters
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,13 @@ def new_file(prefix: str, in_saved: bool) -> Path:
     while (path := Path(folder, f"{stem}_{counter:05}_.safetensors")).exists():
         counter += 1
     return path
+
+
+def unfinished_file(run: str, step: int) -> Path:
+    """Where an adapter goes that is taken from a training before its end; the loaders list it."""
+    import folder_paths
+
+    return Path(_saved(folder_paths), UNFINISHED, f"{run}-step-{step}.safetensors")
 
 
 def below_output(path: Path) -> str:

@@ -150,7 +150,7 @@ def _carry_out(job: Job, given: Inputs, student: Adapter, at: At) -> Trained:
     shown, places = examples(given.prompts, preserve, job.samples, dropout)
     latents = _samples(job, given, shown, places)
     words = _Words(given, student, shown)
-    progress = Progress(at.place.name, job.config.steps, NODE)
+    progress = Progress(at.place.name, job.config.steps, NODE, job.run_name)
     shape = (job.config.batch_size, *latents[0].shape)
     with training_model.ready(given.model, job.precision, shape) as ready, ExitStack() as undo:
         trees = training_layers.trees(ready.patcher)

@@ -1,4 +1,4 @@
-"""What the page sees of a training: the progress bar, the loss curve while it grows, and the stop button.
+"""What the host sees of a training: the progress bar, the events for the page, and the stop button.
 
 Shapes: none.
 """
@@ -6,8 +6,8 @@ Shapes: none.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import comfy.model_management
@@ -16,9 +16,8 @@ from PIL import Image
 
 from ....spectral_core.plots import line_plot
 from ....spectral_core.training.runs.events import Event, Smoothed
+from .live import Live, Wish
 
-PICTURE_SECONDS = 1.0  # at most one picture of the curve in this time
-_PREVIEW = 512  # pixels
 _SMOOTHING = 0.9
 
 
@@ -29,23 +28,17 @@ class Progress:
     trainer, so it is kept until the trainer has stopped (:meth:`stop`).
     """
 
-    def __init__(self, name: str, steps: int, node: str = "Train Adapter") -> None:
+    def __init__(self, name: str, steps: int, node: str = "Train Adapter", asked: str = "") -> None:
         self._name, self._steps, self._node = name, steps, node
         self._bar = comfy.utils.ProgressBar(steps)
-        self._losses: dict[int, float] = {}
-        self._drawn_at = 0.0
         self._stop: BaseException | None = None
-        self._sample: Image.Image | None = None
+        self._live = Live(name, asked or name)
+        self._wish: Wish | None = None
+        self._step = 0
 
-    def shown(self, sampler: Callable[[int], list[Image.Image]]) -> Callable[[int], list[Image.Image]]:
-        """The sampler, its first picture beside the curve from then on."""
-
-        def draw(step: int) -> list[Image.Image]:
-            pictures = sampler(step)
-            self._sample, self._drawn_at = pictures[0], 0.0
-            return pictures
-
-        return draw
+    def keeps(self, folder: Path, save: Callable[[int], Path]) -> None:
+        """From now on ``save`` is called, between steps, when the page asks for the adapter as it is."""
+        self._wish = Wish(folder, save)
 
     def __call__(self, event: Event) -> None:
         kind, step = event["event"], int(event["step"])
@@ -53,28 +46,17 @@ class Progress:
             logging.warning("%s, %s: %s", self._node, self._name, event["text"])
         if kind == "resume":
             logging.info("%s, %s: goes on from step %d of %d", self._node, self._name, step, self._steps)
-        if kind == "step" and event["loss"] is not None:
-            self._losses[step] = float(event["loss"])
-            self._show(step, event)
-
-    def _show(self, step: int, event: Event) -> None:
-        now = time.monotonic()
-        picture = None
-        if now - self._drawn_at >= PICTURE_SECONDS or step >= self._steps:
-            self._drawn_at = now
-            left = event.get("seconds_left")
-            title = f"{self._name}: step {step} of {self._steps}, loss {event['smoothed_loss']:.4f}"
-            title += "" if left is None else f", {left:.0f} s left"
-            drawn = curve(list(self._losses.values()), title, min(self._losses))
-            if self._sample is not None:
-                drawn = beside(drawn, self._sample)
-            picture = ("JPEG", drawn, _PREVIEW if self._sample is None else 2 * _PREVIEW)
-        try:
-            self._bar.update_absolute(step, self._steps, picture)
-        except comfy.model_management.InterruptProcessingException as stop:
-            self._stop = stop
+        self._step = step
+        self._live(event)
+        if kind == "step":
+            try:
+                self._bar.update_absolute(step, self._steps)
+            except comfy.model_management.InterruptProcessingException as stop:
+                self._stop = stop
 
     def cancel(self) -> bool:
+        if self._wish is not None:
+            self._wish.fulfil(self._step)
         return self._stop is not None or bool(comfy.model_management.processing_interrupted())
 
     def stop(self, text: str) -> NoReturn:
@@ -87,15 +69,6 @@ class Progress:
 def check_interrupt() -> None:
     """Raises the host's interrupt where the user has asked for one."""
     comfy.model_management.throw_exception_if_processing_interrupted()
-
-
-def beside(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Two pictures in a row, the right one as high as the left."""
-    width = max(1, round(right.width * left.height / right.height))
-    row = Image.new("RGB", (left.width + width, left.height))
-    row.paste(left, (0, 0))
-    row.paste(right.resize((width, left.height)), (left.width, 0))
-    return row
 
 
 def curve(losses: list[float], title: str, first: int = 1) -> Image.Image:

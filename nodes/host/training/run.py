@@ -15,6 +15,7 @@ import torch
 
 from ....spectral_core.adapter.adapter import Adapter
 from ....spectral_core.attach.attaching import Attachment, attach
+from ....spectral_core.files.adapter_file import save
 from ....spectral_core.fusion import freeze
 from ....spectral_core.training.config.config import TrainConfig
 from ....spectral_core.training.data.order import Order
@@ -23,6 +24,7 @@ from ....spectral_core.training.runs.finished import Result, save_result, save_s
 from ....spectral_core.training.runs.memory_errors import explained, is_out_of_memory
 from ....spectral_core.training.runs.outcome import TrainResult
 from ....spectral_core.training.runs.place import Place, Run
+from ..files import paths
 from . import data as training_data
 from . import layers as training_layers
 from . import model as training_model
@@ -80,7 +82,7 @@ def carry_out(
     at: At,
 ) -> Trained:
     """Train from the adapter ``begun`` and the words' first rows; as :func:`.named_run.run`."""
-    progress = Progress(at.place.name, job.config.steps)
+    progress = Progress(at.place.name, job.config.steps, asked=job.run_name)
     shown = training_data.add_sample(data, job.sample_prompt, job.trigger_word, given.clip)
     shape = (job.config.batch_size, *data.latents[0].shape)
     with training_model.ready(given.model, job.precision, shape) as ready, ExitStack() as undo:
@@ -101,13 +103,20 @@ def carry_out(
             folder=at.place.folder,
             checkpoint_every=job.checkpoint_every,
             sample_every=job.sample_every,
-            sampler=progress.shown(sampler),
+            sampler=sampler,
             listener=progress,
             cancel=progress.cancel,
             settings={k: v for k, v in at.settings.items() if k != "config"},
         )
+
+        def learned(steps: int) -> Adapter:
+            return _learned(begun, attachments, text, job, config, data, steps)
+
+        progress.keeps(at.place.folder, lambda steps: _keep(learned(steps), at.place.name, steps))
         result = train_explained(setup, config, job.method, around, at.place)
-        adapter = _learned(begun, attachments, text, job, config, data, result)
+        adapter = learned(len(result.losses))
+        if config.freeze_gates and not result.stopped:
+            adapter = freeze(adapter)
     return saved(adapter, result, at, progress, config, notes)
 
 
@@ -191,9 +200,9 @@ def _learned(
     job: Job,
     config: TrainConfig,
     data: Data,
-    result: TrainResult,
+    steps: int,
 ) -> Adapter:
-    """The adapter as it is now, with what it was trained with."""
+    """The adapter as it is now, after ``steps`` steps, with what it was trained with."""
     layers = dict(begun.layers)
     for attachment in attachments:
         now = attachment.to_adapter().layers
@@ -204,12 +213,17 @@ def _learned(
         "learning_rate": config.rate_for(job.method),
         "optimizer": config.optimiser,  # the words under which other programs show them
         "images": data.concept_count,
-        "steps_done": len(result.losses),
+        "steps_done": steps,
     }
     words = {} if text is None else text.values()
     trained = replace(begun, layers=layers, tokens={**begun.tokens, **words})
-    trained = trained.with_provenance(training={k: v for k, v in record.items() if v is not None})
-    return freeze(trained) if config.freeze_gates and not result.stopped else trained
+    return trained.with_provenance(training={k: v for k, v in record.items() if v is not None})
+
+
+def _keep(adapter: Adapter, name: str, steps: int) -> Path:
+    """An adapter out of a training that goes on, where the loaders list it."""
+    with torch.no_grad():
+        return save(adapter, paths.unfinished_file(name, steps), overwrite=True)
 
 
 def saved(

@@ -1,0 +1,96 @@
+// Small helpers for the page: elements, styles in the theme's colours, nodes by the host's ids.
+
+export const PREFIX = "SpectralAdapters_";
+
+export function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else if (value === true) made.setAttribute(name, "");
+    else if (value !== false && value != null) made.setAttribute(name, value);
+  }
+  made.append(...children.filter((child) => child != null));
+  return made;
+}
+
+export function colour(name, fallback) {
+  const found = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  return found || fallback;
+}
+
+// "12" in the root graph, "12:5" for node 5 inside the subgraph node 12
+export function nodeById(graph, id) {
+  let found = null;
+  let inside = graph;
+  for (const part of String(id ?? "").split(":")) {
+    found = inside?.getNodeById?.(Number(part)) ?? inside?.getNodeById?.(part) ?? null;
+    inside = found?.subgraph;
+  }
+  return found;
+}
+
+export function allNodes(graph) {
+  const found = [];
+  for (const node of graph?.nodes ?? graph?._nodes ?? []) {
+    found.push(node);
+    if (node.subgraph) found.push(...allNodes(node.subgraph));
+  }
+  return found;
+}
+
+export const isOurs = (node) => Boolean(node?.comfyClass?.startsWith(PREFIX));
+
+export const widgetNamed = (node, name) => node.widgets?.find((widget) => widget.name === name);
+
+// A widget of the page alone. It is never saved: saved workflows count widgets by their place.
+export function addPageWidget(node, name, content, height) {
+  const widget = node.addDOMWidget(name, name, content, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => height,
+    getHeight: () => height,
+  });
+  widget.serialize = false;
+  return widget;
+}
+
+// Makes room for the node's widgets, and never takes any away.
+export function makeRoom(node) {
+  const [width, height] = node.computeSize();
+  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
+}
+
+const STYLES = `
+.spectral { box-sizing: border-box; width: 100%; height: 100%; overflow: auto; padding: 4px 6px;
+  font: 12px/1.35 system-ui, sans-serif; color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222);
+  border-radius: 4px; user-select: text; }
+.spectral:focus-visible, .spectral :focus-visible { outline: 2px solid #4c8dff; outline-offset: 1px; }
+.spectral-report { white-space: pre-wrap; overflow-wrap: anywhere; }
+.spectral-report[data-kind=error] { border-left: 3px solid #e5534b; }
+.spectral-report[data-kind=hint] { color: var(--descrip-text, #999); }
+.spectral-row { display: flex; flex-wrap: wrap; gap: 4px 10px; align-items: center; }
+.spectral-numbers b { font-weight: 600; }
+.spectral-muted { color: var(--descrip-text, #999); }
+.spectral-warn { color: #d29922; }
+.spectral button { font: inherit; color: inherit; background: var(--comfy-menu-bg, #333); cursor: pointer;
+  border: 1px solid var(--border-color, #555); border-radius: 4px; padding: 2px 8px; }
+.spectral button:disabled { opacity: .4; cursor: default; }
+.spectral button.spectral-word { border-radius: 10px; padding: 0 8px; }
+.spectral input, .spectral select { font: inherit; color: inherit; background: var(--comfy-menu-bg, #333);
+  border: 1px solid var(--border-color, #555); border-radius: 3px; min-width: 0; }
+.spectral-samples { display: flex; gap: 6px; overflow-x: auto; min-height: 84px; }
+.spectral-samples figure { margin: 0; text-align: center; font-size: 10px; }
+.spectral-samples img { height: 64px; display: block; image-rendering: auto; border-radius: 3px; }
+.spectral-gates { display: flex; height: 14px; gap: 1px; }
+.spectral-gates i { flex: 1; background: #3fb950; }
+.spectral .u-wrap { position: relative; } .spectral .uplot canvas { display: block; position: relative;
+  width: 100%; height: 100%; } .spectral .u-over, .spectral .u-under, .spectral .u-axis { position: absolute; }
+.spectral .u-legend, .spectral .u-select, .spectral .u-cursor-x, .spectral .u-cursor-y { display: none; }
+`;
+
+export function addStyles() {
+  if (document.getElementById("spectral-styles")) return;
+  const sheet = element("style", { id: "spectral-styles" });
+  sheet.textContent = STYLES;
+  document.head.append(sheet);
+}

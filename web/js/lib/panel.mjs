@@ -1,0 +1,187 @@
+// The training on its node: curves, numbers, samples and buttons, from the run's events.
+
+import uPlot from "../vendor/uplot.mjs";
+import { addPageWidget, colour, element, makeRoom, widgetNamed } from "./page.mjs";
+import { columns, emptyRun, numbers, sentence, take } from "./training.mjs";
+
+export const TRAINERS = new Set(["SpectralAdapters_TrainAdapter", "SpectralAdapters_DistilAdapters"]);
+const PROPERTY = "spectral_run";
+const HEIGHT = 330;
+const PLOT = 150;
+
+export class Panel {
+  constructor(node, host) {
+    this.node = node;
+    this.host = host; // fetch, queue, interrupt and useAdapter of the page
+    this.run = emptyRun();
+    this.box = element("div", { class: "spectral spectral-training", role: "group", "aria-label": "training" });
+    this.said = element("div", { role: "status", "aria-live": "polite" });
+    this.figures = element("div", { class: "spectral-row spectral-numbers" });
+    this.plot = element("div", { style: `height:${PLOT}px`, "aria-hidden": "true" });
+    this.gates = element("div", { class: "spectral-gates" });
+    this.samples = element("div", { class: "spectral-samples" });
+    this.buttons = {
+      stop: this.button("Stop and keep", () => this.host.interrupt(), "Stops after this step. Nothing is lost."),
+      resume: this.button("Resume", () => this.host.queue(this.node), "Goes on where the run stopped."),
+      use: this.button("Use now", () => this.useNow(), "What is learned so far as an adapter, in a loader."),
+      more: this.button("More steps", () => this.moreSteps(), "Half as many again, in the same run."),
+    };
+    const row = element("div", { class: "spectral-row" }, ...Object.values(this.buttons));
+    this.box.append(row, this.said, this.figures, this.plot, this.gates, this.samples);
+    addPageWidget(node, "training_panel", this.box, HEIGHT);
+    new ResizeObserver(() => this.resize()).observe(this.plot);
+    this.draw();
+  }
+
+  button(label, act, title) {
+    return element("button", { type: "button", title, onclick: act }, label);
+  }
+
+  get name() {
+    return this.node.properties[PROPERTY] ?? "";
+  }
+
+  isFor(detail) {
+    const asked = widgetNamed(this.node, "run_name")?.value;
+    return asked ? asked === detail.asked || this.name === detail.name : this.name === detail.name;
+  }
+
+  // Events as they come. The first of a run that is not known here asks for what went before.
+  async live(detail) {
+    if (this.name !== detail.name || this.run.name !== detail.name) {
+      this.node.properties[PROPERTY] = detail.name;
+      await this.restore();
+    }
+    for (const event of detail.events) take(this.run, { ...event, memory: detail.memory });
+    this.draw();
+  }
+
+  async restore() {
+    const name = this.name;
+    if (!name) return this.draw();
+    const found = await this.host.fetchRun(name);
+    if (name !== this.name) return undefined;
+    this.run = emptyRun(name);
+    if (found) {
+      for (const event of found.events) take(this.run, event);
+      if (this.run.state === "running" && !found.running) this.run.state = "stopped";
+    }
+    return this.draw();
+  }
+
+  draw() {
+    const { run } = this;
+    this.said.textContent = this.note ?? sentence(run);
+    this.said.className = run.state === "failed" ? "spectral-warn" : "spectral-muted";
+    const shown = run.points.length ? numbers(run) : [];
+    this.figures.replaceChildren(
+      ...shown.map(([label, value]) => element("span", {}, `${label} `, element("b", {}, value))),
+    );
+    this.drawPlot();
+    this.drawGates();
+    this.drawSamples();
+    const running = run.state === "running";
+    this.buttons.stop.disabled = !running;
+    this.buttons.resume.disabled = running || !["stopped", "failed"].includes(run.state);
+    this.buttons.use.disabled = !run.points.length;
+    this.buttons.more.disabled = running || !["stopped", "finished"].includes(run.state);
+  }
+
+  drawPlot() {
+    if (!this.run.points.length) return;
+    const data = columns(this.run.points);
+    if (this.chart) this.chart.setData(data);
+    else this.chart = new uPlot(this.plotOptions(), data, this.plot);
+  }
+
+  plotOptions() {
+    const ink = colour("--input-text", "#ddd");
+    const grid = { stroke: colour("--border-color", "#444"), width: 1 };
+    const axis = { stroke: ink, grid, ticks: grid, font: "11px system-ui", size: 44 };
+    const line = (label, stroke, width, scale = "loss") => ({ label, stroke, width, scale, spanGaps: true });
+    return {
+      width: Math.max(200, this.plot.clientWidth || this.node.size[0] - 40),
+      height: PLOT,
+      cursor: { show: false },
+      legend: { show: false },
+      scales: { x: { time: false }, loss: {}, rate: {} },
+      axes: [
+        { ...axis, size: 24 },
+        { ...axis, scale: "loss" },
+        { ...axis, scale: "rate", side: 1, grid: { show: false }, size: 52, values: (_, marks) => marks.map(brief) },
+      ],
+      series: [
+        {},
+        { ...line("loss", "#6ea8fe66", 1) },
+        { ...line("smoothed", "#4c8dff", 2) },
+        { ...line("held out", "#e5534b", 2), points: { show: true, size: 4 } },
+        { ...line("learning rate", "#d29922", 1, "rate"), dash: [4, 4] },
+      ],
+    };
+  }
+
+  resize() {
+    const width = this.plot.clientWidth;
+    if (this.chart && width > 50 && Math.abs(width - this.chart.width) > 2) this.chart.setSize({ width, height: PLOT });
+  }
+
+  drawGates() {
+    const layers = Object.entries(this.run.gates).slice(0, 400);
+    this.gates.replaceChildren(
+      ...layers.map(([layer, open]) => {
+        const share = Array.isArray(open) ? open.reduce((a, b) => a + b, 0) / (open.length || 1) : Number(open);
+        const title = `${layer}: ${Math.round(100 * share)} % of the gates are open`;
+        return element("i", { title, style: `opacity:${(0.1 + 0.9 * share).toFixed(2)}` });
+      }),
+    );
+  }
+
+  drawSamples() {
+    if (this.samples.childElementCount === this.run.samples.length) return;
+    this.samples.replaceChildren(
+      ...this.run.samples.slice(-40).map(({ step, file }) =>
+        element(
+          "figure",
+          {},
+          element("img", { src: this.host.sampleUrl(this.run.name, file), alt: `sample of step ${step}` }),
+          element("figcaption", {}, `step ${step}`),
+        ),
+      ),
+    );
+    this.samples.scrollLeft = this.samples.scrollWidth;
+  }
+
+  async useNow() {
+    this.say("saving what is learned so far …");
+    try {
+      const file = await this.host.keep(this.run.name);
+      await this.host.useAdapter(file, this.node);
+      this.say(`${file} is in a loader beside this node`);
+    } catch (error) {
+      this.say(error.message);
+    }
+  }
+
+  moreSteps() {
+    const widget = widgetNamed(this.node, "steps");
+    widget.value = this.run.planned + Math.max(1, Math.round(this.run.planned / 2));
+    widget.callback?.(widget.value);
+    this.host.queue(this.node);
+  }
+
+  say(text) {
+    this.note = text;
+    this.draw();
+    setTimeout(() => {
+      this.note = undefined;
+      this.draw();
+    }, 8000);
+  }
+}
+
+const brief = (value) => (value === 0 ? "0" : Math.abs(value) < 0.001 ? value.toExponential(0) : String(value));
+
+export function addPanel(node, host) {
+  node.spectralPanel = new Panel(node, host);
+  makeRoom(node);
+}

@@ -1,0 +1,48 @@
+// The report of a node: room for it from the start, kept over undo, reload, tabs and cached runs.
+
+import { addPageWidget, element } from "./page.mjs";
+
+const PROPERTY = "spectral_report";
+const HEIGHT = 104;
+const MOST = 6000; // characters that a saved workflow carries
+const HINT = "The report appears here once the node has run.";
+const kept = new Map(); // what undo takes out of the workflow: graph and node -> report
+
+const keyOf = (node) => `${node.graph?.rootGraph?.id ?? node.graph?.id ?? ""}:${node.id}`;
+
+export function addReport(node) {
+  const box = element("div", { class: "spectral spectral-report", tabindex: 0, role: "status" });
+  node.spectralReport = box;
+  addPageWidget(node, "report_text", box, HEIGHT);
+  draw(node);
+}
+
+export function showReport(node, text, kind = "done") {
+  if (!node?.spectralReport) return;
+  const report = { text: String(text).slice(0, MOST), kind };
+  kept.set(keyOf(node), report);
+  node.properties[PROPERTY] = report;
+  draw(node);
+}
+
+// A workflow was loaded, by the user or by undo.
+export function restoreReport(node) {
+  const before = kept.get(keyOf(node));
+  if (before) node.properties[PROPERTY] = before;
+  draw(node);
+}
+
+function draw(node) {
+  const report = node.properties?.[PROPERTY];
+  node.spectralReport.textContent = report?.text ?? HINT;
+  node.spectralReport.dataset.kind = report?.text ? report.kind : "hint";
+}
+
+// What the host says about a node that failed: its inputs' errors, or the exception's message.
+export function inputErrors(found) {
+  return (found?.errors ?? []).map((error) => error.details || error.message).join("\n");
+}
+
+export function exceptionText(detail) {
+  return String(detail?.exception_message ?? "").trim();
+}

@@ -1,0 +1,93 @@
+// A training's events as what the panel shows. Nothing here touches the page.
+
+export const MOST_POINTS = 1500;
+
+export function emptyRun(name = "") {
+  return { name, steps: 0, planned: 0, points: [], gates: {}, samples: [], state: "new", error: "", memory: null };
+}
+
+// Takes one event in. Steps may come twice (from the file and live) or start again after a resume.
+export function take(run, event) {
+  const step = event.step ?? 0;
+  if (event.event === "start") Object.assign(run, emptyRun(run.name), { planned: event.steps ?? 0, state: "running" });
+  if (event.event === "resume") {
+    run.points = run.points.filter((point) => point.step <= step);
+    Object.assign(run, { steps: step, planned: event.steps ?? run.planned, state: "running", error: "" });
+  }
+  if (event.event === "step") {
+    const last = run.points.at(-1)?.step ?? 0;
+    if (step > last) run.points.push(pointOf(event));
+    if (run.points.length > 2 * MOST_POINTS) run.points = thinned(run.points);
+    Object.assign(run, { steps: Math.max(step, run.steps), planned: event.steps ?? run.planned, state: "running" });
+    if (event.open_gates) run.gates = event.open_gates;
+  }
+  if (event.event === "sample") {
+    const known = new Set(run.samples.map((sample) => sample.file));
+    for (const file of event.files ?? []) if (!known.has(file)) run.samples.push({ step, file });
+  }
+  if (event.event === "stopped" || event.event === "finished") run.state = event.event;
+  if (event.event === "error") Object.assign(run, { state: "failed", error: event.text ?? "" });
+  if (event.memory != null) run.memory = event.memory;
+  return run;
+}
+
+function pointOf(event) {
+  return {
+    step: event.step,
+    loss: event.loss ?? null,
+    smoothed: event.smoothed_loss ?? null,
+    heldOut: event.held_out_loss ?? event.validation_loss ?? null,
+    rate: event.learning_rate ?? null,
+    open: event.open_share ?? null,
+    left: event.seconds_left ?? null,
+    pace: event.steps_per_second ?? null,
+  };
+}
+
+// Every other point, the first and the last always.
+export function thinned(points) {
+  return points.filter((_, i) => i % 2 === 0 || i === points.length - 1);
+}
+
+export function columns(points) {
+  return ["step", "loss", "smoothed", "heldOut", "rate"].map((name) => points.map((point) => point[name]));
+}
+
+export function duration(seconds) {
+  if (seconds == null || !Number.isFinite(seconds)) return "–";
+  const whole = Math.max(0, Math.round(seconds));
+  if (whole < 60) return `${whole} s`;
+  if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
+  return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
+}
+
+export function short(value) {
+  if (value == null) return "–";
+  const size = Math.abs(value);
+  return size !== 0 && (size < 0.001 || size >= 10000) ? value.toExponential(1) : String(Number(value.toPrecision(3)));
+}
+
+export function numbers(run) {
+  const last = run.points.at(-1) ?? {};
+  const shown = [
+    ["step", `${run.steps} of ${run.planned || "?"}`],
+    ["loss", short(last.smoothed ?? last.loss)],
+  ];
+  const held = run.points.findLast?.((point) => point.heldOut != null)?.heldOut;
+  if (held != null) shown.push(["held out", short(held)]);
+  shown.push(["rate", short(last.rate)]);
+  if (run.state === "running") shown.push(["left", duration(last.left)]);
+  shown.push(["steps/s", short(last.pace)]);
+  if (last.open != null) shown.push(["gates open", `${Math.round(100 * last.open)} %`]);
+  if (run.memory != null) shown.push(["memory", `${(run.memory / 2 ** 30).toFixed(1)} GiB`]);
+  return shown;
+}
+
+export function sentence(run) {
+  const at = `step ${run.steps} of ${run.planned}`;
+  if (run.state === "running") return `training: ${at}`;
+  if (run.state === "stopped") return `stopped at ${at}; a checkpoint is kept: Resume goes on from there`;
+  if (run.state === "failed") return run.error || `failed at ${at}`;
+  if (run.state === "finished") return `finished: ${run.steps} steps`;
+  return "The training appears here while it runs.";
+}

@@ -1,0 +1,120 @@
+// Comfort for the page; every node works without it, and everything here can be done through the API.
+// What stands where: lib/report.mjs the reports, lib/panel.mjs a training while it runs.
+
+import { app } from "../../../scripts/app.js";
+import { api } from "../../../scripts/api.js";
+import { allNodes, addStyles, isOurs, makeRoom, nodeById } from "./lib/page.mjs";
+import { addReport, exceptionText, inputErrors, restoreReport, showReport } from "./lib/report.mjs";
+import { addPanel, TRAINERS } from "./lib/panel.mjs";
+
+const NOTES = "spectral_adapters"; // the hashes of loaded files in the workflow's notes
+const LOADER = "SpectralAdapters_LoadFouRA";
+const rootGraph = () => app.rootGraph ?? app.graph;
+
+async function answer(path, options) {
+  const response = await api.fetchApi(`/spectral_adapters${path}`, options);
+  const found = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(found.error ?? `${response.status} ${response.statusText}`);
+  return found;
+}
+
+const host = {
+  fetchRun: (name) => answer(`/runs/${encodeURIComponent(name)}`).catch(() => null),
+  keep: async (name) => (await answer(`/runs/${encodeURIComponent(name)}/keep`, { method: "POST" })).file,
+  interrupt: () => api.fetchApi("/interrupt", { method: "POST" }),
+  queue: () => app.queuePrompt(0, 1),
+  sampleUrl: (name, file) =>
+    api.apiURL(
+      `/view?type=output&filename=${encodeURIComponent(file)}` +
+        `&subfolder=${encodeURIComponent(`spectral_adapters/.runs/${name}/samples`)}`,
+    ),
+  useAdapter: async (file, beside) => {
+    await app.refreshComboInNodes?.();
+    const node = LiteGraph.createNode(LOADER);
+    const [x, y] = beside ? [beside.pos[0] + beside.size[0] + 30, beside.pos[1]] : app.canvas?.graph_mouse ?? [0, 0];
+    node.pos = [x, y];
+    (beside?.graph ?? app.canvas?.graph ?? app.graph).add(node);
+    const widget = node.widgets.find((each) => each.name === "adapter_name");
+    widget.value = file;
+    widget.callback?.(file);
+    return node;
+  },
+};
+
+function rememberFiles(files) {
+  const graph = rootGraph();
+  if (!graph) return;
+  graph.extra ??= {};
+  const notes = (graph.extra[NOTES] ??= {});
+  for (const file of files) notes[file.name] = file.sha256;
+}
+
+function onResult(node, output) {
+  const text = output?.text;
+  if (text?.length) showReport(node, Array.isArray(text) ? text.join("\n") : String(text));
+  const run = output?.spectral_run?.[0];
+  if (run && node.spectralPanel) {
+    node.properties.spectral_run = run;
+    node.spectralPanel.restore();
+  }
+  if (Array.isArray(output?.[NOTES])) rememberFiles(output[NOTES]);
+}
+
+function watchErrors() {
+  api.addEventListener("execution_error", ({ detail }) => {
+    const node = nodeById(rootGraph(), detail?.node_id);
+    if (isOurs(node)) showReport(node, exceptionText(detail), "error");
+  });
+  // The host has no event for a prompt that it refuses; it only keeps what was wrong with it.
+  let seen = null;
+  setInterval(() => {
+    const errors = app.lastNodeErrors;
+    if (errors === seen) return;
+    seen = errors;
+    for (const [id, found] of Object.entries(errors ?? {})) {
+      const node = nodeById(rootGraph(), id);
+      if (isOurs(node)) showReport(node, inputErrors(found), "error");
+    }
+  }, 500);
+}
+
+function watchTraining() {
+  api.addEventListener("spectral_adapters.run", ({ detail }) => {
+    for (const node of allNodes(rootGraph())) {
+      if (node.spectralPanel?.isFor(detail)) node.spectralPanel.live(detail);
+    }
+  });
+  const again = () => {
+    for (const node of allNodes(rootGraph())) if (node.spectralPanel?.name) node.spectralPanel.restore();
+  };
+  api.addEventListener("reconnected", again);
+  for (const ended of ["execution_interrupted", "execution_error", "execution_success"]) api.addEventListener(ended, again);
+}
+
+app.registerExtension({
+  name: "SpectralAdapters.Page",
+  setup() {
+    addStyles();
+    watchErrors();
+    watchTraining();
+  },
+  nodeCreated(node) {
+    if (!isOurs(node)) return;
+    addStyles();
+    if (TRAINERS.has(node.comfyClass)) addPanel(node, host);
+    addReport(node);
+    makeRoom(node);
+    const executed = node.onExecuted;
+    node.onExecuted = function (output) {
+      executed?.call(node, output);
+      onResult(node, output);
+    };
+    const configured = node.onConfigure;
+    node.onConfigure = function (saved) {
+      configured?.call(node, saved);
+      restoreReport(node);
+      node.spectralPanel?.restore();
+      makeRoom(node);
+    };
+  },
+});
