@@ -198,9 +198,7 @@ def shown(done: Any, steps: int) -> dict[str, Any]:
     known = [loss for loss in done.losses if math.isfinite(loss)] or [0.0]
     picture = training_progress.curve(known, f"{done.name}: loss of {len(done.losses)} steps")
     report = report_of(done, steps, paths.below_output(done.path), summary_text(done.adapter))
-    return results.shown(
-        report, done.adapter, pictures.to_image(picture), report, spectral_run=(done.name,)
-    )
+    return results.shown(report, done.adapter, pictures.to_image(picture), report, spectral_run=(done.name,))
 
 
 def report_of(done: Any, steps: int, file: str, summary: str) -> str:

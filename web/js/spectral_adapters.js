@@ -5,6 +5,7 @@ import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { allNodes, addStyles, isOurs, makeRoom, nodeById } from "./lib/page.mjs";
 import { addReport, exceptionText, inputErrors, restoreReport, showReport } from "./lib/report.mjs";
+import { addCard, LOADERS } from "./lib/card.mjs";
 import { addPanel, TRAINERS } from "./lib/panel.mjs";
 
 const NOTES = "spectral_adapters"; // the hashes of loaded files in the workflow's notes
@@ -18,7 +19,12 @@ async function answer(path, options) {
   return found;
 }
 
+const query = (values) => new URLSearchParams(values).toString();
+
 const host = {
+  card: (name, kind) => answer(`/card?${query({ name, kind })}`),
+  previewUrl: (name, kind) => api.apiURL(`/spectral_adapters/preview?${query({ name, kind })}`),
+  overlap: (names) => answer(`/overlap?${query(names.map((name) => ["name", name]))}`),
   fetchRun: (name) => answer(`/runs/${encodeURIComponent(name)}`).catch(() => null),
   keep: async (name) => (await answer(`/runs/${encodeURIComponent(name)}/keep`, { method: "POST" })).file,
   interrupt: () => api.fetchApi("/interrupt", { method: "POST" }),
@@ -102,6 +108,7 @@ app.registerExtension({
     if (!isOurs(node)) return;
     addStyles();
     if (TRAINERS.has(node.comfyClass)) addPanel(node, host);
+    if (node.comfyClass in LOADERS) addCard(node, host);
     addReport(node);
     makeRoom(node);
     const executed = node.onExecuted;
@@ -114,6 +121,7 @@ app.registerExtension({
       configured?.call(node, saved);
       restoreReport(node);
       node.spectralPanel?.restore();
+      node.spectralCard?.refresh();
       makeRoom(node);
     };
   },

@@ -31,7 +31,7 @@ def root() -> Path:
 
 
 def folder_of(name: str) -> Path:
-    """A run's folder. Raises SpectralAdapterError for a name that leaves the runs, and where there is none."""
+    """A run's folder. Raises SpectralAdapterError for a name that leaves the runs or has none."""
     parts = names.safe_parts(name, "run name")
     folder = root().joinpath(*parts)
     if len(parts) != 1 or not folder.is_dir():
@@ -64,7 +64,9 @@ def _short(folder: Path) -> dict[str, Any]:
 
 
 def events_of(name: str) -> dict[str, Any]:
-    """The events of a run, steps thinned, and whether it runs now."""
+    """The events of a run, steps thinned, and whether it runs now; none of a run that is not there."""
+    if not root().joinpath(*names.safe_parts(name, "run name")).is_dir():
+        return {"name": name, "running": False, "events": []}
     folder = folder_of(name)
     file = folder / FILE
     events = read_events(file) if file.is_file() else []
@@ -99,7 +101,9 @@ def keep(name: str) -> str:
     if not found.is_file():
         if newest := _newest(name, wanted=False):
             return newest
-        raise SpectralAdapterError(f"run {name}: no adapter is kept yet: resume it, then stop it or ask again")
+        raise SpectralAdapterError(
+            f"run {name}: no adapter is kept yet: resume it, then stop it or ask again"
+        )
     step = next((step for step, _ in checkpoint.listed(folder)), 0)
     path = paths.unfinished_file(name, step)
     inspect(found)

@@ -10,6 +10,7 @@ Shapes: none.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 
+from ....spectral_core.errors import SpectralAdapterError
 from ....spectral_core.training.runs.events import Event
 
 EVENT = "spectral_adapters.run"
@@ -53,6 +55,8 @@ class Wish:
         if self._path.exists():
             try:
                 self._save(step)
+            except (SpectralAdapterError, OSError) as error:  # the training matters more
+                logging.warning("the adapter of step %d could not be kept: %s", step, error)
             finally:
                 with contextlib.suppress(OSError):
                     self._path.unlink()

@@ -222,8 +222,10 @@ def _learned(
 
 def _keep(adapter: Adapter, name: str, steps: int) -> Path:
     """An adapter out of a training that goes on, where the loaders list it."""
+    path = paths.unfinished_file(name, steps)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
-        return save(adapter, paths.unfinished_file(name, steps), overwrite=True)
+        return save(adapter, path, overwrite=True)
 
 
 def saved(

@@ -78,10 +78,12 @@ const STYLES = `
 .spectral button.spectral-word { border-radius: 10px; padding: 0 8px; }
 .spectral input, .spectral select { font: inherit; color: inherit; background: var(--comfy-menu-bg, #333);
   border: 1px solid var(--border-color, #555); border-radius: 3px; min-width: 0; }
-.spectral-samples { display: flex; gap: 6px; overflow-x: auto; min-height: 84px; }
+.spectral-training { display: flex; flex-direction: column; gap: 4px; }
+.spectral-plot { flex: 1 1 120px; min-height: 120px; overflow: hidden; }
+.spectral-samples { display: flex; gap: 6px; overflow-x: auto; flex: none; }
 .spectral-samples figure { margin: 0; text-align: center; font-size: 10px; }
 .spectral-samples img { height: 64px; display: block; image-rendering: auto; border-radius: 3px; }
-.spectral-gates { display: flex; height: 14px; gap: 1px; }
+.spectral-gates { display: flex; flex: none; gap: 1px; } .spectral-gates i { height: 10px; }
 .spectral-gates i { flex: 1; background: #3fb950; }
 .spectral .u-wrap { position: relative; } .spectral .uplot canvas { display: block; position: relative;
   width: 100%; height: 100%; } .spectral .u-over, .spectral .u-under, .spectral .u-axis { position: absolute; }

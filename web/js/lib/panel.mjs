@@ -7,7 +7,7 @@ import { columns, emptyRun, numbers, sentence, take } from "./training.mjs";
 export const TRAINERS = new Set(["SpectralAdapters_TrainAdapter", "SpectralAdapters_DistilAdapters"]);
 const PROPERTY = "spectral_run";
 const HEIGHT = 330;
-const PLOT = 150;
+const COLOURS = { loss: "#8fb7ff", smoothed: "#4c8dff", heldOut: "#e5534b", rate: "#d29922" };
 
 export class Panel {
   constructor(node, host) {
@@ -15,9 +15,9 @@ export class Panel {
     this.host = host; // fetch, queue, interrupt and useAdapter of the page
     this.run = emptyRun();
     this.box = element("div", { class: "spectral spectral-training", role: "group", "aria-label": "training" });
-    this.said = element("div", { role: "status", "aria-live": "polite" });
+    this.said = element("div", { role: "status" });
     this.figures = element("div", { class: "spectral-row spectral-numbers" });
-    this.plot = element("div", { style: `height:${PLOT}px`, "aria-hidden": "true" });
+    this.plot = element("div", { class: "spectral-plot", "aria-hidden": "true" });
     this.gates = element("div", { class: "spectral-gates" });
     this.samples = element("div", { class: "spectral-samples" });
     this.buttons = {
@@ -38,7 +38,7 @@ export class Panel {
   }
 
   get name() {
-    return this.node.properties[PROPERTY] ?? "";
+    return this.node.properties[PROPERTY] || widgetNamed(this.node, "run_name")?.value || "";
   }
 
   isFor(detail) {
@@ -62,7 +62,7 @@ export class Panel {
     const found = await this.host.fetchRun(name);
     if (name !== this.name) return undefined;
     this.run = emptyRun(name);
-    if (found) {
+    if (found?.events.length) {
       for (const event of found.events) take(this.run, event);
       if (this.run.state === "running" && !found.running) this.run.state = "stopped";
     }
@@ -75,7 +75,9 @@ export class Panel {
     this.said.className = run.state === "failed" ? "spectral-warn" : "spectral-muted";
     const shown = run.points.length ? numbers(run) : [];
     this.figures.replaceChildren(
-      ...shown.map(([label, value]) => element("span", {}, `${label} `, element("b", {}, value))),
+      ...shown.map(([label, value, series]) =>
+        element("span", series ? { style: `border-bottom:2px solid ${COLOURS[series]}` } : {}, `${label} `, element("b", {}, value)),
+      ),
     );
     this.drawPlot();
     this.drawGates();
@@ -98,31 +100,39 @@ export class Panel {
     const ink = colour("--input-text", "#ddd");
     const grid = { stroke: colour("--border-color", "#444"), width: 1 };
     const axis = { stroke: ink, grid, ticks: grid, font: "11px system-ui", size: 44 };
-    const line = (label, stroke, width, scale = "loss") => ({ label, stroke, width, scale, spanGaps: true });
+    const line = (name, width, scale = "loss") => ({
+      label: name,
+      stroke: COLOURS[name],
+      width,
+      scale,
+      spanGaps: true,
+      points: { show: false },
+    });
     return {
       width: Math.max(200, this.plot.clientWidth || this.node.size[0] - 40),
-      height: PLOT,
+      height: Math.max(120, this.plot.clientHeight),
       cursor: { show: false },
       legend: { show: false },
       scales: { x: { time: false }, loss: {}, rate: {} },
       axes: [
-        { ...axis, size: 24 },
+        { ...axis, size: 30, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 50000, 100000] },
         { ...axis, scale: "loss" },
         { ...axis, scale: "rate", side: 1, grid: { show: false }, size: 52, values: (_, marks) => marks.map(brief) },
       ],
       series: [
         {},
-        { ...line("loss", "#6ea8fe66", 1) },
-        { ...line("smoothed", "#4c8dff", 2) },
-        { ...line("held out", "#e5534b", 2), points: { show: true, size: 4 } },
-        { ...line("learning rate", "#d29922", 1, "rate"), dash: [4, 4] },
+        line("loss", 0.5),
+        line("smoothed", 2),
+        { ...line("heldOut", 2), points: { show: true, size: 5 } },
+        { ...line("rate", 1, "rate"), dash: [4, 4] },
       ],
     };
   }
 
   resize() {
-    const width = this.plot.clientWidth;
-    if (this.chart && width > 50 && Math.abs(width - this.chart.width) > 2) this.chart.setSize({ width, height: PLOT });
+    const [width, height] = [this.plot.clientWidth, Math.max(120, this.plot.clientHeight)];
+    if (!this.chart || width < 50) return;
+    if (Math.abs(width - this.chart.width) > 2 || Math.abs(height - this.chart.height) > 2) this.chart.setSize({ width, height });
   }
 
   drawGates() {
@@ -148,7 +158,7 @@ export class Panel {
         ),
       ),
     );
-    this.samples.scrollLeft = this.samples.scrollWidth;
+    requestAnimationFrame(() => (this.samples.scrollLeft = this.samples.scrollWidth));
   }
 
   async useNow() {

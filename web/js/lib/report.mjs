@@ -6,7 +6,28 @@ const PROPERTY = "spectral_report";
 const HEIGHT = 104;
 const MOST = 6000; // characters that a saved workflow carries
 const HINT = "The report appears here once the node has run.";
-const kept = new Map(); // what undo takes out of the workflow: graph and node -> report
+const STORE = "spectral_adapters.reports"; // in the browser, for what undo and reload take out of the workflow
+const MOST_KEPT = 100;
+
+// Graph and node -> report, the oldest first; nothing where the browser keeps nothing.
+export function readKept(storage) {
+  try {
+    return new Map(JSON.parse(storage.getItem(STORE) ?? "[]"));
+  } catch {
+    return new Map();
+  }
+}
+
+export function keep(storage, key, report) {
+  const kept = readKept(storage);
+  kept.delete(key);
+  kept.set(key, report);
+  try {
+    storage.setItem(STORE, JSON.stringify([...kept].slice(-MOST_KEPT)));
+  } catch {
+    // a full or forbidden store: the report is still on the node
+  }
+}
 
 const keyOf = (node) => `${node.graph?.rootGraph?.id ?? node.graph?.id ?? ""}:${node.id}`;
 
@@ -20,14 +41,14 @@ export function addReport(node) {
 export function showReport(node, text, kind = "done") {
   if (!node?.spectralReport) return;
   const report = { text: String(text).slice(0, MOST), kind };
-  kept.set(keyOf(node), report);
+  keep(localStorage, keyOf(node), report);
   node.properties[PROPERTY] = report;
   draw(node);
 }
 
 // A workflow was loaded, by the user or by undo.
 export function restoreReport(node) {
-  const before = kept.get(keyOf(node));
+  const before = readKept(localStorage).get(keyOf(node));
   if (before) node.properties[PROPERTY] = before;
   draw(node);
 }

@@ -71,11 +71,12 @@ export function numbers(run) {
   const last = run.points.at(-1) ?? {};
   const shown = [
     ["step", `${run.steps} of ${run.planned || "?"}`],
-    ["loss", short(last.smoothed ?? last.loss)],
+    ["loss", short(last.loss), "loss"],
+    ["smoothed", short(last.smoothed), "smoothed"],
   ];
   const held = run.points.findLast?.((point) => point.heldOut != null)?.heldOut;
-  if (held != null) shown.push(["held out", short(held)]);
-  shown.push(["rate", short(last.rate)]);
+  if (held != null) shown.push(["held out", short(held), "heldOut"]);
+  shown.push(["learning rate", short(last.rate), "rate"]);
   if (run.state === "running") shown.push(["left", duration(last.left)]);
   shown.push(["steps/s", short(last.pace)]);
   if (last.open != null) shown.push(["gates open", `${Math.round(100 * last.open)} %`]);
@@ -85,7 +86,7 @@ export function numbers(run) {
 
 export function sentence(run) {
   const at = `step ${run.steps} of ${run.planned}`;
-  if (run.state === "running") return `training: ${at}`;
+  if (run.state === "running") return "training";
   if (run.state === "stopped") return `stopped at ${at}; a checkpoint is kept: Resume goes on from there`;
   if (run.state === "failed") return run.error || `failed at ${at}`;
   if (run.state === "finished") return `finished: ${run.steps} steps`;
