@@ -7,6 +7,7 @@ Shapes: up (out, R), down (R, in, *kernel).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor
 from ....spectral_core.errors import SpectralAdapterError
 
 APPLY_MODEL = comfy.patcher_extension.WrappersMP.APPLY_MODEL
+_ROPE = ("apply_rope", "rms_rope")  # rotary positions, alone and after a norm
 PREPARE_SAMPLING = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
 ON_PRE_RUN = comfy.patcher_extension.CallbacksMP.ON_PRE_RUN
 ON_CLEANUP = comfy.patcher_extension.CallbacksMP.ON_CLEANUP
@@ -105,13 +107,28 @@ def with_own_weights(model: Any) -> Any:
 
 @contextmanager
 def in_training() -> Iterator[None]:
-    """The host's own sign for its models (newer hosts): no operations in place that autograd forbids."""
+    """The host's models in the form that has derivatives: its own sign for that (newer hosts), and instead
+    of its fused kernels, which have none, the reference functions that they are tested against."""
     host = comfy.model_management
     before = getattr(host, "in_training", None)
+    replaced = _reference_kernels()
+    kernels: Any = sys.modules.get("comfy_kitchen")
+    own = {name: getattr(kernels, name) for name in replaced}
     try:
         if before is not None:
             host.in_training = True
+        for name, function in replaced.items():
+            setattr(kernels, name, function)
         yield
     finally:
         if before is not None:
             host.in_training = before
+        for name, function in own.items():
+            setattr(kernels, name, function)
+
+
+def _reference_kernels() -> dict[str, Any]:
+    """Kernel -> the same in plain torch operations, of the library that brings both."""
+    rope: Any = sys.modules.get("comfy_kitchen.backends.eager.rope")
+    names = [f"{kind}{half}{one}" for kind in _ROPE for half in ("", "_split_half") for one in ("", "1")]
+    return {name: found for name in names if (found := getattr(rope, name, None)) is not None}

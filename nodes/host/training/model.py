@@ -27,6 +27,7 @@ from ....spectral_core.errors import SpectralAdapterError
 from ....spectral_core.training.objectives.diffusion import discrete_timesteps, min_snr
 from ..model import compat, noise
 
+_NO_DERIVATIVE = ("no autograd formula", "the derivative for", "not differentiable")
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -135,6 +136,7 @@ def ready(model: Any, precision: str, shape: Sequence[int]) -> Iterator[Ready]:
         else:
             precision = DTYPES.get(compat.compute_dtype(patcher), "fp32")
         undo.enter_context(compat.in_training())
+        undo.enter_context(_kernels_explained(type(model.model).__name__))
         options: dict[str, Any] = {"transformer_options": {"cond_or_uncond": [0]}}
         options["transformer_options"].update(patcher.model_options.get("transformer_options", {}))
         comfy.sampler_helpers.prepare_model_patcher(patcher, {}, options)
@@ -145,6 +147,22 @@ def ready(model: Any, precision: str, shape: Sequence[int]) -> Iterator[Ready]:
         undo.enter_context(frozen(patcher.model))
         sampling = patcher.model.model_sampling
         yield Ready(patcher, options["transformer_options"], HostNoise(sampling), precision)
+
+
+@contextmanager
+def _kernels_explained(name: str) -> Iterator[None]:
+    """A kernel without a derivative as an error that says what can be done; it stops the first step."""
+    try:
+        yield
+    except RuntimeError as error:  # NotImplementedError is one
+        text = str(error)
+        if not any(words in text for words in _NO_DERIVATIVE):
+            raise
+        raise SpectralAdapterError(
+            f"{name} cannot train on this ComfyUI: it computes with a kernel that has no derivative "
+            f"({text.splitlines()[0][:120]}). ComfyUI 0.28 and newer have a form of it for training: update "
+            "ComfyUI"
+        ) from error
 
 
 def unload(patcher: Any) -> None:

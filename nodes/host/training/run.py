@@ -189,7 +189,7 @@ def _setup(
         tokens=[] if text is None else text.parameters,
         masks=masks,
         prior=prior,
-        roots=[denoiser.ready.root],
+        roots=[denoiser.ready.root, *(training_text.trees(text.patcher.model).values() if text else ())],
     )
 
 

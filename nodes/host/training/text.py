@@ -135,35 +135,12 @@ def ready(clip: Any, words: Mapping[str, Mapping[str, Tensor]], beside: Any) -> 
         undo.callback(training_model.unload, patcher)
         comfy.model_management.load_models_gpu([beside, patcher], force_full_load=True)
         undo.enter_context(training_model.frozen(patcher.model))
-        for tree in trees(patcher.model).values():
-            undo.enter_context(inputs_kept(tree))
         device = patcher.load_device
         made = {
             word: {part: nn.Parameter(rows.detach().clone().to(device)) for part, rows in parts.items()}
             for word, parts in words.items()
         }
         yield Text(patcher, clip.tokenizer, clip.layer_idx, made)
-
-
-@contextmanager
-def inputs_kept(tree: nn.Module) -> Iterator[None]:
-    """The host's text models add to x in place after a norm has seen it; backward needs what it saw. So each
-    norm gets a copy."""
-    norms = [m for m in tree.modules() if isinstance(m, nn.LayerNorm) and "forward" not in vars(m)]
-    try:
-        for norm in norms:
-            norm.forward = _of_a_copy(norm.forward)  # type: ignore[method-assign]
-        yield
-    finally:
-        for norm in norms:
-            vars(norm).pop("forward", None)
-
-
-def _of_a_copy(forward: Any) -> Any:
-    def norm(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return forward(x.clone(), *args, **kwargs)
-
-    return norm
 
 
 class Conditions:

@@ -1,0 +1,124 @@
+"""Inside a host: gradients of every family in every checkpointing mode, against torch's own exact way.
+
+``torch.autograd.graph.allow_mutation_on_saved_tensors`` is right for models that write in place, as long as
+nothing is checkpointed; it copies whatever is about to change. The loss itself says whether both are right:
+its change along the gradient.
+"""
+
+import json
+import sys
+import traceback
+from contextlib import ExitStack
+from pathlib import Path
+
+sys.path.insert(1, str(Path(__file__).resolve().parent))
+
+import comfy.model_management
+import torch
+from inside_apply_lib import FOLDER, leftovers, pack
+from inside_models import FAMILIES
+
+attaching = pack("spectral_core.attach.attaching")
+adapters = pack("spectral_core.adapter.adapter")
+checkpointing = pack("spectral_core.training.engine.checkpointing")
+layers = pack("nodes.host.training.layers")
+model = pack("nodes.host.training.model")
+lora = pack("spectral_core.methods").LoRAConfig
+
+MODES = ("none", "selective", "full")
+TOLERANCE = 1e-5  # of the gradient's length, in float32
+STEP = 1e-2
+
+
+def adapter_of(patcher):
+    """LoRA on all linear layers, with numbers that are not zero."""
+    shapes = layers.choose(patcher, "all-linear")
+    weights = dict(layers.BaseWeights(patcher, shapes))
+    made = adapters.create(weights, lora(2), None, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+    for layer in made.layers.values():
+        up = layer.terms[0].params["up"]
+        up.copy_(torch.randn(up.shape, generator=generator) * 0.05)
+    return made
+
+
+def check(name):
+    family = FAMILIES[name]
+    patcher = family.patcher()
+    adapter = adapter_of(patcher)
+    with model.ready(patcher, "fp32", family.noise().shape) as ready:
+        rows = model.Conditions(ready.patcher, {0: family.words(7)[0]}, [family.noise()[0]])
+        denoiser = model.Denoiser(ready, rows)
+        levels = torch.tensor([len(ready.noise.sigmas) // 2])
+        trees = layers.trees(ready.patcher)
+        with ExitStack() as undo:
+            parts = [
+                undo.enter_context(attaching.attach(trees[p], adapter, p, trainable=True))
+                for p in adapter.parts
+            ]
+            target = family.noise(seed=9)
+
+            def loss():
+                return (denoiser(family.noise(), levels, [0]) - target).square().mean()
+
+            compare(name, ready.root, [p for part in parts for p in part.parameters()], loss)
+    assert leftovers(patcher.model) == []
+
+
+def flat(grads):
+    return torch.cat([g.flatten() for g in grads])
+
+
+def compare(name, root, parameters, loss):
+    with torch.autograd.graph.allow_mutation_on_saved_tensors():
+        grads = torch.autograd.grad(loss(), parameters, allow_unused=True)
+    unused = [i for i, g in enumerate(grads) if g is None]
+    expected = flat([torch.zeros_like(p) if g is None else g for g, p in zip(grads, parameters, strict=True)])
+    direction = expected / expected.norm()
+    with torch.no_grad():
+        values = []
+        for sign in (1, -1):
+            _move(parameters, direction, sign * STEP)
+            values.append(loss().item())
+            _move(parameters, direction, -sign * STEP)
+    slope = (values[0] - values[1]) / (2 * STEP)
+    assert abs(slope - expected.norm().item()) < 0.02 * expected.norm().item(), (slope, expected.norm())
+    worst = 0.0
+    for mode in MODES:
+        with checkpointing.checkpointed([root], mode) as count:
+            assert (count > 0) == (mode != "none"), f"{mode}: {count} blocks"
+            for _ in range(2):
+                for p in parameters:
+                    p.grad = None
+                loss().backward()
+                found = flat([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
+                worst = max(worst, ((found - expected).norm() / expected.norm()).item())
+        assert worst <= TOLERANCE, f"checkpointing {mode}: gradients differ by {worst:.1e}"
+    print(f"  {name}: {worst:.1e} in {len(parameters)} parameters, {len(unused)} of them unused")
+
+
+def _move(parameters, direction, size):
+    start = 0
+    for p in parameters:
+        p += size * direction[start : start + p.numel()].view_as(p)
+        start += p.numel()
+
+
+def main():
+    report = {}
+    for name, family in FAMILIES.items():
+        if not family.exists() or (sys.argv[3:] and name not in sys.argv[3:]):
+            continue
+        try:
+            with torch.inference_mode():
+                check(name)
+            report[name] = ""
+        except Exception as error:
+            report[name] = traceback.format_exc()
+            print(f"  {name}: FAILED {type(error).__name__}: {str(error)[:300]}")
+        comfy.model_management.unload_all_models()
+    (FOLDER / "gradients.json").write_text(json.dumps(report), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
