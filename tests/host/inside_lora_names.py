@@ -17,14 +17,15 @@ import comfy.utils
 import inside_small_models as small
 import torch
 from comfy.ldm.flux.model import FluxParams
-from inside_apply_lib import FOLDER, pack
+from inside_apply_lib import FOLDER, condition, pack, predict
 from safetensors.torch import save_file
 
 loras, paths, applying = (pack(f"nodes.host.{n}") for n in ("files.loras", "files.paths", "apply.adapters"))
-fitting = pack("nodes.host.files.fitting")
+fitting, fusion = pack("nodes.host.files.fitting"), pack("spectral_core.fusion")
+schedule = pack("spectral_core.adapter.schedule")
 export, errors = pack("spectral_core.files.lora_export"), pack("spectral_core.errors")
 paths.resolve = lambda name, key=None: paths.Found(Path(name))
-FILE = FOLDER / "a.safetensors"
+FILE, SOURCE = FOLDER / "a.safetensors", FOLDER / "kind.safetensors"
 SUFFIXES = {
     "kohya": (".lora_down.weight", ".lora_up.weight", True),
     "peft": (".lora_A.weight", ".lora_B.weight", False),
@@ -178,6 +179,38 @@ def kinds(name, shape, generator):
     return found
 
 
+def paths_of(model, adapter, theirs, ours, exported):
+    """Each way of using an adapter -> how far it is from what the host's Load LoRA does, relative."""
+    latent = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(2))
+    context = condition()[0][0]
+
+    def predicted(patcher):
+        return predict(patcher, latent, torch.tensor([3.0]), context)[2]
+
+    def host(strength):
+        tensors = comfy.utils.load_torch_file(str(SOURCE), safe_load=True)
+        return predicted(comfy.sd.load_lora_for_models(model, None, tensors, strength, 0)[0])
+
+    def live(adapter, strength=1.0):
+        return predicted(applying.apply(adapter, model, None, strength, 1.0, "live").model)
+
+    def of_weights(table):
+        return max(float((theirs[k] - table[k]).norm() / theirs[k].norm()) for k in theirs)
+
+    base, whole, half = predicted(model), host(1.0), host(0.5)
+    assert (whole - base).norm() > 1e-4 * base.norm(), "the kind does nothing here"
+    fused = fusion.fuse([adapter, adapter], weights=[0.25, 0.75]).adapter
+    steady = adapter.with_schedule(schedule.Schedule(((0.0, 0.5), (1.0, 0.5))))
+    return {
+        "merged": of_weights(ours),
+        "live": float((live(adapter) - whole).norm() / whole.norm()),
+        "live at half strength": float((live(adapter, 0.5) - half).norm() / half.norm()),
+        "scheduled at one half": float((live(steady) - half).norm() / half.norm()),
+        "fused with itself": of_weights(by_ours(model, fused)),
+        "exported": of_weights(exported),
+    }
+
+
 def check_kinds(family, model):
     """Every kind on a linear layer and a convolution: merged, and exported as a LoRA for the host."""
     generator, wrong, tried = torch.Generator().manual_seed(2), [], {}
@@ -192,13 +225,13 @@ def check_kinds(family, model):
             sites.setdefault(weight.dim() if weight.shape[-1] != 1 else 0, (name, tuple(weight.shape)))
     for name, shape in sites.values():
         for kind, tensors in kinds(name, shape, generator).items():
-            save_file({k: v.contiguous() for k, v in tensors.items()}, FILE)
-            theirs = by_the_host(model, FILE)
+            save_file({k: v.contiguous() for k, v in tensors.items()}, SOURCE)
+            theirs = by_the_host(model, SOURCE)
             if not theirs:  # this version of the host does not know the kind
                 tried[f"{kind} {len(shape)}d"] = None
                 continue
             try:
-                adapter = opened(model, FILE)
+                adapter = opened(model, SOURCE)
                 ours = by_ours(model, adapter)
                 export.export_lora(adapter, FILE, "kohya", torch.float32, overwrite=True)
                 again = by_the_host(model, FILE)
@@ -208,10 +241,13 @@ def check_kinds(family, model):
             found = differ(theirs, ours) or differ(theirs, again)
             if found:
                 wrong.append(f"{family}, {kind} {shape}: {found}")
-            largest = max(
-                float((theirs[k] - ours[k]).norm() / theirs[k].norm()) for k in theirs.keys() & ours
-            )
-            tried[f"{kind} {len(shape)}d"] = largest
+            if family == "demo":
+                row = paths_of(model, adapter, theirs, ours, again)
+                # Load LoRA turns by less at half strength; ours is half of the difference: a note says so.
+                law = () if "oft" not in kind else ("live at half strength", "scheduled at one half")
+                found = {how: d for how, d in row.items() if how not in law and not d <= 1e-5}
+                wrong += [f"demo, {kind} {shape}, {how}: {d:.1e}" for how, d in found.items()]
+                tried[f"{kind} {len(shape)}d"] = row
     print(json.dumps({"family": family, "kinds": tried}))
     return wrong
 

@@ -187,6 +187,11 @@ def _add_dependent(
             f"{found} layers change the weight they find (DoRA, OFT and the like): computed with the "
             "connected model's weights, right for this base model only"
         )
+    if any(key.endswith(".oft_blocks") for tensors in dependent.values() for key in tensors):
+        notes.append(
+            "strength scales the difference that OFT makes at strength 1; Load LoRA turns by less, so "
+            "the two are the same at strength 1 only"
+        )
     if missing:
         notes.append(f"{len(missing)} layers have no place in this model, such as {', '.join(missing[:3])}")
     return notes
