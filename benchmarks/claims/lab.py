@@ -77,7 +77,7 @@ class Setting:
     drawings: int = 2400
     judge_steps: int = 600
     sweep_seeds: tuple[int, ...] = (100,)
-    targets: str = r"re:(down_blocks|mid_block|up_blocks)\..*"
+    targets: str = "down_blocks.*, mid_block.*, up_blocks.*"
 
 
 FULL = Setting("full", seeds=(0, 1, 2, 3, 4))

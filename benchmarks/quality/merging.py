@@ -43,7 +43,7 @@ from spectral_core.training.config.config import TrainConfig
 MODEL = Path(__file__).resolve().parents[2] / "demo_model"
 NAMES = ("bot", "fish", "imp")
 PICTURES = 12
-TARGETS = r"re:(down_blocks|mid_block|up_blocks)\..*"
+TARGETS = "down_blocks.*, mid_block.*, up_blocks.*"
 BACKGROUNDS = ("green", "blue", "gray", "red")
 RATES = {"lora": 3e-3, "spectral_a": 1e-2, "same": 1e-2}
 FIT, HELD_OUT = 100, 900  # first seeds of the denoising runs

@@ -7,12 +7,16 @@ level to it; with diffusers' 1000 steps, progress = 1 − t/999.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import SpectralAdapterError
+
+
+MOST_POINTS = 4096
 
 
 @dataclass(frozen=True)
@@ -25,13 +29,21 @@ class Schedule:
     points: tuple[tuple[float, float], ...]
 
     def __post_init__(self) -> None:
+        if len(self.points) > MOST_POINTS:
+            raise SpectralAdapterError(
+                f"a schedule of {len(self.points)} points: at most {MOST_POINTS} are used; leave some out"
+            )
         places = [p for p, _ in self.points]
         if not places or places != sorted(places) or places[0] < 0 or places[-1] > 1:
             raise SpectralAdapterError(
-                f"schedule points {self.points}: expected (progress, multiplier), progress ascending in 0…1"
+                f"schedule points {self._shown}: expected (progress, multiplier), progress ascending in 0…1"
             )
         if not all(math.isfinite(p) and math.isfinite(m) for p, m in self.points):
-            raise SpectralAdapterError(f"schedule points {self.points}: expected finite numbers")
+            raise SpectralAdapterError(f"schedule points {self._shown}: expected finite numbers")
+
+    @property
+    def _shown(self) -> str:
+        return f"{self.points!r:.200}"
 
     @classmethod
     def window(cls, start: float, end: float) -> Schedule:
@@ -46,13 +58,12 @@ class Schedule:
         """The multiplier at one progress; below 0 and above 1 it is that of the ends."""
         if math.isnan(progress):
             raise SpectralAdapterError("progress is not a number: expected 0 (noisiest) to 1 (cleanest)")
-        before = [pm for pm in self.points if pm[0] <= progress]
-        after = [pm for pm in self.points if pm[0] > progress]
-        if not before:
-            return after[0][1]
-        if not after:
-            return before[-1][1]
-        (p0, m0), (p1, m1) = before[-1], after[0]
+        after = bisect_right(self.points, progress, key=lambda point: point[0])
+        if after == 0:
+            return self.points[0][1]
+        if after == len(self.points):
+            return self.points[-1][1]
+        (p0, m0), (p1, m1) = self.points[after - 1], self.points[after]
         return m0 + (m1 - m0) * (progress - p0) / (p1 - p0)
 
     def at_rows(self, progress: Tensor) -> Tensor:

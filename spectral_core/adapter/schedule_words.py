@@ -9,11 +9,12 @@ Shapes: none.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 
 from ..errors import SpectralAdapterError
-from .schedule import Schedule
+from .schedule import MOST_POINTS, Schedule
 
 _PIECES = 64
 
@@ -67,6 +68,8 @@ def parse(text: str) -> Schedule:
     Raises SpectralAdapterError that quotes the entry that cannot be read.
     """
     entries = [entry.strip() for entry in text.replace(";", ",").replace("\n", ",").split(",")]
+    if len(entries) > MOST_POINTS:
+        raise SpectralAdapterError(f"custom curve of {len(entries)} points: at most {MOST_POINTS} are used")
     points = [_point(entry) for entry in entries if entry]
     if not points:
         raise SpectralAdapterError(
@@ -81,7 +84,7 @@ def _point(entry: str) -> tuple[float, float]:
         return float(place), float(multiplier)
     except ValueError:
         raise SpectralAdapterError(
-            f"custom curve: {entry!r} is no point; expected place:strength, such as 0.5:0.3"
+            f"custom curve: {entry!r:.80} is no point; expected place:strength, such as 0.5:0.3"
         ) from None
 
 
@@ -104,8 +107,9 @@ def product(first: Schedule, second: Schedule) -> Schedule:
 
 def _ends(schedule: Schedule, left: float, right: float) -> tuple[float, float]:
     """The multipliers just after ``left`` and just before ``right``, between which the schedule is linear."""
-    before_right = next((m for p, m in schedule.points if p == right), schedule.at(right))
-    return schedule.at(left), before_right
+    first = bisect_left(schedule.points, right, key=lambda point: point[0])
+    is_point = first < len(schedule.points) and schedule.points[first][0] == right
+    return schedule.at(left), schedule.points[first][1] if is_point else schedule.at(right)
 
 
 def _without_doubles(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:

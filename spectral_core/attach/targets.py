@@ -1,5 +1,4 @@
-"""Which layers of a module tree an adapter is for: presets, globs, regular expressions, and a report of
-the rest.
+"""Which layers of a module tree an adapter is for: presets, globs, and a report of the rest.
 
 A layer is told by its attributes, not by its class, because hosts bring their own linear layers:
 ``in_features`` and ``weight``, or ``kernel_size`` and ``weight``. Presets go by the names that diffusers,
@@ -11,7 +10,6 @@ Shapes: weights are (out, in) or (out, in, *kernel), as :mod:`..maths.layers` ha
 from __future__ import annotations
 
 import difflib
-import fnmatch
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,11 +20,13 @@ from torch import Tensor, nn
 
 from ..errors import SpectralAdapterError
 from ..maths.layers import LayerShape
-from ..names.layer_name import LayerName
+from ..names.layer_name import LayerName, check_glob, matches
 from ..names.spellings import canonical_path, path_spellings
 
 ROOT = "root"
 """The path of a tree that is itself a layer: its name is ``<part>.root``."""
+
+MOST_ITEMS = 64  # of ``targets``
 
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -169,21 +169,21 @@ def _chooser(item: str, part: str) -> Chooser:
     """One item of ``targets`` as a test on paths."""
     if item in PRESETS:
         return PRESETS[item]
-    if item.startswith("re:"):
-        try:
-            pattern = re.compile(item[3:])
-        except re.error as error:
-            raise SpectralAdapterError(f"targets {item!r}: not a regular expression: {error}") from error
-        return lambda path, shape: pattern.fullmatch(path) is not None
-    return lambda path, shape: fnmatch.fnmatchcase(path, item) or fnmatch.fnmatchcase(f"{part}.{path}", item)
+    check_glob(item, "targets")
+    return lambda path, shape: matches(path, item) or matches(f"{part}.{path}", item)
 
 
 def split_targets(targets: str | Iterable[str]) -> list[str]:
-    """The items of ``targets``: a list as it is, text at its commas (one that starts with ``re:`` is one
-    item)."""
+    """The items of ``targets``: a list as it is, text at its commas.
+
+    Raises SpectralAdapterError for more items than are matched in a moment.
+    """
     if isinstance(targets, str):
-        targets = [targets] if targets.startswith("re:") else targets.split(",")
-    return [item.strip() for item in targets if item.strip()]
+        targets = targets.split(",", MOST_ITEMS)
+    items = [item.strip() for item in targets if item.strip()]
+    if len(items) > MOST_ITEMS:
+        raise SpectralAdapterError(f"more than {MOST_ITEMS} targets: use globs that take in more layers each")
+    return items
 
 
 def find_targets(
@@ -192,15 +192,14 @@ def find_targets(
     """Layer name -> pretrained weight of every layer that ``targets`` names, and a report.
 
     targets: presets (``attention``, ``attention+mlp``, ``all-linear``, ``all``), glob patterns on module
-    paths (``down_blocks.*.to_q``) or regular expressions for the whole path (``re:.*attn2.*``); a list, or
-    text with commas. A module under several names counts once, under its first. A layer inside another
+    paths (``down_blocks.*.to_q``); a list, or text with commas. A module under several names counts once, under its first. A layer inside another
     layer is left to the outer one.
 
     Raises SpectralAdapterError where an item matches no usable layer, with names that come near.
     """
     items = split_targets(targets)
     if not items:
-        raise SpectralAdapterError(f"no targets given: expected one of {', '.join(PRESETS)}, a glob or re:…")
+        raise SpectralAdapterError(f"no targets given: expected one of {', '.join(PRESETS)} or a glob")
     weights: dict[str, Tensor] = {}
     refused: dict[str, str] = {}
     layers, others = _layers_of(root)
@@ -264,6 +263,6 @@ def _no_match(item: str, paths: list[str], reasons: dict[str, str]) -> str:
     if reasons:
         name, why = next(iter(reasons.items()))
         message = f"targets {item!r}: none of {len(reasons)} matching layers can be adapted; {name}: {why}"
-    near = difflib.get_close_matches(item.removeprefix("re:"), paths, n=3, cutoff=0.3) or paths[:3]
+    near = difflib.get_close_matches(item, paths, n=3, cutoff=0.3) or paths[:3]
     known = f"layers here are such as {', '.join(near)}" if near else "this tree has no layer to adapt"
-    return f"{message}. Expected one of the presets {', '.join(PRESETS)}, a glob or re:…; {known}"
+    return f"{message}. Expected one of the presets {', '.join(PRESETS)} or a glob; {known}"

@@ -32,7 +32,7 @@ from .concepts import DemoConcept
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "demo_model"
 FUSION_OF = {"foura": "sum", "spectral_a": "spectral"}
-EMBEDDED_TARGETS = r"re:(down_blocks|mid_block|up_blocks)\..*"  # all but the four-channel layers at both ends
+EMBEDDED_TARGETS = "down_blocks.*, mid_block.*, up_blocks.*"  # all but the four-channel layers at both ends
 METHOD_NAMES = {"foura": "FouRA", "spectral_a": "Spectral A"}
 Method = str
 

@@ -18,10 +18,12 @@ from ..adapter.schedule import Schedule
 from ..errors import SpectralAdapterError
 from ..maths.layers import LayerShape
 from ..methods import MethodConfig, config_from_dict, config_to_dict, method_of
-from ..names.layer_name import LayerName
+from ..names.layer_name import LayerName, check_glob
 from .container import is_count, strict_json
 
 TOKENS_PART = "tokens"
+MOST_TOKENS = 1000
+MOST_STRENGTHS = 1000  # of ``layer_strengths``
 _KEYS = (
     "configurations",
     "layers",
@@ -137,7 +139,7 @@ def from_json(text: str) -> FileConfig:
     return FileConfig(
         layers,
         float(values["strength"]),
-        tuple((p, float(m)) for p, m in _pairs(values["layer_strengths"], "layer_strengths", str)),
+        _strengths(values["layer_strengths"]),
         _schedule(values["schedule"]),
         _provenance(values["provenance"]),
         _tokens(values["tokens"]),
@@ -219,6 +221,15 @@ def _pairs(value: object, place: str, first: type[str] | type[float]) -> list[An
     return value
 
 
+def _strengths(value: object) -> tuple[tuple[str, float], ...]:
+    pairs = _pairs(value, "layer_strengths", str)
+    is_few = len(pairs) <= MOST_STRENGTHS
+    _expect(is_few, "layer_strengths", f"{len(pairs)} entries", f"at most {MOST_STRENGTHS}")
+    for pattern, _ in pairs:
+        check_glob(pattern, "layer_strengths")
+    return tuple((pattern, float(multiplier)) for pattern, multiplier in pairs)
+
+
 def _schedule(value: object) -> Schedule | None:
     if value is None:
         return None
@@ -259,12 +270,13 @@ def _provenance(value: object) -> Provenance:
 def _tokens(value: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
     _expect(isinstance(value, list), "tokens", value, "a list")
     assert isinstance(value, list)
-    found: list[tuple[str, tuple[str, ...]]] = []
+    _expect(len(value) <= MOST_TOKENS, "tokens", f"{len(value)} entries", f"at most {MOST_TOKENS}")
+    found: dict[str, tuple[str, ...]] = {}
     for entry in value:
         is_table = isinstance(entry, dict) and set(entry) == {"token", "parts"}
         _expect(is_table, "a token", entry, "token and parts")
         word, parts = entry["token"], entry["parts"]
-        is_word = isinstance(word, str) and word != "" and word not in [w for w, _ in found]
+        is_word = isinstance(word, str) and word != "" and word not in found
         _expect(is_word, "a token's word", word, "a word that occurs once")
         are_parts = isinstance(parts, list) and parts and all(isinstance(p, str) and p for p in parts)
         _expect(
@@ -273,5 +285,5 @@ def _tokens(value: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
             parts,
             "distinct parts",
         )
-        found.append((word, tuple(parts)))
-    return tuple(found)
+        found[word] = tuple(parts)
+    return tuple(found.items())

@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,9 +26,13 @@ from torch import Tensor
 
 from ..errors import SpectralAdapterError
 from . import other_kinds as foreign
+from .reading import refuse_more_than_memory, refuse_special
 
 MAX_HEADER = 32 << 20  # bytes; LoRA files of large models, with their training captions, stay below 4 MB
-MAX_TENSORS = 200_000
+MAX_TENSORS = 50_000
+MAX_NAME = 2000  # letters of a tensor's name
+MAX_TABLES = 200_000  # lists and tables of one JSON, which take ten times the memory of their text
+MAX_VALUES = 2_000_000
 MAX_DIMENSIONS = 8
 
 DTYPES: dict[str, torch.dtype] = {
@@ -67,6 +73,7 @@ class SafeFile:
     def read(self, names: list[str] | None = None) -> dict[str, Tensor]:
         """The tensors of these names (default: all). Raises where the file has changed or ends early."""
         wanted = list(self.entries) if names is None else names
+        refuse_more_than_memory(self.path, sum(self.entries[n].stop - self.entries[n].start for n in wanted))
         # tensors made under inference mode, where hosts run their nodes, could never be trained
         with _reading(self.path) as stream, torch.inference_mode(False):
             return {name: self._read(stream, name) for name in wanted}
@@ -126,6 +133,7 @@ def strict_json(raw: bytes | str) -> Any:
     """JSON as the standard means it: UTF-8, no name twice, no NaN; else SpectralAdapterError."""
     try:
         text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
+        _refuse_many(text)
         return json.loads(
             text,
             object_pairs_hook=_no_duplicates,
@@ -140,12 +148,28 @@ def strict_json(raw: bytes | str) -> Any:
         raise SpectralAdapterError(f"not valid JSON ({error})") from error
 
 
+# a word with its quotes; one without its end goes on to the end of the text, so that the search stays linear
+_WORDS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
+
+
+def _refuse_many(text: str) -> None:
+    """Before anything is made of it: not more lists, tables and values than the bounds allow."""
+    if text.count("[") + text.count("{") <= MAX_TABLES and text.count(",") <= MAX_VALUES:
+        return
+    plain = _WORDS.sub("", text)  # what stands in words is text alone
+    for what, found, most in (
+        ("lists and tables", plain.count("[") + plain.count("{"), MAX_TABLES),
+        ("values", plain.count(","), MAX_VALUES),
+    ):
+        if found > most:
+            raise SpectralAdapterError(f"{found} {what}, allowed are {most}")
+
+
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise SpectralAdapterError(f"the name {twice!r} is given twice")
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise SpectralAdapterError(f"the name {twice!r:.200} is given twice")
     return found
 
 
@@ -177,19 +201,23 @@ def is_count(value: object, most: int = 2**48) -> bool:
 
 def _entry(name: str, value: Any) -> Entry:
     """One tensor's header, with its number of bytes equal to what its shape and dtype need."""
+    if len(name) > MAX_NAME:
+        raise SpectralAdapterError(f"a tensor's name of {len(name)} letters, allowed are {MAX_NAME}")
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise SpectralAdapterError(f"tensor {name!r}: expected exactly dtype, shape and data_offsets")
     dtype, shape, place = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise SpectralAdapterError(
-            f"tensor {name!r}: unknown dtype {dtype!r}, expected one of {', '.join(DTYPES)}"
+            f"tensor {name!r}: unknown dtype {dtype!r:.40}, expected one of {', '.join(DTYPES)}"
         )
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(map(is_count, shape)):
         raise SpectralAdapterError(
-            f"tensor {name!r}: shape {shape!r}, expected at most {MAX_DIMENSIONS} whole numbers"
+            f"tensor {name!r}: shape {shape!r:.200}, expected at most {MAX_DIMENSIONS} whole numbers"
         )
     if not isinstance(place, list) or len(place) != 2 or not all(map(is_count, place)):
-        raise SpectralAdapterError(f"tensor {name!r}: data_offsets {place!r}, expected two whole numbers")
+        raise SpectralAdapterError(
+            f"tensor {name!r}: data_offsets {place!r:.200}, expected two whole numbers"
+        )
     needed = math.prod(shape) * DTYPES[dtype].itemsize
     if place[1] - place[0] != needed:
         raise SpectralAdapterError(
@@ -218,11 +246,12 @@ def _refuse_missing(path: Path) -> None:
     try:
         is_folder, exists = path.is_dir(), path.exists()
     except (OSError, ValueError) as error:  # a name that is too long, a zero byte in it
-        raise SpectralAdapterError(f"{str(path)!r}: cannot be a file name ({error})") from error
+        raise SpectralAdapterError(f"{str(path)!r:.300}: cannot be a file name ({error})") from error
     if is_folder:
         raise SpectralAdapterError(f"{path}: is a folder, expected a .safetensors file in it")
     if not exists:
         raise SpectralAdapterError(f"{path}: no such file{foreign.near_names(path)}")
+    refuse_special(path)
 
 
 @contextmanager
@@ -232,3 +261,5 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
             yield stream
     except OSError as error:
         raise SpectralAdapterError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except MemoryError as error:
+        raise SpectralAdapterError(f"{path}: is larger than the memory that is free") from error

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import SpectralAdapterError
 from .container import strict_json
+from .reading import read_bytes
 
 AlphaOf = Callable[[str, int], float | None]
 """(module's name in the file, its rank) -> alpha; None for alpha = rank."""
@@ -31,11 +32,7 @@ def alphas_beside(path: Path, names: Iterable[str]) -> AlphaOf | None:
     is_pefts = path.stem == "adapter_model" or any(name.startswith(PEFT_PREFIX) for name in names)
     if not is_pefts or not beside.is_file():
         return None
-    try:
-        raw = beside.read_bytes()[: MAX_BYTES + 1]
-    except OSError as error:
-        raise SpectralAdapterError(f"{beside}: cannot be read ({error.strerror or error})") from error
-    return _alphas(_table(raw, str(beside)), str(beside))
+    return _alphas(_table(read_bytes(beside, MAX_BYTES), str(beside)), str(beside))
 
 
 def alphas_in_metadata(metadata: Mapping[str, str], path: Path) -> AlphaOf | None:

@@ -10,6 +10,7 @@ Shapes: down (r, in, *kernel), up (out, r, *1), mid (r, r, *kernel), alpha a sin
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -32,6 +33,8 @@ from . import metadata as file_metadata
 from . import other_kinds as foreign
 from .container import open_safely
 from .lora_alphas import PEFT_PREFIX, AlphaOf, alphas_beside, alphas_in_metadata
+
+MOST_MULTIPLIED = 96 << 20  # bytes that ``lora_mid`` may become, all layers together
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _FLOATS_8 = (torch.float8_e4m3fn, torch.float8_e5m2)  # every value of these is one of float16, too
@@ -147,10 +150,12 @@ class _Source:
 
 def _read(source: _Source, name_of: Callable[[str], str], with_dependent: bool) -> ImportedLoRA:
     dropped = [key for key in source.shapes if _is_difference(key, source.shapes[key])]
-    kept = [key for key in source.shapes if key not in set(dropped)]
+    left_out = set(dropped)
+    kept = [key for key in source.shapes if key not in left_out]
     modules = {m[1] for key in kept if (m := _DEPENDENT.fullmatch(key))} if with_dependent else set()
     apart = [key for key in kept if _module_of(key, modules)]
-    kept = [key for key in kept if key not in set(apart)]
+    left_out = set(apart)
+    kept = [key for key in kept if key not in left_out]
     for key in kept:
         if (kind := foreign.adapter_kind(key)) and kind not in _READ_KINDS:
             raise SpectralAdapterError(
@@ -168,6 +173,7 @@ def _read(source: _Source, name_of: Callable[[str], str], with_dependent: bool) 
     if alpha_of is None and any(key.startswith(PEFT_PREFIX) for key in kept):
         notes.append("no adapter_config.json beside the file: alpha taken as the rank of each layer")
     tensors = source.read([key for layer in collected.values() for key in layer.tensors.values()])
+    _refuse_large_products(source, collected.values())
     layers = {}
     for name, layer in collected.items():
         parts = {role: tensors[key] for role, key in layer.tensors.items()}
@@ -202,6 +208,19 @@ def layer_of_difference(place: str, difference: Tensor) -> AdapterLayer:
         raise SpectralAdapterError(f"{place}: its update has values that are not finite numbers")
     down, up, _ = lycoris.factors(place, {"diff": difference}, None)
     return _layer(down, up, None)
+
+
+def _refuse_large_products(source: _Source, layers: Iterable[_Layer]) -> None:
+    """Before any is computed: a small file may ask for products of any size."""
+    total = 0
+    for layer in layers:
+        down, mid = (source.shapes.get(layer.tensors.get(role, ""), ()) for role in ("down", "mid"))
+        total += math.prod(mid) // max(mid[1], 1) * down[1] * 4 if len(mid) > 1 and len(down) > 1 else 0
+        if total > MOST_MULTIPLIED:
+            raise SpectralAdapterError(
+                f"{source.place}: layer {layer.source}: multiplying out lora_mid takes more than "
+                f"{MOST_MULTIPLIED >> 20} MiB for the whole file: save the LoRA without CP decomposition"
+            )
 
 
 def _is_difference(key: str, shape: tuple[int, ...]) -> bool:

@@ -17,6 +17,9 @@ from ..maths.layers import LayerShape
 from ..maths.lowrank import Factors
 
 
+MOST_RANK = 65_536  # more than the smaller side of any layer that there is
+
+
 class Fold(NamedTuple):
     """What ``fold`` takes, for one layer."""
 
@@ -47,9 +50,9 @@ def together(folds: Sequence[Fold], key: Callable[[Fold], Hashable], fold_alike:
 
 def check_rank(rank: object, method: str) -> None:
     """Refuse a rank that is not a positive whole number."""
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= MOST_RANK:
         raise SpectralAdapterError(
-            f"rank {rank!r} for method {method}: expected a whole number of at least 1"
+            f"rank {rank!r:.40} for method {method}: expected a whole number from 1 to {MOST_RANK}"
         )
 
 
@@ -74,11 +77,11 @@ def check_choice(value: object, choices: tuple[str, ...], setting: str, method: 
 def check_columns(columns: object, method: str) -> None:
     """Refuse columns that are not a non-empty list of distinct indices ≥ 0."""
     found = columns if isinstance(columns, tuple) else ()
-    whole = all(isinstance(c, int) and not isinstance(c, bool) and c >= 0 for c in found)
+    whole = all(isinstance(c, int) and not isinstance(c, bool) and 0 <= c < MOST_RANK for c in found)
     if not found or not whole or len(set(found)) != len(found):
         raise SpectralAdapterError(
-            f"columns {columns!r} for method {method}: expected distinct indices ≥ 0 of singular columns, "
-            "0 being that of the largest singular value"
+            f"columns {columns!r:.200} for method {method}: expected distinct indices of singular columns, "
+            f"0 (that of the largest singular value) to {MOST_RANK - 1}"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -35,7 +36,28 @@ def sha(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def test_names_and_hashes_are_written(metadata: Any) -> None:
+def queued(metadata: Any, folders: Any, request: Any) -> Any:
+    """The request's extra_pnginfo once its files are hashed, as when their loaders have run."""
+    request = metadata.on_prompt(request)
+    for file in (folders.models / "sub" / "cat.safetensors", folders.loras / "style.safetensors"):
+        metadata.file_opened(file)
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and thread.daemon:
+            thread.join(10)
+    return request["extra_data"]["extra_pnginfo"]
+
+
+def test_a_prompt_that_arrives_reads_no_file(metadata: Any, ours: Pack, monkeypatch: Any) -> None:
+    store = ours.module("nodes.host.files.parsed_cache")
+    monkeypatch.setattr(store, "_sha256", lambda *_: pytest.fail("hashed on the event loop"))
+    request = {"prompt": prompt("sub/cat.safetensors")}
+    info = metadata.on_prompt(request)["extra_data"]["extra_pnginfo"]
+    assert info == {"spectral_adapters": {"adapters": [], "hashes": {}}}
+    metadata._learn({"workflow": {"extra": {"spectral_adapters": {"gone.safetensors": sha(b"cat")}}}})
+    assert ours.module("nodes.host.files.adapters").problem_with("gone.safetensors") == ""
+
+
+def test_names_and_hashes_are_written(metadata: Any, folders: Any) -> None:
     request = {
         "prompt": prompt("sub\\cat.safetensors"),
         "extra_data": {"extra_pnginfo": {"workflow": {"nodes": []}}},
@@ -45,7 +67,7 @@ def test_names_and_hashes_are_written(metadata: Any) -> None:
         "inputs": {"lora_name": "style.safetensors"},
     }
     before = copy.deepcopy(request)
-    info = metadata.on_prompt(request)["extra_data"]["extra_pnginfo"]
+    info = queued(metadata, folders, request)
     cat, style = info["spectral_adapters"]["adapters"]
     assert cat == {
         "name": "sub/cat.safetensors", "file": "cat.safetensors",
@@ -66,22 +88,22 @@ def test_the_page_is_told_the_hash_once_a_prompt_has_asked_for_it(
 ) -> None:
     files, file = ours.module("nodes.host.files.adapters"), folders.models / "sub" / "cat.safetensors"
     assert files.identity("sub\\cat.safetensors", file) == ()
-    metadata.on_prompt({"prompt": prompt("sub/cat.safetensors")})
+    queued(metadata, folders, {"prompt": prompt("sub/cat.safetensors")})
     told = files.identity("sub\\cat.safetensors", file)
     assert told == ({"name": "sub/cat.safetensors", "sha256": sha(b"cat")},)
     file.write_bytes(b"another")
     assert files.identity("sub/cat.safetensors", file) == ()
 
 
-def test_api_prompts_get_the_entry_too(metadata: Any) -> None:
-    info = metadata.on_prompt({"prompt": prompt("sub/cat.safetensors")})["extra_data"]["extra_pnginfo"]
+def test_api_prompts_get_the_entry_too(metadata: Any, folders: Any) -> None:
+    info = queued(metadata, folders, {"prompt": prompt("sub/cat.safetensors")})
     assert info["spectral_adapters"]["adapters"][0]["sha256"] == sha(b"cat") and "workflow" not in info
 
 
 def test_the_last_state_of_the_file_counts(metadata: Any, folders: Any) -> None:
-    metadata.on_prompt({"prompt": prompt("sub/cat.safetensors")})
+    queued(metadata, folders, {"prompt": prompt("sub/cat.safetensors")})
     (folders.models / "sub" / "cat.safetensors").write_bytes(b"kitten")
-    info = metadata.on_prompt({"prompt": prompt("sub/cat.safetensors")})["extra_data"]["extra_pnginfo"]
+    info = queued(metadata, folders, {"prompt": prompt("sub/cat.safetensors")})
     assert info["spectral_adapters"]["adapters"][0]["sha256"] == sha(b"kitten")
 
 
@@ -98,7 +120,7 @@ def test_the_last_state_of_the_file_counts(metadata: Any, folders: Any) -> None:
 )
 def test_a_picture_finds_its_renamed_file(metadata: Any, ours: Pack, folders: Any, entry: Any) -> None:
     metadata.on_prompt({"prompt": {}, "extra_data": {"extra_pnginfo": entry}})
-    found = ours.module("nodes.host.files.paths").resolve("old/gone.safetensors")
+    found = ours.module("nodes.host.files.paths").resolve("old/gone.safetensors", may_hash=True)
     assert found.path == folders.models / "sub" / "cat.safetensors"
 
 
@@ -121,7 +143,7 @@ def test_no_prompt_is_broken(metadata: Any, request_: Any) -> None:
 
 
 @pytest.mark.parametrize("extra", [{}, {"extra_pnginfo": None}, {"extra_pnginfo": {"workflow": None}}, None])
-def test_odd_but_usable_requests(metadata: Any, extra: Any) -> None:
+def test_odd_but_usable_requests(metadata: Any, folders: Any, extra: Any) -> None:
     request = {"prompt": prompt({"__value__": "sub/cat.safetensors"}), "extra_data": extra}
-    info = metadata.on_prompt(request)["extra_data"]["extra_pnginfo"]
+    info = queued(metadata, folders, request)
     assert info["spectral_adapters"]["adapters"][0]["file"] == "cat.safetensors"

@@ -14,7 +14,7 @@ from ....spectral_core.analysis.spectra import summary_text
 from ....spectral_core.errors import SpectralAdapterError
 from ....spectral_core.files import adapter_file as fileformat
 from ....spectral_core.files.lazy_tensors import whole_file
-from . import names, paths
+from . import metadata, names, paths
 from . import parsed_cache as store
 from .reread import shelved
 
@@ -46,7 +46,7 @@ class _Read:
 def state_of(name: str, key: str = paths.KEY) -> str:
     """Which state of which file a name stands for; the same until the file changes."""
     try:
-        return str(store.Stamp.of(paths.resolve(name, key).path))
+        return str(store.Stamp.of(paths.resolve(name, key, may_hash=True).path))
     except SpectralAdapterError as error:
         return f"{error}"
 
@@ -57,6 +57,8 @@ def problem_with(name: object, key: str = paths.KEY) -> str:
         return ""  # it comes over a link and is not known yet
     try:
         paths.resolve(name, key)
+    except paths.NotHashed:
+        return ""  # told when the node runs
     except SpectralAdapterError as error:
         return str(error)
     return ""
@@ -77,8 +79,9 @@ def open_adapter(name: str, model: Any = None, clip: Any = None) -> Opened:
     Raises SpectralAdapterError for a name without a file, a file that is not sound, and a compact file
     without its model.
     """
-    found = paths.resolve(name)
+    found = paths.resolve(name, may_hash=True)
     path = found.path
+    metadata.file_opened(path)
     notes = (found.note,) if found.note else ()
     header = store.HEADERS.get("header", path, lambda: fileformat.inspect(path))
     if not header.is_compact:

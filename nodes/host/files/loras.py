@@ -17,7 +17,7 @@ from ....spectral_core.adapter.adapter import Adapter
 from ....spectral_core.errors import SpectralAdapterError
 from ....spectral_core.files import lora_import
 from . import parsed_cache as store
-from . import paths
+from . import metadata, paths
 
 _CONVOLUTIONS = (
     ".conv1",
@@ -53,7 +53,8 @@ def open_lora(name: str, lora_model: Any, model: Any, clip: Any) -> OpenedLoRA:
     elif name == paths.NO_LORA:
         raise SpectralAdapterError("no LoRA is chosen: choose a file, or connect a LORA_MODEL to lora_model")
     else:
-        found = paths.resolve(name, paths.LORAS)
+        found = paths.resolve(name, paths.LORAS, may_hash=True)
+        metadata.file_opened(found.path)
         read = store.ADAPTERS.get(
             "lora", found.path, lambda: lora_import.read_lora(found.path, with_dependent=True)
         )

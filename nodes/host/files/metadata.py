@@ -1,6 +1,7 @@
 """The adapters' file hashes in saved images: put into ``extra_pnginfo`` when a prompt arrives.
 
-A loader that the host has cached does not run, so the nodes cannot do it. The entry is for people and for
+A loader that the host has cached does not run, so the nodes cannot do it. What is not hashed yet is hashed
+beside the loader when it runs: a prompt that only arrives reads no file. The entry is for people and for
 programs that read hashes as Automatic1111 and Civitai write them (``hashes``: ``lora:<name>`` -> the first
 ten digits). The same hashes go into the workflow's ``extra``, so that a workflow loaded from a picture still
 finds its file when that has been renamed.
@@ -10,9 +11,12 @@ Shapes: none.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
+from collections import deque
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ....spectral_core.errors import SpectralAdapterError
@@ -20,6 +24,11 @@ from . import names, paths
 from . import parsed_cache as store
 
 ENTRY = "spectral_adapters"
+
+# For the whole process on purpose: prompts whose files are not all hashed, the oldest dropped first, and one
+# file hashed at a time.
+_WAITING: deque[dict[str, Any]] = deque(maxlen=64)
+_HASHING = threading.Lock()
 _WIDGETS = {  # node id -> (widget, kind of file)
     "SpectralAdapters_LoadFouRA": ("adapter_name", paths.KEY),
     "SpectralAdapters_LoadSpectralAdapter": ("adapter_name", paths.KEY),
@@ -45,10 +54,39 @@ def on_prompt(request: Any) -> Any:
         return request
     info = _table(request, "extra_data", "extra_pnginfo")
     _learn(info)
+    if _fill(request):
+        _WAITING.append(request)
+    return request
+
+
+def file_opened(path: Path) -> None:
+    """A loader reads this file: its hash is computed beside, and put into the prompts that wait for it.
+
+    So a prompt's files are hashed only once it runs, and neither the server nor the loader waits for it.
+    """
+    if not store.known_digest(path):
+        threading.Thread(target=_hash, args=(path,), daemon=True).start()
+
+
+def _hash(path: Path) -> None:
+    try:
+        with _HASHING:  # one file at a time
+            store.digest(path)
+    except (SpectralAdapterError, OSError, ValueError) as error:
+        logging.debug("spectral adapters: no hash for %s: %s", path, error)
+        return
+    for request in list(_WAITING):
+        if not _fill(request):
+            with contextlib.suppress(ValueError):  # another thread has taken it away
+                _WAITING.remove(request)
+
+
+def _fill(request: dict[str, Any]) -> bool:
+    """Write what is known of the prompt's files into it; whether a hash is missing still."""
     used = [entry for name, key in files_of(request.get("prompt")) if (entry := _entry(name, key))]
     if used:
-        _write(request, {entry["name"]: entry for entry in used})
-    return request
+        _write(request, {entry["name"]: entry for entry in used if entry["sha256"]})
+    return any(not entry["sha256"] for entry in used)
 
 
 def files_of(prompt: Any) -> Iterator[tuple[str, str]]:
@@ -66,10 +104,11 @@ def files_of(prompt: Any) -> Iterator[tuple[str, str]]:
 
 
 def _entry(name: str, key: str) -> dict[str, str] | None:
-    """Name, file and hash; None where the file cannot be found or read (its node will say so)."""
+    """Name, file and hash, empty where it is not known yet; None where the file cannot be found (its node
+    will say so)."""
     try:
         path = paths.resolve(name, key).path
-        sha256 = store.digest(path)
+        sha256 = store.known_digest(path)
     except (SpectralAdapterError, OSError, ValueError) as error:
         logging.debug("spectral adapters: no hash for %r: %s", name, error)
         return None

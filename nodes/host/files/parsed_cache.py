@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ....spectral_core.errors import SpectralAdapterError
+from ....spectral_core.files.reading import refuse_special
 
 KEPT = 256  # values that a store keeps alive
 
@@ -92,11 +93,16 @@ _DIGESTS: OrderedDict[Stamp, str] = OrderedDict()
 _KEPT_DIGESTS = 4096
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file, read only where this state of it has not been read before."""
+def digest(path: Path, interrupted: Callable[[], None] = lambda: None) -> str:
+    """SHA-256 of a file, read only where this state of it has not been read before.
+
+    This takes seconds for a large file: never on the server's event loop. ``interrupted`` is called between
+    blocks and may raise.
+    """
     stamp = Stamp.of(path)
     if stamp not in _DIGESTS:
-        _DIGESTS[stamp] = _sha256(stamp.path)
+        refuse_special(path)
+        _DIGESTS[stamp] = _sha256(stamp.path, interrupted)
         while len(_DIGESTS) > _KEPT_DIGESTS:
             _DIGESTS.popitem(last=False)
     return _DIGESTS[stamp]
@@ -107,11 +113,12 @@ def known_digest(path: Path) -> str:
     return _DIGESTS.get(Stamp.of(path), "")
 
 
-def _sha256(path: str) -> str:
+def _sha256(path: str, interrupted: Callable[[], None]) -> str:
     hashed = hashlib.sha256()
     try:
         with open(path, "rb") as stream:
             while block := stream.read(1 << 20):
+                interrupted()
                 hashed.update(block)
     except OSError as error:
         raise SpectralAdapterError(f"{path}: cannot be read ({error.strerror or error})") from error

@@ -84,11 +84,16 @@ def list_loras() -> list[str]:
     return [NO_LORA, *listing(LORAS)]
 
 
-def resolve(name: str, key: str = KEY) -> Found:
+class NotHashed(SpectralAdapterError):
+    """A file is told by its content only, and the contents have not been read yet."""
+
+
+def resolve(name: str, key: str = KEY, may_hash: bool = False) -> Found:
     """The file that a workflow means: by its name, else by its base name, else by its content.
 
-    Raises SpectralAdapterError for a name that leaves the folders, and for a file that is not there, with
-    names that are near.
+    may_hash: read files for their hash, which takes seconds; where nodes run, not on the event loop. Raises
+    SpectralAdapterError for a name that leaves the folders, and for a file that is not there, with names that
+    are near; NotHashed where only files' contents could tell and may not be read.
     """
     if name == NO_ADAPTER:
         raise SpectralAdapterError(
@@ -105,15 +110,30 @@ def resolve(name: str, key: str = KEY) -> Found:
     same_base = names.with_base(wanted, list(offered))
     digest = names.wanted_digest(wanted)
     if len(same_base) > 1 and digest:
-        same_base = [shown for shown in same_base if store.digest(offered[shown]) == digest]
+        same_base = [shown for shown in same_base if _digest(offered[shown], may_hash) == digest]
     if len(same_base) == 1:
         return Found(offered[same_base[0]], f"{wanted} is not there; {same_base[0]} has the same name")
     if digest and not same_base:
-        same = next((shown for shown, path in offered.items() if store.digest(path) == digest), "")
+        same = next((shown for shown, path in offered.items() if _digest(path, may_hash) == digest), "")
         if same:
             note = f"{wanted} is not there; {same} has the content that the workflow names"
             return Found(offered[same], note)
     raise SpectralAdapterError(names.missing(wanted, same_base, list(offered), [str(p) for p in places]))
+
+
+def _digest(path: Path, may_hash: bool) -> str:
+    if may_hash:
+        return store.digest(path, interrupted)
+    if not (known := store.known_digest(path)):
+        raise NotHashed(f"{path}: its content is compared when the node runs")
+    return known
+
+
+def interrupted() -> None:
+    """Raises the host's interrupt where the user has pressed Stop; does nothing outside the host."""
+    host = sys.modules.get("comfy.model_management")
+    if host is not None:
+        host.throw_exception_if_processing_interrupted()
 
 
 def _path_of(places: list[Path], shown: str) -> Path | None:

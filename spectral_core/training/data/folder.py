@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ...errors import SpectralAdapterError
+from ...files.reading import read_text, refuse_special
 from .order import Order
 
 __all__ = [
@@ -36,8 +37,12 @@ __all__ = [
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CAPTION_ENDINGS = (".txt", ".caption")
 MASK_ENDING = ".mask.png"
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # told by the content: no other decoder sees a file
 PLACEHOLDER = "<TOK>"
-_REPEATS = re.compile(r"(\d+)_.+")
+MOST_CAPTION = 1 << 20  # bytes
+MOST_REPEATS = 10_000
+MOST_PIXELS = 50_000_000  # 200 MB while a picture is open
+_REPEATS = re.compile(r"([0-9]{1,18})_.+", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def find_examples(folder: str | Path, token: str = "") -> list[Example]:
     examples = [
         Example(path, caption_for(path, token), repeats, _caption_file(path) is not None, _mask_of(path))
         for sub, repeats in _picture_folders(folder)
-        for path in sorted(sub.iterdir())
+        for path in _files(sub)
         if path.suffix.lower() in PICTURE_ENDINGS
         and not path.name.startswith(".")
         and not path.name.endswith(MASK_ENDING)
@@ -83,8 +88,23 @@ def _picture_folders(folder: Path) -> list[tuple[Path, int]]:
     found = [(folder, 1)]
     for sub in sorted(p for p in folder.iterdir() if p.is_dir()):
         if match := _REPEATS.fullmatch(sub.name):
+            if int(match[1]) > MOST_REPEATS:
+                raise SpectralAdapterError(
+                    f"picture folder {sub}: its name asks for {match[1]} repeats, at most {MOST_REPEATS} are "
+                    "shown; rename the folder"
+                )
             found.append((sub, max(1, int(match[1]))))
     return found
+
+
+def _files(folder: Path) -> list[Path]:
+    """The ordinary files of a folder by name: a named pipe that is called like a picture is none."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_file())
+    except OSError as error:
+        raise SpectralAdapterError(
+            f"picture folder {folder}: cannot be listed ({error.strerror or error})"
+        ) from error
 
 
 def _mask_of(picture: Path) -> Path | None:
@@ -114,9 +134,9 @@ def insert_token(caption: str, token: str) -> str:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SpectralAdapterError(f"caption file {path}: not UTF-8 text; save it as UTF-8") from error
+        return read_text(path, MOST_CAPTION)
+    except SpectralAdapterError as error:
+        raise SpectralAdapterError(f"caption file {error}") from error
 
 
 def load_picture(path: Path, width: int, height: int) -> Tensor:
@@ -138,13 +158,24 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def _open(path: Path) -> Image.Image:
-    """The picture, turned as its EXIF says."""
+    """The picture, turned as its EXIF says. Its size is looked at before it is decoded."""
+    refuse_special(path)
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=FORMATS) as opened:
+            width, height = opened.size
+            if width * height > MOST_PIXELS:
+                raise SpectralAdapterError(
+                    f"picture {path}: {width} × {height} pixels, at most {MOST_PIXELS / 1e6:.0f} million are "
+                    "read; make it smaller"
+                )
+            opened.load()
             return ImageOps.exif_transpose(opened)
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError) as error:
+    except SpectralAdapterError:
+        raise
+    except Exception as error:  # whatever a decoder meets in a damaged file: they name no common type
         raise SpectralAdapterError(
-            f"picture {path}: cannot be read as a picture ({error}); remove or replace it"
+            f"picture {path}: cannot be read as a picture ({str(error) or type(error).__name__}); remove or "
+            "replace it"
         ) from error
 
 

@@ -16,6 +16,9 @@ from torch import Tensor
 from ...errors import SpectralAdapterError
 
 
+MOST_SHOWN = 1_000_000  # examples of an epoch, repeats included
+
+
 class HasRepeats(Protocol):
     """Something an epoch shows ``repeats`` times: an :class:`.folder.Example`."""
 
@@ -45,6 +48,12 @@ class Order:
         seed: int,
         groups: Sequence[Hashable] | None = None,
     ) -> None:
+        shown = sum(e.repeats for e in examples)
+        if shown > MOST_SHOWN:
+            raise SpectralAdapterError(
+                f"an epoch of {shown} pictures with their repeats: at most {MOST_SHOWN} are shown; lower the "
+                "repeats"
+            )
         self._epoch = [i for i, e in enumerate(examples) for _ in range(e.repeats)]
         if not self._epoch or batch_size < 1:
             raise SpectralAdapterError(
