@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..errors import SpectralAdapterError
 
-
 MOST_POINTS = 4096
 
 

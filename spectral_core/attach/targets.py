@@ -192,8 +192,8 @@ def find_targets(
     """Layer name -> pretrained weight of every layer that ``targets`` names, and a report.
 
     targets: presets (``attention``, ``attention+mlp``, ``all-linear``, ``all``), glob patterns on module
-    paths (``down_blocks.*.to_q``); a list, or text with commas. A module under several names counts once, under its first. A layer inside another
-    layer is left to the outer one.
+    paths (``down_blocks.*.to_q``); a list, or text with commas. A module under several names counts once,
+    under its first. A layer inside another layer is left to the outer one.
 
     Raises SpectralAdapterError where an item matches no usable layer, with names that come near.
     """

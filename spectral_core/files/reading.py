@@ -1,7 +1,7 @@
-"""Files that somebody else has put there: only ordinary ones are opened, small ones are read up to a bound.
+"""Files that somebody else has put there: only ordinary ones are opened, small ones read up to a bound.
 
-Opening a named pipe waits until somebody writes into it, a device may never end, and a sparse file claims more
-than the disk holds. All of that is asked first.
+Opening a named pipe waits until somebody writes into it, a device may never end, and a sparse file claims
+more than the disk holds. All of that is asked first.
 
 Shapes: none.
 """
@@ -65,8 +65,8 @@ def refuse_more_than_memory(path: Path, wanted: int) -> None:
     free = _free_memory()
     if free is not None and wanted > free:
         raise SpectralAdapterError(
-            f"{path}: {wanted / 2**30:.1f} GiB are to be read, and {free / 2**30:.1f} GiB of memory are free: "
-            "is it really an adapter?"
+            f"{path}: {wanted / 2**30:.1f} GiB are to be read, and {free / 2**30:.1f} GiB of memory "
+            "are free: is it really an adapter?"
         )
 
 

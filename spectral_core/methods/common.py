@@ -16,7 +16,6 @@ from ..errors import SpectralAdapterError
 from ..maths.layers import LayerShape
 from ..maths.lowrank import Factors
 
-
 MOST_RANK = 65_536  # more than the smaller side of any layer that there is
 
 

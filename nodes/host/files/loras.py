@@ -16,8 +16,8 @@ from torch import Tensor
 from ....spectral_core.adapter.adapter import Adapter
 from ....spectral_core.errors import SpectralAdapterError
 from ....spectral_core.files import lora_import
-from . import parsed_cache as store
 from . import metadata, paths
+from . import parsed_cache as store
 
 _CONVOLUTIONS = (
     ".conv1",

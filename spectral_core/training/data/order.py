@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ...errors import SpectralAdapterError
 
-
 MOST_SHOWN = 1_000_000  # examples of an epoch, repeats included
 
 
