@@ -11,6 +11,8 @@ height, width) in [0, 1], cropped in the same way.
 from __future__ import annotations
 
 import re
+import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +44,10 @@ PLACEHOLDER = "<TOK>"
 MOST_CAPTION = 1 << 20  # bytes
 MOST_REPEATS = 10_000
 MOST_PIXELS = 50_000_000  # 200 MB while a picture is open
+# What decoders raise over a damaged file: they share no type.
+_OF_DECODERS = (OSError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError)
+_OF_DECODERS += (SyntaxError, EOFError, MemoryError, AssertionError, struct.error, zlib.error)
+_OF_DECODERS += (Image.DecompressionBombError,)
 _REPEATS = re.compile(r"([0-9]{1,18})_.+", re.DOTALL)
 
 
@@ -170,9 +176,7 @@ def _open(path: Path) -> Image.Image:
                 )
             opened.load()
             return ImageOps.exif_transpose(opened)
-    except SpectralAdapterError:
-        raise
-    except Exception as error:  # whatever a decoder meets in a damaged file: they name no common type
+    except _OF_DECODERS as error:
         raise SpectralAdapterError(
             f"picture {path}: cannot be read as a picture ({str(error) or type(error).__name__}); remove or "
             "replace it"
