@@ -57,7 +57,7 @@ def read_text(path: Path, most: int = MAX_SMALL) -> str:
     try:
         return read_bytes(path, most).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise SpectralAdapterError(f"{path}: is not UTF-8 text; save it as UTF-8") from error
+        raise SpectralAdapterError(f"{path}: not UTF-8 text; save it as UTF-8") from error
 
 
 def refuse_more_than_memory(path: Path, wanted: int) -> None:

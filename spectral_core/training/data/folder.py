@@ -45,7 +45,15 @@ MOST_CAPTION = 1 << 20  # bytes
 MOST_REPEATS = 10_000
 MOST_PIXELS = 50_000_000  # 200 MB while a picture is open
 # What decoders raise over a damaged file: they share no type.
-_OF_DECODERS = (OSError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError)
+_OF_DECODERS: tuple[type[Exception], ...] = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RuntimeError,
+)
 _OF_DECODERS += (SyntaxError, EOFError, MemoryError, AssertionError, struct.error, zlib.error)
 _OF_DECODERS += (Image.DecompressionBombError,)
 _REPEATS = re.compile(r"([0-9]{1,18})_.+", re.DOTALL)
