@@ -14,6 +14,7 @@ from .host.startup import start
 from .inspect import AdapterReport
 from .load import LoadFouRA, LoadLoRAAsAdapter, LoadSpectralAdapter
 from .resize import ResizeAdapter
+from .stack import AdapterStack
 from .strength import AdapterStrength
 from .train import TrainAdapter
 
@@ -31,6 +32,7 @@ NODE_CLASS_MAPPINGS: dict[str, type] = {
     "SpectralAdapters_LoadDemoModel": LoadDemoModel,
     "SpectralAdapters_TrainAdapter": TrainAdapter,
     "SpectralAdapters_DistilAdapters": DistilAdapters,
+    "SpectralAdapters_AdapterStack": AdapterStack,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
@@ -47,6 +49,7 @@ NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
     "SpectralAdapters_LoadDemoModel": "Load Demo Model",
     "SpectralAdapters_TrainAdapter": "Train Adapter",
     "SpectralAdapters_DistilAdapters": "Distil Adapters",
+    "SpectralAdapters_AdapterStack": "Adapter Stack",
 }
 
 start()

@@ -16,7 +16,7 @@ class ApplyAdapter:
         "nothing per step; live computes it beside them, which adaptive gates and schedules need and which "
         "makes changing a strength instant; auto chooses and says which."
     )
-    SEARCH_ALIASES = ["apply lora", "use adapter", "spectral adapters"]
+    SEARCH_ALIASES = ["apply lora", "use adapter", "concept", "style", "spectral adapters"]
     RETURN_TYPES = ("MODEL", "CLIP", "STRING")
     RETURN_NAMES = ("MODEL", "CLIP", "report")
     OUTPUT_TOOLTIPS = (
@@ -30,7 +30,6 @@ class ApplyAdapter:
     def INPUT_TYPES(cls) -> inputs.Inputs:
         return {
             "required": {
-                "adapter": inputs.adapter("The adapter to put on the model."),
                 "strength_model": inputs.strength_model(),
                 "strength_clip": inputs.strength_clip(),
                 "mode": inputs.combo(
@@ -42,19 +41,21 @@ class ApplyAdapter:
                 "base_mismatch": inputs.base_mismatch(),
             },
             "optional": {
+                "adapter": inputs.adapter("The adapter to put on the model."),
                 "model": inputs.model("The model that the adapter changes; the original stays as it is."),
                 "clip": inputs.clip(
                     "The text encoder that the adapter changes; the original stays as it is."
                 ),
                 "adapters": inputs.adapter_list(
-                    "Further adapters from Adapter Strength, put on as well at the strengths set there."
+                    "Adapters from Adapter Stack or Adapter Strength, put on as well, at the strengths set "
+                    "there."
                 ),
             },
         }
 
     def apply(
         self,
-        adapter: Any,
+        adapter: Any = None,
         strength_model: float = 1.0,
         strength_clip: float = 1.0,
         mode: str = "auto",
@@ -68,13 +69,15 @@ class ApplyAdapter:
 
         if model is None and clip is None:
             raise SpectralAdapterError("Apply Adapter has nothing to apply to: connect model, clip, or both")
-        strengths = (strength_model, strength_clip)
+        given = [] if adapter is None else [(results.need_adapter(adapter), (strength_model, strength_clip))]
+        given += [(each, (1.0, 1.0)) for each in results.need_adapters(adapters)]  # which carry their own
+        if not given:
+            raise SpectralAdapterError("Apply Adapter has no adapter: connect adapter, adapters, or both")
         reports = []
-        for each in (results.need_adapter(adapter), *results.need_adapters(adapters)):
+        for each, strengths in given:
             applied = applying.apply(each, model, clip, *strengths, mode=mode, base_mismatch=base_mismatch)
             model, clip = applied.model, applied.clip
             reports.append(applied.report)
-            strengths = (1.0, 1.0)  # those of the list carry their own
         report = results.lines(*reports)
         return results.shown(
             report,

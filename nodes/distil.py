@@ -16,8 +16,6 @@ def _required() -> dict[str, Any]:
     return {
         "model": inputs.model("The model that the concepts are for. It is not changed."),
         "clip": inputs.clip("The text encoder that the concepts are for. It is not changed."),
-        "adapter_1": inputs.adapter("The first concept."),
-        "adapter_2": inputs.adapter("The second concept."),
         "run_name": (
             "STRING",
             {
@@ -53,8 +51,11 @@ def _required() -> dict[str, Any]:
 
 def _sockets() -> dict[str, Any]:
     return {
+        "adapter_1": inputs.adapter("The first concept."),
+        "adapter_2": inputs.adapter("The second concept."),
         "adapters": inputs.adapter_list(
-            "Third and further concepts, from Adapter Strength, with the strengths set there."
+            "Further concepts, or all of them, from Adapter Stack or Adapter Strength, at the strengths set "
+            "there."
         ),
         "fused": inputs.adapter(
             "A fusion of the same concepts to begin with, from Fuse Adapters. Not connected: a closed-form "
@@ -142,8 +143,8 @@ class DistilAdapters:
         self,
         model: Any,
         clip: Any,
-        adapter_1: Any,
-        adapter_2: Any,
+        adapter_1: Any = None,
+        adapter_2: Any = None,
         run_name: str = "my_distilled",
         weight_1: float = 1.0,
         weight_2: float = 1.0,
@@ -169,9 +170,8 @@ class DistilAdapters:
         from ..spectral_core.training.objectives.distillation import DISTIL
         from .host.fusing import distil
 
-        given, texts = _concepts(
-            [(adapter_1, weight_1, "adapter_1"), (adapter_2, weight_2, "adapter_2")], adapters, prompts
-        )
+        connected, weights = fuse.collected((adapter_1, adapter_2), (weight_1, weight_2), adapters)
+        given, texts = _concepts(connected, weights, prompts)
         if fused is not None and target_rank:
             raise SpectralAdapterError(
                 "fused and target_rank: the rank is that of the fused adapter; set target_rank to 0, or in "
@@ -214,15 +214,14 @@ class DistilAdapters:
 
 
 def _concepts(
-    first: Sequence[tuple[Any, float, str]], more: Any, prompts: str
+    connected: Sequence[Any], weights: Sequence[float], prompts: str
 ) -> tuple[list[Any], list[tuple[str, ...]]]:
     """The adapters that count, at their strengths, with the prompts that show them."""
     from ..spectral_core.errors import SpectralAdapterError
     from ..spectral_core.fusion.sources import labels_of
     from ..spectral_core.statistics import prompts as concept_prompts
 
-    given = [results.need_adapter(a, name).scaled(weight) for a, weight, name in first]
-    given += results.need_adapters(more)
+    given = [a.scaled(weight) for a, weight in zip(connected, weights, strict=True)]
     labels = labels_of(given)
     texts = concept_prompts.read(prompts, labels, given)
     counted = [(a, t, label) for a, t, label in zip(given, texts, labels, strict=True) if a.strength]

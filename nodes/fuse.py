@@ -22,8 +22,6 @@ def _rounds() -> int:
 
 def _required() -> dict[str, Any]:
     return {
-        "adapter_1": inputs.adapter("The first concept."),
-        "adapter_2": inputs.adapter("The second concept."),
         "method": inputs.combo(
             _methods(),
             "sum: both at full strength, as if loaded one after the other. average: their mean, subtler. "
@@ -57,8 +55,11 @@ def _required() -> dict[str, Any]:
 
 def _sockets() -> dict[str, Any]:
     return {
+        "adapter_1": inputs.adapter("The first concept."),
+        "adapter_2": inputs.adapter("The second concept."),
         "adapters": inputs.adapter_list(
-            "Third and further concepts, from Adapter Strength, with the strengths set there."
+            "Further concepts, or all of them, from Adapter Stack or Adapter Strength, at the strengths set "
+            "there."
         ),
         "model": inputs.model(
             "The model that the concepts are for. closed-form and gradient draw a few steps with it, to see "
@@ -152,7 +153,16 @@ class FuseAdapters:
         "Fuses two or more adapters into one that holds all their concepts, and shows beforehand how much "
         "they get into each other's way. Third and further ones come as a list from Adapter Strength."
     )
-    SEARCH_ALIASES = ["merge lora", "combine adapters", "fusion", "closed form", "spectral adapters"]
+    SEARCH_ALIASES = [
+        "merge lora",
+        "combine adapters",
+        "merge",
+        "combine",
+        "concept",
+        "fusion",
+        "closed form",
+        "spectral adapters",
+    ]
     RETURN_TYPES = (inputs.ADAPTER, "STRING", "IMAGE")
     RETURN_NAMES = ("ADAPTER", "report", "overlap")
     OUTPUT_TOOLTIPS = (
@@ -168,8 +178,8 @@ class FuseAdapters:
 
     def fuse(
         self,
-        adapter_1: Any,
-        adapter_2: Any,
+        adapter_1: Any = None,
+        adapter_2: Any = None,
         method: str = "sum",
         weight_1: float = 1.0,
         weight_2: float = 1.0,
@@ -191,9 +201,7 @@ class FuseAdapters:
         from ..spectral_core.analysis import overlap_picture as overlap_sheet
         from ..spectral_core.fusion import rounds
 
-        given = [results.need_adapter(adapter_1, "adapter_1"), results.need_adapter(adapter_2, "adapter_2")]
-        given += results.need_adapters(adapters)
-        weights = [weight_1, weight_2] + [1.0] * (len(given) - 2)
+        given, weights = collected((adapter_1, adapter_2), (weight_1, weight_2), adapters)
 
         def once(statistics: Any) -> Any:
             with tensors.lasting():
@@ -220,6 +228,29 @@ class FuseAdapters:
         report = results.lines(fused.report.text, *lines, *(f"before: {w}" for w in found.warnings))
         ui = images.preview(picture, "fuse_adapters")
         return results.shown(report, fused.adapter, report, images.to_image(picture), **ui)
+
+
+def collected(
+    single: tuple[Any, Any], weights: tuple[float, float], adapters: Any
+) -> tuple[list[Any], list[float]]:
+    """The adapters that are connected, singly or as a list, and their weights.
+
+    Raises SpectralAdapterError for fewer than two.
+    """
+    from ..spectral_core.errors import SpectralAdapterError
+
+    pairs = [
+        (results.need_adapter(adapter, f"adapter_{n + 1}"), weight)
+        for n, (adapter, weight) in enumerate(zip(single, weights, strict=True))
+        if adapter is not None
+    ]
+    pairs += [(adapter, 1.0) for adapter in results.need_adapters(adapters)]
+    if len(pairs) < 2:
+        raise SpectralAdapterError(
+            f"{len(pairs)} adapters are connected: expected two or more; connect adapter_1 and adapter_2, or "
+            "a list to adapters"
+        )
+    return [adapter for adapter, _ in pairs], [weight for _, weight in pairs]
 
 
 def looker(

@@ -77,7 +77,7 @@ class LoadFouRA:
         "Loads a FouRA adapter and puts it on the model and the text encoder, like Load LoRA. Its gates "
         "adapt the rank to each step while the picture is made."
     )
-    SEARCH_ALIASES = ["foura", "fourier lora", "load adapter", "spectral adapters"]
+    SEARCH_ALIASES = ["foura", "fourier lora", "lora", "load adapter", "spectral adapters"]
     RETURN_TYPES = ("MODEL", "CLIP", inputs.ADAPTER, "STRING")
     RETURN_NAMES = ("MODEL", "CLIP", "ADAPTER", "report")
     OUTPUT_TOOLTIPS = _LOADER_TOOLTIPS

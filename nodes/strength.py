@@ -22,7 +22,7 @@ class AdapterStrength:
         "the composition, late ones the detail), and in single blocks. Chain several to collect adapters "
         "for Fuse Adapters or Apply Adapter."
     )
-    SEARCH_ALIASES = ["schedule", "weight", "block weight", "lora strength", "spectral adapters"]
+    SEARCH_ALIASES = ["schedule", "weight", "block weight", "lora strength", "slider", "spectral adapters"]
     RETURN_TYPES = (inputs.ADAPTER, inputs.ADAPTER_LIST, "STRING")
     RETURN_NAMES = ("ADAPTER", "adapters", "report")
     OUTPUT_TOOLTIPS = (

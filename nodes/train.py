@@ -24,7 +24,17 @@ class TrainAdapter:
         "Trains a FouRA, a Spectral Adapter or a LoRA on pictures. The finished adapter can be used at once "
         "and is saved where the loaders list it. A stopped run goes on where it stopped."
     )
-    SEARCH_ALIASES = ["train lora", "finetune", "dreambooth", "training", "spectral adapters"]
+    SEARCH_ALIASES = [
+        "train lora",
+        "finetune",
+        "dreambooth",
+        "train",
+        "concept",
+        "style",
+        "trigger",
+        "training",
+        "spectral adapters",
+    ]
     RETURN_TYPES = (inputs.ADAPTER, "IMAGE", "STRING")
     RETURN_NAMES = ("ADAPTER", "loss curve", "report")
     OUTPUT_TOOLTIPS = (

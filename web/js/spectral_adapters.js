@@ -1,12 +1,17 @@
 // Comfort for the page; every node works without it, and everything here can be done through the API.
-// What stands where: lib/report.mjs the reports, lib/panel.mjs a training while it runs.
+// In lib: report (of every node), panel and training (while it runs), card (of a file), stack (its rows), curve
+// (of a strength), verdict (before fusing), library (the sidebar), page (small helpers).
 
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { allNodes, addStyles, isOurs, makeRoom, nodeById } from "./lib/page.mjs";
 import { addReport, exceptionText, inputErrors, restoreReport, showReport } from "./lib/report.mjs";
 import { addCard, LOADERS } from "./lib/card.mjs";
+import { addCurve, STRENGTH } from "./lib/curve.mjs";
+import { libraryTab } from "./lib/library.mjs";
 import { addPanel, TRAINERS } from "./lib/panel.mjs";
+import { addStack, STACK } from "./lib/stack.mjs";
+import { addVerdict, FUSERS } from "./lib/verdict.mjs";
 
 const NOTES = "spectral_adapters"; // the hashes of loaded files in the workflow's notes
 const LOADER = "SpectralAdapters_LoadFouRA";
@@ -21,7 +26,19 @@ async function answer(path, options) {
 
 const query = (values) => new URLSearchParams(values).toString();
 
+async function choices(kind, widget) {
+  const found = await (await api.fetchApi(`/object_info/${kind}`)).json();
+  const names = found[kind]?.input.required[widget]?.[0] ?? [];
+  return names.filter((name) => name !== "none" && !name.startsWith("("));
+}
+
 const host = {
+  adapterNames: () => choices(LOADER, "adapter_name"),
+  allFiles: async () => {
+    const loras = await choices("SpectralAdapters_LoadLoRAAsAdapter", "lora_name");
+    return [...(await host.adapterNames()), ...loras.map((name) => `lora:${name}`)];
+  },
+  fetchRuns: () => answer("/runs").catch(() => []),
   card: (name, kind) => answer(`/card?${query({ name, kind })}`),
   previewUrl: (name, kind) => api.apiURL(`/spectral_adapters/preview?${query({ name, kind })}`),
   overlap: (names) => answer(`/overlap?${query(names.map((name) => ["name", name]))}`),
@@ -103,12 +120,22 @@ app.registerExtension({
     addStyles();
     watchErrors();
     watchTraining();
+    app.extensionManager?.registerSidebarTab?.(libraryTab(host));
+    setInterval(() => {
+      for (const node of allNodes(rootGraph())) {
+        node.spectralVerdict?.refresh();
+        if (node.spectralStack && node.spectralStack.shown !== node.spectralStack.widget.value) node.spectralStack.draw();
+      }
+    }, 1000);
   },
   nodeCreated(node) {
     if (!isOurs(node)) return;
     addStyles();
     if (TRAINERS.has(node.comfyClass)) addPanel(node, host);
     if (node.comfyClass in LOADERS) addCard(node, host);
+    if (node.comfyClass === STRENGTH) addCurve(node, host);
+    if (node.comfyClass === STACK) addStack(node, host);
+    if (FUSERS.has(node.comfyClass)) addVerdict(node, host);
     addReport(node);
     makeRoom(node);
     const executed = node.onExecuted;
@@ -122,6 +149,8 @@ app.registerExtension({
       restoreReport(node);
       node.spectralPanel?.restore();
       node.spectralCard?.refresh();
+      node.spectralCurve?.draw();
+      node.spectralStack?.draw();
       makeRoom(node);
     };
   },

@@ -80,6 +80,9 @@ const STYLES = `
   border: 1px solid var(--border-color, #555); border-radius: 3px; min-width: 0; }
 .spectral-training { display: flex; flex-direction: column; gap: 4px; }
 .spectral-plot { flex: 1 1 120px; min-height: 120px; overflow: hidden; }
+.spectral-stack-row { display: flex; gap: 4px; align-items: center; margin-bottom: 3px; }
+.spectral-stack-row select { width: 60px; }
+.spectral circle { cursor: grab; }
 .spectral-samples { display: flex; gap: 6px; overflow-x: auto; flex: none; }
 .spectral-samples figure { margin: 0; text-align: center; font-size: 10px; }
 .spectral-samples img { height: 64px; display: block; image-rendering: auto; border-radius: 3px; }

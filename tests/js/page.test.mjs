@@ -1,0 +1,118 @@
+// Run by node's own test runner: node --test tests/js
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { facts, size } from "../../web/js/lib/card.mjs";
+import { line, movedPoint, readPoints, SHAPES, writePoints } from "../../web/js/lib/curve.mjs";
+import { nodeById } from "../../web/js/lib/page.mjs";
+import { exceptionText, inputErrors, keep, readKept } from "../../web/js/lib/report.mjs";
+import { moved, readRows, writeRows } from "../../web/js/lib/stack.mjs";
+import { columns, duration, emptyRun, MOST_POINTS, numbers, sentence, short, take } from "../../web/js/lib/training.mjs";
+import { filesBehind } from "../../web/js/lib/verdict.mjs";
+
+const step = (n, more = {}) => ({ event: "step", step: n, steps: 9, loss: 1 / n, smoothed_loss: 0.5, learning_rate: 1e-4, ...more });
+const runOf = (...events) => events.reduce(take, emptyRun("a"));
+
+test("a run's steps are taken once, whether they come from the file or live", () => {
+  const run = runOf({ event: "start", step: 0, steps: 9 }, step(1), step(2), step(2), step(1), step(3));
+  assert.deepEqual(columns(run.points)[0], [1, 2, 3]);
+  assert.deepEqual(columns(run.points)[1], [1, 1 / 2, 1 / 3]);
+  assert.equal(run.state, "running");
+});
+
+test("a resume keeps what was before it, from step 1, and drops what is made again", () => {
+  const run = runOf({ event: "start", step: 0, steps: 9 }, step(1), step(2), step(3), { event: "stopped", step: 3 });
+  assert.match(sentence(run), /^stopped at step 3 of 9; a checkpoint is kept/);
+  take(run, { event: "resume", step: 2, steps: 12 });
+  take(run, step(3, { steps: 12, loss: 7 }));
+  assert.deepEqual(columns(run.points).slice(0, 2), [[1, 2, 3], [1, 1 / 2, 7]]);
+  assert.deepEqual([run.planned, run.state], [12, "running"]);
+});
+
+test("long runs are thinned, their ends kept", () => {
+  const run = emptyRun("a");
+  for (let n = 1; n <= 5 * MOST_POINTS; n += 1) take(run, step(n));
+  assert.ok(run.points.length <= 2 * MOST_POINTS);
+  assert.deepEqual([run.points[0].step, run.points.at(-1).step], [1, 5 * MOST_POINTS]);
+});
+
+test("samples are shown once, errors are said", () => {
+  const run = runOf(step(5), { event: "sample", step: 5, files: ["s.png"] }, { event: "sample", step: 5, files: ["s.png"] });
+  assert.deepEqual(run.samples, [{ step: 5, file: "s.png" }]);
+  assert.equal(sentence(take(run, { event: "error", step: 5, text: "out of memory" })), "out of memory");
+});
+
+test("numbers say what there is, and nothing else", () => {
+  const shown = Object.fromEntries(numbers(runOf(step(2, { open_share: 0.25, seconds_left: 61, memory: 2 ** 31 }))));
+  assert.equal(shown.step, "2 of 9");
+  assert.equal(shown["gates open"], "25 %");
+  assert.equal(shown.left, "1 min 1 s");
+  assert.equal(shown.memory, "2.0 GiB");
+  assert.equal("held out" in shown, false);
+  assert.deepEqual([short(0), short(1e-4), short(0.1234), short(null)], ["0", "1.0e-4", "0.123", "–"]);
+  assert.deepEqual([duration(null), duration(59.6), duration(7260)], ["–", "1 min 0 s", "2 h 1 min"]);
+});
+
+test("the rows of a stack and its text are the same", () => {
+  const rows = readRows("a.safetensors\n# sub/b | 0.5 | 0 | 0:1, 1:0\n\nlora:c | -1");
+  assert.deepEqual(rows[0], { on: true, file: "a.safetensors", model: 1, clip: 1, schedule: "" });
+  assert.deepEqual(rows[1], { on: false, file: "sub/b", model: 0.5, clip: 0, schedule: "0:1, 1:0" });
+  assert.deepEqual([rows[2].model, rows[2].clip], [-1, -1]);
+  assert.deepEqual(readRows(writeRows(rows)), rows);
+  assert.deepEqual(moved([1, 2, 3], 0, 2), [2, 3, 1]);
+  assert.deepEqual(moved([1, 2, 3], 0, -1), [1, 2, 3]);
+});
+
+test("curves are drawn as the core computes them", () => {
+  assert.deepEqual(readPoints("0:1, 0.5:-0.25; 1:0"), [[0, 1], [0.5, -0.25], [1, 0]]);
+  for (const bad of ["", "a", "1", "1:", ":1", "1:2:3"]) assert.equal(readPoints(bad), null, bad);
+  assert.equal(writePoints([[0, 1], [1 / 3, 0.2]]), "0:1, 0.333:0.2");
+  assert.ok(Math.abs(SHAPES.bell(0.5) - 1) < 1e-12 && Math.abs(SHAPES["cosine in"](0.25) - 0.14644660940672627) < 1e-12);
+  const drawn = line("constant", 0.2, 1, "");
+  assert.deepEqual([drawn[0], drawn[1], drawn[2], drawn.at(-1)], [[0, 0], [0.2, 0], [0.2, 1], [1, 1]]);
+  assert.deepEqual(movedPoint([[0, 1], [0.5, 1], [1, 1]], 1, [1.5, 0]), [[0, 1], [1, 0], [1, 1]]);
+});
+
+test("a card says what is known", () => {
+  const shown = facts({ method: ["foura"], rank: [4, 4], layers: 8, base: "", steps: null, bytes: 74752, date: "2026-11-27" });
+  assert.deepEqual(shown, [["", "foura"], ["rank", "4"], ["layers", "8"], ["base", "not said"], ["", "73 KiB"], ["", "2026-11-27"]]);
+  assert.equal(size(3.5 * 2 ** 20), "3.5 MiB");
+});
+
+test("nodes are found by the host's ids, in subgraphs too", () => {
+  const inner = { getNodeById: (id) => ({ 5: "found" })[id] ?? null };
+  const graph = { getNodeById: (id) => ({ 12: { subgraph: inner } })[id] ?? null };
+  assert.equal(nodeById(graph, "12:5"), "found");
+  assert.equal(nodeById(graph, "7"), null);
+  assert.equal(nodeById(graph, undefined), null);
+});
+
+test("errors are the project's words alone", () => {
+  assert.equal(inputErrors({ errors: [{ message: "Custom validation failed", details: "rows - line 1" }, { message: "b" }] }), "rows - line 1\nb");
+  assert.equal(exceptionText({ exception_message: "no such file\n" }), "no such file");
+});
+
+test("reports are kept, the newest hundred, and a broken store is none", () => {
+  const table = new Map();
+  const storage = { getItem: (key) => table.get(key) ?? null, setItem: (key, value) => table.set(key, value) };
+  for (let n = 0; n < 120; n += 1) keep(storage, `g:${n}`, { text: String(n) });
+  const kept = readKept(storage);
+  assert.equal(kept.size, 100);
+  assert.equal(kept.get("g:119").text, "119");
+  assert.equal(readKept({ getItem: () => "{" }).size, 0);
+});
+
+test("the files behind a fusion are found through strengths and stacks", () => {
+  const node = (comfyClass, values, inputs = {}) => ({
+    comfyClass,
+    widgets: Object.entries(values).map(([name, value]) => ({ name, value })),
+    inputs: Object.keys(inputs).map((name) => ({ name })),
+    getInputNode: (slot) => Object.values(inputs)[slot],
+  });
+  const loader = (name) => node("SpectralAdapters_LoadFouRA", { adapter_name: name });
+  const stack = node("SpectralAdapters_AdapterStack", { rows: "c\n# d\nlora:e" });
+  const strength = node("SpectralAdapters_AdapterStrength", {}, { adapter: loader("b"), adapters: stack });
+  const fuse = node("SpectralAdapters_FuseAdapters", {}, { adapter_1: loader("a"), adapters: strength, model: loader("x") });
+  assert.deepEqual(filesBehind(fuse), ["a", "b", "c"]);
+});

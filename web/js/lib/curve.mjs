@@ -1,0 +1,162 @@
+// The strength over the denoising, drawn on Adapter Strength. The text custom_curve stays the value.
+
+import { addPageWidget, element, widgetNamed } from "./page.mjs";
+
+export const STRENGTH = "SpectralAdapters_AdapterStrength";
+const [WIDTH, HEIGHT, EDGE] = [300, 84, 8];
+const SVG = "http://www.w3.org/2000/svg";
+
+export const SHAPES = {
+  constant: () => 1,
+  "linear in": (x) => x,
+  "linear out": (x) => 1 - x,
+  "cosine in": (x) => (1 - Math.cos(Math.PI * x)) / 2,
+  "cosine out": (x) => (1 + Math.cos(Math.PI * x)) / 2,
+  bell: (x) => (1 - Math.cos(2 * Math.PI * x)) / 2,
+};
+
+// "0:1, 0.5:0.3" as pairs; null where it cannot be read.
+export function readPoints(text) {
+  const parts = text.split(/[,;\n]/).map((part) => part.trim()).filter(Boolean);
+  const points = parts.map((part) => part.split(":").map((word) => (word.trim() === "" ? NaN : Number(word))));
+  const good = points.every((point) => point.length === 2 && point.every(Number.isFinite));
+  return good && points.length ? points : null;
+}
+
+const round = (value) => Number(value.toFixed(3));
+
+export const writePoints = (points) => points.map(([place, strength]) => `${round(place)}:${round(strength)}`).join(", ");
+
+// The line to draw: pairs of place and strength, 0 outside of the window.
+export function line(curve, start, end, text) {
+  if (curve === "custom") {
+    const points = readPoints(text);
+    if (!points) return [];
+    return [[0, points[0][1]], ...points, [1, points.at(-1)[1]]];
+  }
+  const shape = SHAPES[curve] ?? SHAPES.constant;
+  const inside = Array.from({ length: 41 }, (_, i) => [start + ((end - start) * i) / 40, shape(i / 40)]);
+  return [[0, 0], [start, 0], ...inside, [end, 0], [1, 0]].slice(start > 0 ? 0 : 2, end < 1 ? undefined : -2);
+}
+
+// A point moved, between its neighbours.
+export function movedPoint(points, index, [place, strength]) {
+  const least = index === 0 ? 0 : points[index - 1][0];
+  const most = index === points.length - 1 ? 1 : points[index + 1][0];
+  return points.map((point, i) => (i === index ? [Math.min(most, Math.max(least, place)), strength] : point));
+}
+
+class Curve {
+  constructor(node, host) {
+    Object.assign(this, { node, host });
+    this.svg = this.make("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, width: "100%", height: "100%", preserveAspectRatio: "none" });
+    this.svg.setAttribute("aria-label", "strength over the denoising");
+    this.box = element("div", { class: "spectral", title: "Double click adds a point, Delete takes it away; arrows move it." }, this.svg);
+    this.svg.addEventListener("dblclick", (event) => this.addPoint(this.placeOf(event)));
+    this.svg.addEventListener("pointermove", (event) => this.drag(event));
+    for (const name of ["pointerup", "pointerleave"]) this.svg.addEventListener(name, () => (this.held = null));
+    for (const name of ["curve", "start_percent", "end_percent", "custom_curve"]) {
+      const widget = widgetNamed(node, name);
+      const before = widget.callback;
+      widget.callback = function (...values) {
+        const result = before?.apply(this, values);
+        node.spectralCurve?.draw();
+        return result;
+      };
+    }
+    addPageWidget(node, "strength_curve", this.box, 110);
+    this.draw();
+  }
+
+  make(tag, values) {
+    const made = document.createElementNS(SVG, tag);
+    for (const [name, value] of Object.entries(values)) made.setAttribute(name, value);
+    return made;
+  }
+
+  value(name) {
+    return widgetNamed(this.node, name).value;
+  }
+
+  get top() {
+    const found = line(this.value("curve"), this.value("start_percent"), this.value("end_percent"), this.value("custom_curve"));
+    return Math.max(1, ...found.map(([, strength]) => strength));
+  }
+
+  at([place, strength]) {
+    const low = this.low ?? 0;
+    return [EDGE + place * (WIDTH - 2 * EDGE), HEIGHT - EDGE - ((strength - low) / (this.high - low || 1)) * (HEIGHT - 2 * EDGE)];
+  }
+
+  placeOf(event) {
+    const frame = this.svg.getBoundingClientRect();
+    const x = ((event.clientX - frame.left) / frame.width) * WIDTH;
+    const y = ((event.clientY - frame.top) / frame.height) * HEIGHT;
+    const strength = this.low + ((HEIGHT - EDGE - y) / (HEIGHT - 2 * EDGE)) * (this.high - this.low);
+    return [Math.min(1, Math.max(0, (x - EDGE) / (WIDTH - 2 * EDGE))), Math.round(20 * strength) / 20];
+  }
+
+  get points() {
+    return this.value("curve") === "custom" ? readPoints(this.value("custom_curve")) : null;
+  }
+
+  write(points) {
+    for (const [name, value] of [["curve", "custom"], ["custom_curve", writePoints(points)]]) {
+      const widget = widgetNamed(this.node, name);
+      widget.value = value;
+      widget.callback?.(value);
+    }
+    this.host.changed?.();
+  }
+
+  addPoint(point) {
+    const points = this.points ?? [[0, 1], [1, 1]];
+    this.write([...points, point].sort((a, b) => a[0] - b[0]));
+  }
+
+  drag(event) {
+    if (this.held == null || !this.points) return;
+    event.stopPropagation();
+    this.write(movedPoint(this.points, this.held, this.placeOf(event)));
+  }
+
+  press(event, index) {
+    const steps = { ArrowLeft: [-0.05, 0], ArrowRight: [0.05, 0], ArrowUp: [0, 0.05], ArrowDown: [0, -0.05] };
+    const points = this.points;
+    if (event.key === "Delete" && points.length > 1) this.write(points.filter((_, i) => i !== index));
+    else if (event.key in steps) {
+      const [x, y] = steps[event.key];
+      this.write(movedPoint(points, index, [points[index][0] + x, points[index][1] + y]));
+    } else return;
+    event.preventDefault();
+    event.stopPropagation();
+    this.svg.querySelectorAll("circle")[Math.min(index, this.points.length - 1)]?.focus();
+  }
+
+  draw() {
+    const drawn = line(this.value("curve"), this.value("start_percent"), this.value("end_percent"), this.value("custom_curve"));
+    this.low = Math.min(0, ...drawn.map(([, strength]) => strength));
+    this.high = Math.max(1, ...drawn.map(([, strength]) => strength));
+    const path = drawn.map((point) => this.at(point).join(",")).join(" ");
+    const [left, zero] = this.at([0, 0]);
+    const [right] = this.at([1, 0]);
+    const base = this.make("line", { x1: left, x2: right, y1: zero, y2: zero, stroke: "var(--border-color, #666)" });
+    const curve = this.make("polyline", { points: path, fill: "none", stroke: "#4c8dff", "stroke-width": 2, "vector-effect": "non-scaling-stroke" });
+    const knobs = (this.points ?? []).map((point, index) => {
+      const [cx, cy] = this.at(point);
+      const label = `at ${round(point[0])} strength ${round(point[1])}`;
+      const knob = this.make("circle", { cx, cy, r: 4.5, fill: "#4c8dff", tabindex: 0, role: "slider", "aria-label": label, "aria-valuetext": label });
+      knob.addEventListener("pointerdown", (event) => {
+        event.stopPropagation();
+        this.held = index;
+      });
+      knob.addEventListener("keydown", (event) => this.press(event, index));
+      return knob;
+    });
+    this.svg.replaceChildren(base, curve, ...knobs);
+  }
+}
+
+export function addCurve(node, host) {
+  node.spectralCurve = new Curve(node, host);
+}

@@ -1,0 +1,78 @@
+// Fuse Adapters before it runs: which of the connected files will bleed into which, from the files alone.
+
+import { addPageWidget, element, widgetNamed } from "./page.mjs";
+import { readRows } from "./stack.mjs";
+
+export const FUSERS = new Set(["SpectralAdapters_FuseAdapters", "SpectralAdapters_DistilAdapters"]);
+const LOADERS = new Set(["SpectralAdapters_LoadFouRA", "SpectralAdapters_LoadSpectralAdapter"]);
+
+// The files behind an input, through Adapter Strength and stacks; null where something else is on the way.
+export function filesBehind(node, names = ["adapter_1", "adapter_2", "adapters"]) {
+  const found = [];
+  for (const [slot, input] of (node.inputs ?? []).entries()) {
+    if (!names.includes(input.name)) continue;
+    const source = node.getInputNode?.(slot);
+    if (!source) continue;
+    if (LOADERS.has(source.comfyClass)) found.push(widgetNamed(source, "adapter_name").value);
+    else if (source.comfyClass === "SpectralAdapters_AdapterStack") {
+      found.push(...filesBehind(source, ["adapters"]));
+      for (const row of readRows(widgetNamed(source, "rows").value)) {
+        if (row.on && !row.file.startsWith("lora:")) found.push(row.file);
+      }
+    } else if (source.comfyClass === "SpectralAdapters_AdapterStrength") {
+      found.push(...filesBehind(source, ["adapters", "adapter"]));
+    }
+  }
+  return found;
+}
+
+class Verdict {
+  constructor(node, host) {
+    Object.assign(this, { node, host, asked: "" });
+    this.box = element("div", { class: "spectral", role: "status", "aria-label": "before the run" });
+    addPageWidget(node, "fuse_verdict", this.box, 84);
+    this.say("Connect two loaders: what they will do to each other appears here.");
+  }
+
+  say(text) {
+    this.box.replaceChildren(element("span", { class: "spectral-muted" }, text));
+  }
+
+  // Asked now and then: loaders far up may change, and nothing tells.
+  async refresh() {
+    const files = filesBehind(this.node);
+    const asked = files.join("\n");
+    if (asked === this.asked) return;
+    this.asked = asked;
+    if (files.length < 2) {
+      this.say("Connect two loaders: what they will do to each other appears here.");
+      return;
+    }
+    this.say("looking at the files …");
+    try {
+      const found = await this.host.overlap(files);
+      if (this.asked === asked) this.draw(found);
+    } catch (error) {
+      if (this.asked === asked) this.say(error.message);
+    }
+  }
+
+  draw({ concepts, bleed, verdict }) {
+    const head = element("tr", {}, element("th", {}, ""), ...concepts.map((name) => element("th", {}, name)));
+    const rows = bleed.map((cells, i) =>
+      element("tr", {}, element("th", {}, `on ${concepts[i]}`), ...cells.map((value, j) => this.cell(value, i === j))),
+    );
+    const table = element("table", { style: "font-size:10px;border-spacing:2px", title: "What each concept does on the other's inputs, of what that does itself" }, head, ...rows);
+    this.box.replaceChildren(element("div", {}, element("b", {}, verdict)), table);
+  }
+
+  cell(value, own) {
+    const strength = own || value == null ? 0 : Math.min(1, value);
+    const style = `background:rgb(229 83 75 / ${(0.8 * strength).toFixed(2)});padding:0 6px;text-align:center`;
+    return element("td", { style }, value == null ? "–" : value.toFixed(2));
+  }
+}
+
+export function addVerdict(node, host) {
+  node.spectralVerdict = new Verdict(node, host);
+}
