@@ -64,14 +64,18 @@ class Piece:
             return self._fold(device, dtype, strength)
         key = (device, dtype, strength)
         found = self._cache.get(key)
-        return self._keep(key, device, dtype, strength) if found is None else found
+        if found is not None:
+            return found
+        # The decorator would do the same, and import the compiler with this module: a second of everyone's.
+        keep = torch.compiler.disable(self._keep) if torch.compiler.is_compiling() else self._keep
+        kept: Ready = keep(key, device, dtype, strength)
+        return kept
 
     def tie(self, device: torch.device, dtype: torch.dtype) -> Tensor | None:
         """(R/2,): what the second half of ``down`` is to the first in all that is trained; None for no such
         thing."""
         return self.terms[0].params[self._tied].to(device, dtype) if self._tied else None
 
-    @torch.compiler.disable
     def _keep(self, key: object, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
         """Fold once and keep it; a compiled model breaks its graph here once, and traces no fold."""
         if len(self._cache) >= _KEPT:
