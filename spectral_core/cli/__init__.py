@@ -1,1 +1,3 @@
-"""The commands. What they need of diffusers goes through :mod:`..pipelines`."""
+"""The commands of ``python -m spectral_core`` and ``spectral-adapters``; :func:`.main.main` runs them."""
+
+__all__ = ["main"]

@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from ..errors import SpectralAdapterError
 from ..maths.layers import LayerShape
 from ..maths.lowrank import Factors
+from ..words import expected
 from . import foura, lora, orthogonal, spectral_a, spectral_r
 from .common import Fold, FoldMany, one_by_one, together
 from .foura import FouRAConfig
@@ -23,6 +24,24 @@ from .lora import LoRAConfig
 from .orthogonal import OrthogonalConfig
 from .spectral_a import SpectralAConfig
 from .spectral_r import SpectralRConfig
+
+__all__ = [
+    "METHODS",
+    "Basis",
+    "Fold",
+    "FouRAConfig",
+    "LoRAConfig",
+    "Method",
+    "MethodConfig",
+    "OrthogonalConfig",
+    "Params",
+    "SpectralAConfig",
+    "SpectralRConfig",
+    "config_from_dict",
+    "config_to_dict",
+    "fold_many",
+    "method_of",
+]
 
 MethodConfig = FouRAConfig | LoRAConfig | OrthogonalConfig | SpectralAConfig | SpectralRConfig
 Params = Mapping[str, Tensor]
@@ -34,12 +53,14 @@ Basis = tuple[Tensor, Tensor, Tensor]
 class Method:
     """One method's functions; ``config`` is the first argument of each.
 
-    tensor_shapes(config, shape)        every tensor a layer carries -> its shape (the file reader validates
-    with it) trainable(config)                   names of those that training changes init(config, shape,
-    basis, gen)     initial tensors in float32; ΔW = 0. ``basis`` only where needs_basis fold(config, shape,
-    params, strength)  exact Factors of strength·ΔW (without an adaptive gate), differentiable
-    fold_many(folds)                    the same for many layers, in fewer operations where there are fewer
-    mergeable(config)                   whether the factors are all of the method (no adaptive gate)
+    =====================================  ==================================================================
+    tensor_shapes(config, shape)           every tensor a layer carries -> its shape; the file reader's check
+    trainable(config)                      the names of those that training changes
+    init(config, shape, basis, generator)  initial float32 tensors, ΔW = 0; a basis only where needs_basis
+    fold(config, shape, params, strength)  exact Factors of strength·ΔW with every gate open, differentiable
+    fold_many(folds)                       the same for many layers, in fewer operations where it can be
+    mergeable(config)                      whether the factors are all of the method: no adaptive gate
+    =====================================  ==================================================================
     """
 
     name: str
@@ -78,7 +99,12 @@ METHODS: dict[str, Method] = {
 
 def method_of(config: MethodConfig) -> Method:
     """The functions that belong to a configuration."""
-    return METHODS[config.method]
+    try:
+        return METHODS[config.method]
+    except (AttributeError, KeyError) as error:
+        raise SpectralAdapterError(
+            f"expected a method's configuration, such as FouRAConfig(rank=8), found {config!r:.80}"
+        ) from error
 
 
 def fold_many(folds: Sequence[Fold]) -> list[Factors]:
@@ -93,13 +119,12 @@ def config_from_dict(values: Mapping[str, Any]) -> MethodConfig:
     values = dict(values)
     name = values.pop("method", None)
     if name not in METHODS:
-        raise SpectralAdapterError(f"unknown method {name!r}: expected one of {', '.join(METHODS)}")
+        raise SpectralAdapterError(f"unknown method {name!r}: {expected(name, METHODS)}")
     config = METHODS[name].config
     known = set(config.__dataclass_fields__)
     if unknown := set(values) - known:
         raise SpectralAdapterError(
-            f"unknown setting {sorted(unknown)[0]!r} for method {name}: "
-            f"expected some of {', '.join(sorted(known))}"
+            f"unknown setting {min(unknown)!r} for method {name}: {expected(min(unknown), sorted(known))}"
         )
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:

@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from ..errors import SpectralAdapterError
 from ..maths.layers import LayerShape
 from ..maths.lowrank import Factors
+from ..words import expected
 
 MOST_RANK = 65_536  # more than the smaller side of any layer that there is
 
@@ -66,11 +67,9 @@ def check_alpha(alpha: object, method: str) -> None:
 
 
 def check_choice(value: object, choices: tuple[str, ...], setting: str, method: str) -> None:
-    """Refuse a value that is not among the choices, and list them."""
+    """Refuse a value that is not among the choices, with the nearest one."""
     if value not in choices:
-        raise SpectralAdapterError(
-            f"{setting} {value!r} for method {method}: expected one of {', '.join(choices)}"
-        )
+        raise SpectralAdapterError(f"{setting} {value!r} for method {method}: {expected(value, choices)}")
 
 
 def check_columns(columns: object, method: str) -> None:
