@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -24,6 +25,7 @@ from torch import Generator, Tensor
 from ..errors import SpectralAdapterError
 from ..maths.layers import LayerShape
 from ..maths.lowrank import Factors, concatenate
+from ..maths.svd import Columns, select_columns
 from ..methods import Basis, MethodConfig, config_to_dict, method_of
 from ..names.layer_name import LayerName, matches
 from .schedule import Schedule
@@ -39,7 +41,7 @@ class _Value:
         return self
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Term(_Value):
     """One update of a layer: a method's configuration, its tensors, and a weight that multiplies it."""
 
@@ -52,6 +54,9 @@ class Term(_Value):
             object.__setattr__(self, "params", MappingProxyType(dict(self.params)))
         _check_finite(self.weight, "weight of a term")
 
+    def __repr__(self) -> str:
+        return f"Term({self.config!r}, weight={self.weight:g})"
+
     @property
     def mergeable(self) -> bool:
         return method_of(self.config).mergeable(self.config)
@@ -61,12 +66,15 @@ class Term(_Value):
         return method_of(self.config).fold(self.config, shape, self.params, strength * self.weight)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AdapterLayer(_Value):
     """What an adapter does to one layer: the sum of its terms."""
 
     shape: LayerShape
     terms: tuple[Term, ...]
+
+    def __repr__(self) -> str:
+        return f"AdapterLayer({self.shape}: {_counted(str(term.config) for term in self.terms)})"
 
     @property
     def mergeable(self) -> bool:
@@ -106,7 +114,7 @@ class Provenance:
     parents: tuple[Mapping[str, Any], ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Adapter(_Value):
     """layers by name; strength · Π matching layer_strengths · schedule(progress) scales every ΔW.
 
@@ -133,6 +141,15 @@ class Adapter(_Value):
         object.__setattr__(
             self, "tokens", MappingProxyType({t: MappingProxyType(dict(p)) for t, p in self.tokens.items()})
         )
+
+    def __repr__(self) -> str:
+        terms = (t.config.method for layer in self.layers.values() for t in layer.terms)
+        more = [f"strength={self.strength:g}"] if self.strength != 1 else []
+        more += [f"scaled in {len(self.layer_strengths)} patterns"] if self.layer_strengths else []
+        more += ["scheduled"] if self.schedule else []
+        more += [f"words {' '.join(self.tokens)}"] if self.tokens else []
+        said = [f"{len(self.layers)} layers", _counted(terms), *more]
+        return f"Adapter({self.provenance.name!r}: {', '.join(said)})"
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -184,11 +201,17 @@ class Adapter(_Value):
         return value
 
     def scaled(self, strength: float) -> Adapter:
-        """The same adapter, ``strength`` times as strong."""
+        """The same adapter, ``strength`` times as strong.
+
+        >>> Adapter({}, Provenance("vase")).scaled(0.5).scaled(0.5).strength
+        0.25
+        """
+        _check_finite(strength, "strength")
         return replace(self, strength=self.strength * strength)
 
     def with_layer_strength(self, pattern: str, multiplier: float) -> Adapter:
         """Layers whose name fits the glob scaled by ``multiplier``; a pattern that fits none is refused."""
+        _check_finite(multiplier, f"strength of the layers {pattern!r}")
         self._require_match(pattern)
         return replace(self, layer_strengths=(*self.layer_strengths, (pattern, multiplier)))
 
@@ -229,8 +252,22 @@ def _plain(value: Any) -> Any:
 
 
 def _check_finite(value: object, what: str) -> None:
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         raise SpectralAdapterError(f"{what} is {value!r}: expected a finite number")
+
+
+def _counted(words: Iterable[str]) -> str:
+    """``foura ×128, lora``."""
+    return ", ".join(f"{word} ×{n}" if n > 1 else word for word, n in Counter(words).items()) or "empty"
+
+
+def require_adapter(value: object, what: str = "") -> None:
+    """Refuse what is no adapter; told by an attribute, as a process may hold two copies of this package."""
+    if not getattr(value, "is_spectral_adapter", False):
+        raise SpectralAdapterError(
+            f"{what or 'input'} is {type(value).__name__}: expected an adapter; open files with load() or "
+            "import_lora() first"
+        )
 
 
 def _hash_tensor(digest: Any, key: str, tensor: Tensor) -> None:
@@ -248,21 +285,36 @@ def create(
 ) -> Adapter:
     """A new adapter with ΔW = 0 on the layers whose pretrained weights are given.
 
-    weights: layer name -> weight (out, in, *kernel). basis_of(name, weight) -> U, S, V of ``config.columns``,
-    needed by the spectral methods (normally :class:`..maths.svd_cache.SVDCache`). Raises with the layer's
-    name where it does not fit.
+    weights: layer name -> weight (out, in, *kernel), as :func:`..attach.targets.find_targets` gives them.
+    basis_of(name, weight) -> U, S, V of ``config.columns`` for the spectral methods, such as one that asks
+    :class:`..maths.svd_cache.SVDCache`; without it they are computed. Raises SpectralAdapterError with the
+    layer's name where it does not fit.
+
+    >>> import torch
+    >>> from spectral_core import FouRAConfig, create
+    >>> create({"unet.to_q": torch.randn(8, 6)}, FouRAConfig(rank=2))
+    Adapter('': 1 layers, foura)
     """
     method = method_of(config)
+    if not isinstance(weights, Mapping) or not all(isinstance(w, Tensor) for w in weights.values()):
+        raise SpectralAdapterError(
+            f"weights are {type(weights).__name__}: expected a mapping of layer names to tensors, as "
+            "find_targets() gives it"
+        )
     layers = {}
     for name, weight in weights.items():
         shape = LayerShape.of(weight)
         try:
             basis = None
             if method.needs_basis:
-                assert basis_of is not None, "spectral methods need basis_of"
-                basis = basis_of(name, weight)
+                basis = _columns(config, weight) if basis_of is None else basis_of(name, weight)
             params = method.init(config, shape, basis, generator)
         except SpectralAdapterError as error:
             raise SpectralAdapterError(f"layer {name} ({shape}): {error}") from error
         layers[name] = AdapterLayer(shape, (Term(config, params),))
     return Adapter(layers, provenance)
+
+
+def _columns(config: MethodConfig, weight: Tensor) -> Basis:
+    found = select_columns(weight, Columns.listed(config.columns))  # type: ignore[union-attr]
+    return found.u, found.s, found.v

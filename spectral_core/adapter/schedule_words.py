@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from itertools import pairwise
 
 from ..errors import SpectralAdapterError
+from ..words import expected
 from .schedule import MOST_POINTS, Schedule
 
 _PIECES = 64
@@ -39,7 +40,7 @@ def named(curve: str, start: float = 0.0, end: float = 1.0, points: str = "") ->
     Raises SpectralAdapterError for an unknown curve, an empty window, and a list that cannot be read.
     """
     if curve not in CURVES and curve != CUSTOM:
-        raise SpectralAdapterError(f"curve {curve!r}: expected one of {', '.join([*CURVES, CUSTOM])}")
+        raise SpectralAdapterError(f"curve {curve!r}: {expected(curve, [*CURVES, CUSTOM])}")
     if not 0 <= start < end <= 1:
         raise SpectralAdapterError(
             f"a window from {start:g} to {end:g}: expected a start below the end, both from 0 to 1"

@@ -17,11 +17,12 @@ from ..adapter.adapter import Adapter
 from ..adapter.schedule_words import describe as describe_schedule
 from ..errors import SpectralAdapterError
 from ..names.layer_name import LayerName
+from ..words import OneLine
 from .spectra import LayerSpectrum, gate_summary, layer_spectra, summary_text
 
 
-@dataclass(frozen=True)
-class Findings:
+@dataclass(frozen=True, repr=False)
+class Findings(OneLine):
     """An adapter examined. ``record`` is a gate recorder's summary of a run, ``match`` the comparison of its
     base with given weights; ``trained_open`` the share of gates that training left open, by layer.
     """

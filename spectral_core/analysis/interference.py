@@ -25,6 +25,7 @@ from ..adapter.adapter import Adapter, Term
 from ..errors import SpectralAdapterError
 from ..maths.lowrank import Factors, compact_svd, concatenate
 from ..statistics.moments import Inputs, Placed, Response, Statistics, joined, response_of, same_tensors
+from ..words import OneLine
 
 __all__ = [
     "Crosstalk",
@@ -54,8 +55,8 @@ class LayerOverlap:
     column_random: float
 
 
-@dataclass(frozen=True)
-class Crosstalk:
+@dataclass(frozen=True, repr=False)
+class Crosstalk(OneLine):
     """[i][j] = ‖ΔW_j X_i‖/‖ΔW_i X_i‖ per layer, and ``total`` with the squares summed over layers first.
 
     None where concept i does nothing there.
@@ -65,8 +66,8 @@ class Crosstalk:
     total: tuple[tuple[float | None, ...], ...]
 
 
-@dataclass(frozen=True)
-class Retention:
+@dataclass(frozen=True, repr=False)
+class Retention(OneLine):
     """[i] per layer, and ``total`` with the squares summed over layers first; None where concept i does
     nothing.
     """

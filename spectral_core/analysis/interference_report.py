@@ -24,6 +24,7 @@ from ..adapter.adapter import Adapter
 from ..errors import SpectralAdapterError
 from ..plots import heatmap
 from ..statistics.moments import Statistics
+from ..words import OneLine
 from .interference import Crosstalk, LayerOverlap, affinity, crosstalk, overlap
 
 BLEED = 0.3
@@ -53,8 +54,8 @@ class Bleed:
         )
 
 
-@dataclass(frozen=True)
-class Interference:
+@dataclass(frozen=True, repr=False)
+class Interference(OneLine):
     """What adapters will do to each other. ``crosstalk`` only where there were statistics."""
 
     concepts: tuple[str, ...]
@@ -117,6 +118,9 @@ class Interference:
         for o in self.overlaps:
             found.setdefault((o.first, o.second), []).append(o)
         return found
+
+    def __str__(self) -> str:
+        return self.text
 
     def pictures(self) -> dict[str, Image.Image]:
         """``bleed``: concept × concept; ``bleed_by_layer`` and ``overlap_by_layer``: layers × pairs."""

@@ -27,10 +27,11 @@ from ..maths.layers import LayerShape
 from ..maths.lowrank import compact_svd, concatenate
 from ..methods import MethodConfig, config_to_dict
 from ..names.layer_name import LayerName
+from ..words import OneLine
 
 
-@dataclass(frozen=True)
-class LayerSpectrum:
+@dataclass(frozen=True, repr=False)
+class LayerSpectrum(OneLine):
     """ΔW of one layer at the adapter's strengths; ``relative_norm`` is ‖ΔW‖_F/‖W‖_F where W was given.
 
     ``gated``: an adaptive gate was taken with every row open, so the values are an upper end.

@@ -21,7 +21,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..adapter.adapter import Adapter, AdapterLayer, Term
+from ..adapter.adapter import Adapter, AdapterLayer, Term, require_adapter
 from ..errors import SpectralAdapterError
 from ..gates.formula import GateRuntime
 from ..methods import method_of
@@ -149,8 +149,21 @@ def attach(
     ``.report`` names those that have not. The tree's weights and their requires_grad stay untouched.
 
     Raises SpectralAdapterError, with the tree as it was, where a layer or a part does not fit.
+
+    >>> import torch, spectral_core as sc
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
+    >>> weights, report = sc.find_targets(model, "unet", "all")
+    >>> adapter, x = sc.create(weights, sc.FouRAConfig(rank=2)), torch.randn(3, 6)
+    >>> with sc.attach(model, adapter):  # a new adapter changes nothing, to the bit
+    ...     same = model(x)
+    >>> torch.equal(same, model(x))
+    True
     """
+    if not isinstance(root, nn.Module):
+        raise SpectralAdapterError(f"attach to a {type(root).__name__}: expected a torch module")
     single = getattr(adapters, "is_spectral_adapter", False)
+    if not single and not isinstance(adapters, Iterable):
+        require_adapter(adapters)
     wanted = [cast(Adapter, adapters)] if single else list(cast("Iterable[Adapter]", adapters))
     if not wanted or (trainable and len(wanted) != 1):
         raise SpectralAdapterError(f"found {len(wanted)} adapters, expected {'one' if trainable else 'some'}")

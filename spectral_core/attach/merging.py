@@ -136,6 +136,16 @@ def merge_into(
 
     Raises SpectralAdapterError, with the weights as they were, for adapters without a fixed ΔW (adaptive
     gates, schedules), for quantised and meta weights, and where a layer or part does not fit.
+
+    >>> import torch, spectral_core as sc
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
+    >>> weights, report = sc.find_targets(model, "unet", "all")
+    >>> adapter = sc.create(weights, sc.LoRAConfig(rank=2))
+    >>> before = model[0].weight.clone()
+    >>> merged = sc.merge_into(model, adapter)
+    >>> merged.unmerge()
+    >>> torch.equal(before, model[0].weight)
+    True
     """
     single = getattr(adapters, "is_spectral_adapter", False)
     wanted = [cast(Adapter, adapters)] if single else list(cast("Iterable[Adapter]", adapters))

@@ -10,16 +10,17 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from ..adapter.adapter import Adapter, AdapterLayer
+from ..adapter.adapter import Adapter, AdapterLayer, require_adapter
 from ..errors import SpectralAdapterError
 from ..maths.layers import LayerShape
 from ..names.layer_name import LayerName
 from ..names.spellings import path_spellings
+from ..words import OneLine
 from .targets import bypassed_layers, layer_problem, layer_shape, modules_by_path
 
 
-@dataclass(frozen=True)
-class AttachReport:
+@dataclass(frozen=True, repr=False)
+class AttachReport(OneLine):
     """matched: names of the layers in use; unmatched and mismatched: layer name -> why it is not."""
 
     matched: tuple[str, ...] = ()
@@ -46,8 +47,7 @@ class Placement:
 
 def choose_part(adapter: Adapter, part: str | None) -> str:
     """``part`` if the adapter has it; without one, its only part."""
-    if not getattr(adapter, "is_spectral_adapter", False):
-        raise SpectralAdapterError(f"expected an adapter, found {type(adapter).__name__}")
+    require_adapter(adapter)
     parts = adapter.parts
     if not parts:
         raise SpectralAdapterError("this adapter has no layers")

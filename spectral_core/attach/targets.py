@@ -22,6 +22,7 @@ from ..errors import SpectralAdapterError
 from ..maths.layers import LayerShape
 from ..names.layer_name import LayerName, check_glob, matches
 from ..names.spellings import canonical_path, path_spellings
+from ..words import OneLine
 
 ROOT = "root"
 """The path of a tree that is itself a layer: its name is ``<part>.root``."""
@@ -73,8 +74,8 @@ PRESETS: dict[str, Chooser] = {
 }
 
 
-@dataclass(frozen=True)
-class TargetReport:
+@dataclass(frozen=True, repr=False)
+class TargetReport(OneLine):
     """matched: names of the layers found; refused: chosen but unusable, name -> why; unselected: the other
     layers."""
 
@@ -196,6 +197,12 @@ def find_targets(
     under its first. A layer inside another layer is left to the outer one.
 
     Raises SpectralAdapterError where an item matches no usable layer, with names that come near.
+
+    >>> import torch, spectral_core as sc
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
+    >>> weights, report = sc.find_targets(model, "unet", "all")
+    >>> list(weights)
+    ['unet.0', 'unet.2']
     """
     items = split_targets(targets)
     if not items:

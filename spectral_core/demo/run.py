@@ -18,7 +18,7 @@ from ..adapter.adapter import Adapter
 from ..analysis.interference import crosstalk, retention
 from ..errors import SpectralAdapterError
 from ..files.adapter_file import load, save
-from ..fusion import FusionReport, freeze, fuse
+from ..fusion import FusionMethod, FusionReport, freeze, fuse
 from ..gates.record import GateRecorder
 from ..maths.svd_cache import SVDCache, default_cache_folder
 from ..methods import MethodConfig, config_to_dict
@@ -31,7 +31,7 @@ from ..training.config.config import TrainConfig
 from .concepts import DemoConcept
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "demo_model"
-FUSION_OF = {"foura": "sum", "spectral_a": "spectral"}
+FUSION_OF: dict[str, FusionMethod] = {"foura": "sum", "spectral_a": "spectral"}
 EMBEDDED_TARGETS = "down_blocks.*, mid_block.*, up_blocks.*"  # all but the four-channel layers at both ends
 METHOD_NAMES = {"foura": "FouRA", "spectral_a": "Spectral A"}
 Method = str

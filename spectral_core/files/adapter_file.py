@@ -26,10 +26,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..adapter.adapter import Adapter, AdapterLayer, Term
+from ..adapter.adapter import Adapter, AdapterLayer, Term, require_adapter
 from ..errors import SpectralAdapterError
 from ..maths.layers import LayerShape
 from ..methods import SpectralRConfig, method_of
+from ..words import OneLine
 from . import checks as file_checks
 from . import compact as compact_form
 from . import config as file_config
@@ -49,16 +50,16 @@ Weights = Callable[[str], Tensor] | Mapping[str, Tensor]
 """The base model's weights by layer name, for compact files."""
 
 
-@dataclass(frozen=True)
-class Loaded:
+@dataclass(frozen=True, repr=False)
+class Loaded(OneLine):
     """A file's adapter; ``notes`` says what the user should know (a base that fits only roughly, …)."""
 
     adapter: Adapter
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Summary:
+@dataclass(frozen=True, repr=False)
+class Summary(OneLine):
     """What a file says about itself; no tensor was read."""
 
     path: Path
@@ -78,6 +79,17 @@ class Summary:
     config: FileConfig
     metadata: Mapping[str, str]
 
+    def __str__(self) -> str:
+        low, high = self.ranks
+        rank = f"{low}" if low == high else f"{low} to {high}"
+        lines = [
+            f"{self.name}: {' and '.join(self.methods) or 'no layers'}, {len(self.layers)} layers of "
+            f"{', '.join(self.parts) or 'nothing'}, rank {rank}, {self.parameter_count:,} trained numbers, "
+            f"{self.file_bytes:,} bytes",
+        ]
+        words = dict.fromkeys((*self.trigger_words, *self.tokens))
+        return "\n".join([*lines, f"words: {', '.join(words)}"] if words else lines)
+
 
 def save(
     adapter: Adapter,
@@ -96,7 +108,15 @@ def save(
     (:func:`from_tensors`); a compact file cannot be used so. Raises SpectralAdapterError for a file that
     exists (unless ``overwrite``), a folder that cannot be written, and an adapter that could not be loaded
     again.
+
+    >>> import torch, spectral_core as sc
+    >>> adapter = sc.create({"unet.to_q": torch.randn(8, 6)}, sc.LoRAConfig(rank=2))
+    >>> sc.load(sc.save(adapter, "new.safetensors")).content_hash == adapter.content_hash
+    True
+    >>> sc.inspect("new.safetensors").methods
+    ('lora',)
     """
+    require_adapter(adapter)
     path = Path(path)
     if not adapter.layers and not adapter.tokens:
         raise SpectralAdapterError(

@@ -19,11 +19,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ..adapter.adapter import Adapter, AdapterLayer, Term
+from ..adapter.adapter import Adapter, AdapterLayer, Term, require_adapter
 from ..errors import SpectralAdapterError
 from ..maths.layers import LayerShape
 from ..maths.lowrank import Factors, concatenate
@@ -31,6 +32,7 @@ from ..methods import FouRAConfig
 from ..methods.foura import freeze_params
 from ..names import spellings as keys
 from ..names.layer_name import LayerName
+from ..words import OneLine, chosen
 from . import metadata as file_metadata
 from . import writing as safewrite
 from .lora_import import ImportedLoRA, import_lora, read_lora
@@ -45,7 +47,8 @@ __all__ = [
     "read_lora",
 ]
 
-NAMINGS = ("kohya", "diffusers")
+Naming = Literal["kohya", "diffusers"]
+NAMINGS: tuple[Naming, ...] = get_args(Naming)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -63,8 +66,8 @@ class ExportedLayer:
     gate_loss: float | None = None
 
 
-@dataclass(frozen=True)
-class ExportReport:
+@dataclass(frozen=True, repr=False)
+class ExportReport(OneLine):
     """What an export wrote, left out (layer -> why) and lost. ``str(report)`` is for people."""
 
     path: Path
@@ -101,7 +104,7 @@ class ExportReport:
 def export_lora(
     adapter: Adapter,
     path: str | os.PathLike[str],
-    naming: str = "kohya",
+    naming: Naming = "kohya",
     dtype: torch.dtype = torch.float16,
     *,
     overwrite: bool = False,
@@ -116,13 +119,19 @@ def export_lora(
     Raises SpectralAdapterError for a schedule (a LoRA file cannot hold one; ``drop_schedule`` exports without
     it), layers that the naming cannot name, values that ``dtype`` cannot hold, and everything that saving
     refuses.
+
+    >>> import torch, spectral_core as sc
+    >>> name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    >>> adapter = sc.create({name: torch.randn(8, 6)}, sc.LoRAConfig(rank=2))
+    >>> learned = adapter.map_terms(lambda _, t: type(t)(t.config, {k: v + 1 for k, v in t.params.items()}))
+    >>> sc.export_lora(learned, "exported.safetensors").naming
+    'kohya'
     """
     path = Path(path)
-    if naming not in NAMINGS or dtype not in DTYPES:
-        raise SpectralAdapterError(
-            f"{path}: naming {naming!r}, dtype {dtype}: expected {' or '.join(NAMINGS)}, and float32, "
-            "float16 or bfloat16"
-        )
+    require_adapter(adapter)
+    naming = chosen(naming, NAMINGS, f"{path}: naming")
+    if dtype not in DTYPES:
+        raise SpectralAdapterError(f"{path}: dtype {dtype}: expected float32, float16 or bfloat16")
     if adapter.schedule is not None and not drop_schedule:
         raise SpectralAdapterError(
             f"{path}: the adapter's strength is scheduled over the denoising, which a LoRA file cannot hold; "

@@ -27,6 +27,7 @@ from ..methods import LoRAConfig
 from ..names import spellings as keys
 from ..names.layer_name import LayerName
 from ..names.unet_blocks import UNetLayout
+from ..words import OneLine
 from . import adapter_file as fileformat
 from . import lycoris
 from . import metadata as file_metadata
@@ -52,8 +53,8 @@ _READ_KINDS = ("LoHa", "LoKr", "full difference")  # :mod:`.lycoris`
 _BUNDLED = "bundle_emb."  # a trained word that lies in a LoRA file
 
 
-@dataclass(frozen=True)
-class ImportedLoRA:
+@dataclass(frozen=True, repr=False)
+class ImportedLoRA(OneLine):
     """A LoRA file as an adapter.
 
     unmatched: tensors that belong to no layer. raw_layers: layers whose names need the host's own map; they
@@ -81,6 +82,14 @@ class _Layer:
 def import_lora(path: str | os.PathLike[str], unet: UNetLayout | None = None) -> Adapter:
     """A LoRA file as an adapter; what did not match is kept in ``provenance.training``. See
     :func:`read_lora`.
+
+    >>> import torch, spectral_core as sc
+    >>> from safetensors.torch import save_file
+    >>> name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    >>> halves = {f"{name}.lora_A.weight": torch.randn(2, 6), f"{name}.lora_B.weight": torch.randn(8, 2)}
+    >>> save_file(halves, "lora.safetensors")
+    >>> list(sc.import_lora("lora.safetensors").layers) == [name]
+    True
     """
     return read_lora(path, unet).adapter
 

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 from ..adapter.adapter import Adapter, AdapterLayer
 from ..errors import SpectralAdapterError
 from ..statistics.moments import Statistics
+from ..words import OneLine, chosen
 from .activations import kept_by_concept, total_retention, with_inputs
 from .closed_form import closed_form_layer, closed_form_rank_layer
 from .columns import ColumnUse, column_allocation, column_uses, overlap_warnings
@@ -36,10 +38,12 @@ from .subspaces import subspaces_layer
 
 __all__ = [
     "FUSIONS",
+    "FUSION_METHODS",
     "ColumnUse",
     "ConceptReport",
     "Fused",
     "Fusion",
+    "FusionMethod",
     "FusionOptions",
     "FusionReport",
     "LayerReport",
@@ -60,7 +64,11 @@ class Fusion:
     needs_statistics: bool = False
 
 
-FUSIONS: dict[str, Fusion] = {
+FusionMethod = Literal[
+    "sum", "average", "spectral", "orthogonal", "subspaces", "closed-form", "closed-form-rank", "gradient"
+]
+FUSION_METHODS: tuple[FusionMethod, ...] = get_args(FusionMethod)
+FUSIONS: Mapping[FusionMethod, Fusion] = {
     "sum": Fusion(sum_layer),
     "average": Fusion(average_layer),
     "spectral": Fusion(spectral_layer),
@@ -72,17 +80,20 @@ FUSIONS: dict[str, Fusion] = {
 }
 
 
-@dataclass(frozen=True)
-class Fused:
+@dataclass(frozen=True, repr=False)
+class Fused(OneLine):
     """The fused adapter (strength 1, its parents in its provenance) and what happened."""
 
     adapter: Adapter
     report: FusionReport
 
+    def __str__(self) -> str:
+        return self.report.text
+
 
 def fuse(
     adapters: Sequence[Adapter],
-    method: str = "sum",
+    method: FusionMethod = "sum",
     weights: Sequence[float] | None = None,
     rank: int | None = None,
     error: float | None = None,
@@ -109,13 +120,18 @@ def fuse(
     Raises:
         SpectralAdapterError: for layers of different shapes, different schedules, one token with two
         meanings, missing statistics, and settings out of range.
+
+    >>> import torch, spectral_core as sc
+    >>> adapter = sc.create({"unet.to_q": torch.randn(8, 6)}, sc.LoRAConfig(rank=2))
+    >>> fused = sc.fuse([adapter, adapter.scaled(0.5)], weights=[1.0, 2.0], name="both")
+    >>> fused.adapter
+    Adapter('both': 1 layers, lora ×2)
     """
-    if method not in FUSIONS:
-        raise SpectralAdapterError(f"unknown fusion {method!r}: expected one of {', '.join(FUSIONS)}")
+    method = chosen(method, FUSION_METHODS, "unknown fusion")
     check_budget(rank, error)
     options = options or FusionOptions()
-    _check_statistics(method, len(adapters), statistics)
     concepts, schedule = concepts_of(adapters, weights)
+    _check_statistics(method, len(adapters), statistics)
     inputs = _prepared(concepts, freeze_gates, options)
     layers: dict[str, AdapterLayer] = {}
     rows: list[LayerReport] = []
@@ -133,7 +149,7 @@ def fuse(
     return Fused(fused, _report(method, concepts, rows, fused.mergeable))
 
 
-def _check_statistics(method: str, count: int, statistics: Sequence[object] | None) -> None:
+def _check_statistics(method: FusionMethod, count: int, statistics: Sequence[object] | None) -> None:
     if statistics is None and FUSIONS[method].needs_statistics:
         free = ", ".join(name for name, fusion in FUSIONS.items() if not fusion.needs_statistics)
         raise SpectralAdapterError(
@@ -155,7 +171,7 @@ def _prepared(concepts: Sequence[Concept], freeze_gates: bool, options: FusionOp
 
 
 def _fuse_layer(
-    layer: LayerSources, method: str, rank: int | None, error: float | None, options: FusionOptions
+    layer: LayerSources, method: FusionMethod, rank: int | None, error: float | None, options: FusionOptions
 ) -> tuple[AdapterLayer, LayerReport]:
     fusion = FUSIONS[method]
     if fusion.needs_statistics and not layer.inputs:

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from ..plots import heatmap
+from ..words import OneLine
 from .activations import Kept
 from .columns import ColumnUse
 
@@ -33,8 +34,8 @@ class ConceptReport:
     retention: float | None = None
 
 
-@dataclass(frozen=True)
-class LayerReport:
+@dataclass(frozen=True, repr=False)
+class LayerReport(OneLine):
     """One fused layer. ``form`` is the rule that was used there.
 
     ``norm`` ‖ΔW‖_F of what could be compressed and ``error`` the relative part of it that was lost, where
@@ -57,8 +58,8 @@ class LayerReport:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class FusionReport:
+@dataclass(frozen=True, repr=False)
+class FusionReport(OneLine):
     """``error`` is over all compressed layers together: √(Σ‖lost‖²/Σ‖ΔW‖²)."""
 
     method: str
@@ -83,6 +84,9 @@ class FusionReport:
                 "adaptive gates stay live, or a schedule is kept: applied live, not mergeable into weights"
             )
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+
+    def __str__(self) -> str:
+        return self.text
 
     def pictures(self) -> dict[str, Image.Image]:
         """``retention``: every layer's, concept by concept; nothing without statistics."""

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..adapter.adapter import Adapter, Term
+from ..adapter.adapter import Adapter, Term, require_adapter
 from ..adapter.schedule import Schedule
 from ..errors import SpectralAdapterError
 from ..maths.layers import LayerShape
@@ -91,15 +91,10 @@ def concepts_of(
     adapters: Sequence[Adapter], weights: Sequence[float] | None
 ) -> tuple[list[Concept], Schedule | None]:
     """The concepts that count (weight · strength ≠ 0) and the schedule that the fused adapter keeps."""
-    if not adapters:
+    if not isinstance(adapters, Sequence) or not adapters:
         raise SpectralAdapterError("nothing to fuse: expected at least one adapter")
     for index, adapter in enumerate(adapters):
-        if not getattr(adapter, "is_spectral_adapter", False):
-            raise SpectralAdapterError(
-                f"input {index + 1} of the fusion is a {type(adapter).__name__}: expected an adapter; "
-                "load files first "
-                "(ordinary LoRA files too)"
-            )
+        require_adapter(adapter, f"input {index + 1} of the fusion")
     weights = [1.0] * len(adapters) if weights is None else list(weights)
     if len(weights) != len(adapters):
         raise SpectralAdapterError(
@@ -135,10 +130,8 @@ def _with_one_schedule(concepts: list[Concept]) -> tuple[list[Concept], Schedule
             assert shared is not None  # without one, all are constant
             raise SpectralAdapterError(
                 f"{shared.label} and {concept.label} have different strength schedules, and one adapter "
-                "holds one: "
-                "give both the same (adapter.with_schedule(…)), remove them (with_schedule(None)), or "
-                "stack the "
-                "adapters instead of fusing them"
+                "holds one: give both the same (adapter.with_schedule(…)), remove them "
+                "(with_schedule(None)), or stack the adapters instead of fusing them"
             )
         scaled.append(replace(concept, factor=factor))
     return [c for c in scaled if c.factor != 0] or scaled, schedule
@@ -177,8 +170,7 @@ def layers_of(concepts: Sequence[Concept]) -> list[LayerSources]:
             if shape != layer.shape:
                 raise SpectralAdapterError(
                     f"layer {name} is {shape} in {first} and {layer.shape} in {concept.label}: these "
-                    "adapters belong to "
-                    "different base models and cannot be fused"
+                    "adapters belong to different base models and cannot be fused"
                 )
             sources = [
                 Source(concept.label, term, concept.strength_of(name), concept.place, index)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +47,8 @@ __all__ = [
     "values",
 ]
 
-KINDS = ("mlp", "entropy")
+Kind = Literal["mlp", "entropy"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 _INITIAL_LOGIT = 2.0
 FLOOR = 1e-12  # of the mean energy, before its logarithm
 NORM_EPS = 1e-5  # of the LayerNorm

@@ -12,16 +12,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import SpectralAdapterError
+from ..words import chosen
 from .record import GateRecorder
 
-MODES = ("soft", "straight_through", "hard")
+Mode = Literal["soft", "straight_through", "hard"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 ANNEALED_FRACTION = 0.7  # of the training steps; τ falls from 1 to FINAL_TEMPERATURE over them
 FINAL_TEMPERATURE = 0.5  # not lower: at τ = 0.1 the gradient at logit 2 is 2e-8
 SETTLE_STEPS = 100  # training steps whose mean becomes μ
@@ -94,8 +96,7 @@ class GateRuntime:
 
     def set_mode(self, mode: str, temperature: float) -> None:
         """Choose soft / straight_through / hard and τ > 0 (which a hard gate does not depend on)."""
-        if mode not in MODES:
-            raise SpectralAdapterError(f"gate mode {mode!r}: expected one of {', '.join(MODES)}")
+        chosen(mode, MODES, "gate mode")
         if not temperature > 0:
             raise SpectralAdapterError(f"gate temperature {temperature!r}: expected a number above 0")
         self.mode, self.temperature = mode, temperature

@@ -13,12 +13,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-TRANSFORMS = ("dct", "dft", "none")
+Transform = Literal["dct", "dft", "none"]
+TRANSFORMS: tuple[Transform, ...] = get_args(Transform)
 _TOGETHER = 2**18  # numbers in one transform of several factors: what it holds on the way stays small
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Generator, Tensor
@@ -25,7 +25,8 @@ from ..maths.layers import LayerShape, as_fp32
 from ..maths.lowrank import Factors
 from . import common
 
-GATES = ("none", "adaptive", "frozen")
+Gate = Literal["none", "adaptive", "frozen"]
+GATES: tuple[Gate, ...] = get_args(Gate)
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class FouRAConfig:
     method: ClassVar[str] = "foura"
     rank: int
     alpha: float | None = None
-    transform: str = "dct"
-    gate: str = "adaptive"
-    gate_kind: str = "mlp"
+    transform: transforms.Transform = "dct"
+    gate: Gate = "adaptive"
+    gate_kind: gates.Kind = "mlp"
 
     def __post_init__(self) -> None:
         common.check_rank(self.rank, self.method)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Generator, Tensor
@@ -22,7 +22,8 @@ from ..maths.lowrank import Factors
 from ..maths.precision import full_precision
 from . import common
 
-STRENGTH_LAWS = ("delta", "rotation")
+StrengthLaw = Literal["delta", "rotation"]
+STRENGTH_LAWS: tuple[StrengthLaw, ...] = get_args(StrengthLaw)
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class SpectralRConfig:
     method: ClassVar[str] = "spectral_r"
     columns: tuple[int, ...]
     train_scale: bool = False
-    strength_law: str = "delta"
+    strength_law: StrengthLaw = "delta"
 
     def __post_init__(self) -> None:
         common.check_columns(self.columns, self.method)

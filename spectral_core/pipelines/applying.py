@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..adapter.adapter import Adapter
+from ..adapter.adapter import Adapter, require_adapter
 from ..attach.attaching import Attachment, attach
 from ..errors import SpectralAdapterError
 from ..gates.record import GateRecorder
@@ -40,7 +40,12 @@ class Applied:
 
     def _set_up(self, pipe: Any, adapters: Sequence[Adapter], recorder: GateRecorder | None) -> None:
         modules = parts_of(pipe)
-        for adapter in adapters:
+        if not modules:
+            raise SpectralAdapterError(
+                f"{type(pipe).__name__} is no pipeline with a model in it: open one with load_pipeline()"
+            )
+        for place, adapter in enumerate(adapters):
+            require_adapter(adapter, f"input {place + 1}")
             if missing := [part for part in adapter.parts if part not in modules]:
                 raise SpectralAdapterError(
                     f"adapter {adapter.provenance.name or '(unnamed)'} changes {missing[0]!r}, which this "

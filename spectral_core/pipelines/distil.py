@@ -42,6 +42,7 @@ from ..training.objectives.distillation import (
 from ..training.objectives.towards_prediction import ResidualNoise
 from ..training.runs.outcome import TrainResult
 from ..training.runs.place import Run
+from ..words import OneLine
 from .applying import apply
 from .concept import diffusion_of
 from .conditioning import Conditioning, encode, joined_rows
@@ -69,8 +70,8 @@ class DistilJob(SampleSettings):
         }
 
 
-@dataclass(frozen=True)
-class Distilled:
+@dataclass(frozen=True, repr=False)
+class Distilled(OneLine):
     """The adapter, the run, and what the user should know."""
 
     adapter: Adapter

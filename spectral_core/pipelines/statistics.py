@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -27,11 +27,14 @@ from torch import nn
 from ..adapter.adapter import Adapter
 from ..errors import SpectralAdapterError
 from ..statistics.collect import LIMIT_BYTES, collect, exact_bytes, modules_of
+from ..statistics.collect import Space as WhichSpace
 from ..statistics.moments import Statistics
+from ..words import chosen
 from .applying import apply
 from .loading import parts_of
 
-SPACES = ("auto", "exact", "rank")
+Space = Literal["auto", "exact", "rank"]
+SPACES: tuple[Space, ...] = get_args(Space)
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,12 @@ class Looking:
     guidance: float = 4.0
     size: tuple[int, int] | None = None
     seed: int = 0
-    space: str = "auto"
+    space: Space = "auto"
     limit_bytes: int = LIMIT_BYTES
     rounds: int = 1
 
     def __post_init__(self) -> None:
-        if self.space not in SPACES:
-            raise SpectralAdapterError(
-                f"statistics space {self.space!r}: expected one of {', '.join(SPACES)}"
-            )
+        chosen(self.space, SPACES, "statistics space")
         if not isinstance(self.steps, int) or self.steps < 1:
             raise SpectralAdapterError(f"{self.steps!r} steps: expected a whole number of at least 1")
 
@@ -104,7 +104,7 @@ def _modules(pipe: Any, adapters: Sequence[Adapter]) -> dict[str, nn.Module]:
 
 def _space(
     looking: Looking, modules: Mapping[str, nn.Module], adapters: Sequence[Adapter], concepts: int
-) -> str:
+) -> WhichSpace:
     if looking.space != "auto":
         return looking.space
     widths = {name: a.layers[name].shape.fan_in for a in adapters for name in modules if name in a.layers}

@@ -19,7 +19,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -33,9 +33,11 @@ from ..gates.formula import GateRuntime
 from ..maths.layers import Geometry, as_fp32, project
 from ..maths.precision import full_precision
 from ..methods import FouRAConfig
+from ..words import chosen
 from .moments import GatedRows, Statistics, row_basis
 
-SPACES = ("exact", "rank")
+Space = Literal["exact", "rank"]
+SPACES: tuple[Space, ...] = get_args(Space)
 LIMIT_BYTES = 8 << 30
 
 
@@ -63,7 +65,7 @@ def exact_bytes(
 def collect(
     modules: Mapping[str, nn.Module],
     adapters: Sequence[Adapter],
-    space: str = "exact",
+    space: Space = "exact",
     dtype: torch.dtype = torch.float32,
     limit_bytes: int = LIMIT_BYTES,
     device: torch.device | None = None,
@@ -139,16 +141,14 @@ class Collector:
         self,
         modules: Mapping[str, nn.Module],
         adapters: Sequence[Adapter],
-        space: str,
+        space: Space,
         dtype: torch.dtype,
         limit_bytes: int,
         device: torch.device | None = None,
     ) -> None:
-        if space not in SPACES or dtype not in (torch.float32, torch.float64):
-            raise SpectralAdapterError(
-                f"statistics in {space!r} space as {dtype}: expected one of {', '.join(SPACES)}, float32 or "
-                "float64"
-            )
+        space = chosen(space, SPACES, "statistics space")
+        if dtype not in (torch.float32, torch.float64):
+            raise SpectralAdapterError(f"statistics as {dtype}: expected float32 or float64")
         self._layers = {n: _watched(n, adapters) for n in modules if any(n in a.layers for a in adapters)}
         if not self._layers:
             raise SpectralAdapterError("no layer to watch: the adapters change none of these modules")

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Folders (and the modules that stand alone), each importing only what stands before it.
-CORE = ("errors", "maths", "names", "gates", "methods", "adapter", "plots", "files", "attach", "statistics")
-CORE += ("fusion", "analysis", "training", "pipelines", "demo", "cli", "__main__")
+CORE = ("errors", "words", "maths", "names", "gates", "methods", "adapter", "plots", "files", "attach")
+CORE += ("statistics", "fusion", "analysis", "training", "pipelines", "demo", "cli", "__main__")
 TRAINING = ("config", "data", "objectives", "runs", "engine")
 IN_HOST = ("model", "files", "apply", "training", "fusing", "page", "demo", "startup")  # below nodes/host
 APART = {("demo", room) for room in IN_HOST[1:5]}  # nodes/host/demo builds on the model room alone

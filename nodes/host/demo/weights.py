@@ -126,8 +126,8 @@ def vae_ratio(config: Mapping[str, Any]) -> int:
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The CLIP configuration, only with what the host's class reads."""
-    names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "hidden_act")
-    names += ("max_position_embeddings", "eos_token_id")
+    names = ["num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "hidden_act"]
+    names += ["max_position_embeddings", "eos_token_id"]
     return {name: config[name] for name in names}
 
 

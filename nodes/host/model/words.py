@@ -62,7 +62,8 @@ def add(clip: Any, adapter: Adapter) -> tuple[Any, list[str]]:
     """
     if not adapter.tokens:
         return clip, []
-    tokenizer, found = copy.copy(clip.tokenizer), set()
+    tokenizer = copy.copy(clip.tokenizer)
+    found: set[str] = set()
     for attribute, part in PARTS.items():
         words = {word: rows[part] for word, rows in adapter.tokens.items() if part in rows}
         old = getattr(tokenizer, attribute, None)

@@ -15,6 +15,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+__all__ = ["build_vocabulary", "byte_symbols", "clip_tokenizer", "read_merges"]
+
 MERGES = Path(__file__).with_name("merges.txt.gz")
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"

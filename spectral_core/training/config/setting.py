@@ -7,7 +7,6 @@ translations and the table in the documentation. Types and choices are the field
 
 from __future__ import annotations
 
-import difflib
 import math
 import types
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ...errors import SpectralAdapterError
+from ...words import chosen
 
 _KEY = "setting"
 Ends = Literal["[]", "[)", "(]", "()"]
@@ -171,8 +171,4 @@ def check_settings(values: Any) -> None:
 
 def one_of(name: str, value: Any, choices: Sequence[str]) -> None:
     """SpectralAdapterError, with the nearest word, unless ``value`` is one of the choices."""
-    if value in choices:
-        return
-    near = difflib.get_close_matches(str(value), choices, 1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise SpectralAdapterError(f"{name} {value!r}: {hint}expected one of {', '.join(choices)}")
+    chosen(value, choices, name)

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...words import OneLine
 
-@dataclass(frozen=True)
-class GateReport:
+
+@dataclass(frozen=True, repr=False)
+class GateReport(OneLine):
     """What the gates learned: E[p] and open rows of a frozen gate by layer; dead and always open layers.
 
     ``dead`` and ``always_open`` are reported, not assumed wrong: at the rank that a layer needs, its gates
@@ -47,8 +49,8 @@ class GateReport:
         return {"layers": layers, "dead": list(self.dead), "always_open": list(self.always_open)}
 
 
-@dataclass
-class TrainResult:
+@dataclass(repr=False)
+class TrainResult(OneLine):
     """losses per step (those before a resume included), seconds, and whether the run was stopped before its
     last step. notes: what the user should know; gates: what they learned; checkpoint: the last one written;
     resumed_at: the step it went on from."""
@@ -60,3 +62,9 @@ class TrainResult:
     gates: GateReport | None = None
     checkpoint: Path | None = None
     resumed_at: int = 0
+
+    def __str__(self) -> str:
+        how = "stopped after" if self.stopped else "trained"
+        done = f"{how} {len(self.losses)} steps, {self.seconds:.0f} s"
+        loss = [f"last loss {self.losses[-1]:.4g}"] if self.losses else []
+        return "\n".join(["; ".join([done, *loss]), *self.notes])
