@@ -20,12 +20,12 @@ def expected(word: object, known: Iterable[str]) -> str:
     """What to take instead of an unknown word: the nearest known one, and all of them.
 
     >>> expected("clsed-form", ["sum", "closed-form"])
-    "did you mean 'closed-form'? Expected one of sum, closed-form"
+    "did you mean 'closed-form'? expected one of sum, closed-form"
     """
     words = [str(each) for each in known]
     near = difflib.get_close_matches(word.lower(), words, 1) if isinstance(word, str) else []
-    hint = f"did you mean {near[0]!r}? Expected" if near else "expected"
-    return f"{hint} one of {', '.join(words)}"
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}expected one of {', '.join(words)}"
 
 
 def chosen(word: object, choices: Sequence[Choice], what: str) -> Choice:

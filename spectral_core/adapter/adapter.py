@@ -265,7 +265,7 @@ def require_adapter(value: object, what: str = "") -> None:
     """Refuse what is no adapter; told by an attribute, as a process may hold two copies of this package."""
     if not getattr(value, "is_spectral_adapter", False):
         raise SpectralAdapterError(
-            f"{what or 'input'} is {type(value).__name__}: expected an adapter; open files with load() or "
+            f"{what or 'input'} is a {type(value).__name__}: expected an adapter; open files with load() or "
             "import_lora() first"
         )
 

@@ -266,7 +266,7 @@ def test_missing_layers_and_parts(model: Mixed) -> None:
         attach(model, two, part="vae")
     with attach(model, two, part="text_encoder") as attachment:
         assert attachment.report.matched == ("text_encoder.out",)
-    with pytest.raises(SpectralAdapterError, match="expected an adapter, found dict"):
+    with pytest.raises(SpectralAdapterError, match="is a dict: expected an adapter"):
         attach(model, [{}])  # type: ignore[list-item]
 
 
