@@ -1,8 +1,10 @@
-"""Checks that this Python and this ComfyUI can run the pack, and says what is missing.
+"""Checks that this Python and this host can run the pack, and says what is missing.
 
-ComfyUI-Manager runs it without arguments in the host's Python; `python install.py` does the same by hand. It
-needs only the standard library, changes nothing and installs nothing: every package comes with ComfyUI.
-Exit code 0: usable. 1: not usable, and the lines above say why and what to do.
+ComfyUI-Manager runs it without arguments in the host's Python, Automatic1111 and Forge at every start;
+`python install.py` does the same by hand. It needs only the standard library, changes nothing and installs
+nothing: every package comes with the host.
+Exit code 0: usable. 1: not usable, and the lines above say why and what to do. In a webui it is always 0: the
+webui prints anything else as an error block, and its packages are pinned, so that nobody should replace them.
 """
 
 import re
@@ -21,6 +23,8 @@ PACKAGES = {
     "Pillow": (9, 1),
     "tqdm": (4, 60),
 }
+# A webui's pins are older, and the core needs no einops.
+WEBUI_PACKAGES = {name: oldest for name, oldest in PACKAGES.items() if name != "einops"}
 REPAIR = (
     "Install ComfyUI's requirements into this Python (its requirements.txt; for torch follow ComfyUI's "
     "manual, so that the build fits your GPU), then start ComfyUI again."
@@ -54,6 +58,15 @@ def find_host(pack):
     return None
 
 
+def find_webui(pack):
+    """The webui's folder that holds `pack` in its extensions, or None. A link counts at both ends."""
+    for folder in (pack.absolute(), pack.resolve()):
+        host = folder.parent.parent
+        if folder.parent.name == "extensions" and (host / "webui.py").is_file():
+            return host
+    return None
+
+
 def host_version(host):
     """What comfyui_version.py says, read and not imported; None when it is not there."""
     try:
@@ -71,10 +84,10 @@ def check_python(version):
     return [], [f"Python {dotted(version[:3])} is too old: {dotted(PYTHON)} or newer is needed."]
 
 
-def check_packages(version_of):
+def check_packages(version_of, packages=PACKAGES):
     """(lines, problems) for the packages; `version_of` maps a distribution's name to its version or None."""
     lines, problems = [], []
-    for name, oldest in PACKAGES.items():
+    for name, oldest in packages.items():
         found = version_of(name)
         if found is None:
             problems.append(f"{name} is not installed: {dotted(oldest)} or newer is needed.")
@@ -98,6 +111,8 @@ def check_host(host):
 
 def main(pack=Path(__file__).parent, python=tuple(sys.version_info), version_of=installed_version):
     """Print what was found and what is missing; the exit code."""
+    if find_webui(pack) is not None:
+        return webui_main(python, version_of)
     lines, problems = check_python(python)
     packages, missing = check_packages(version_of)
     host, host_problems = check_host(find_host(pack))
@@ -109,6 +124,18 @@ def main(pack=Path(__file__).parent, python=tuple(sys.version_info), version_of=
         print("  ! " + problem)
     print("It cannot run here yet." if problems else "Everything it needs is here.")
     return 1 if problems else 0
+
+
+def webui_main(python, version_of):
+    """The same in a webui: one quiet line where all is well, and the code 0 in any case."""
+    lines, problems = check_python(python)
+    packages, missing = check_packages(version_of, WEBUI_PACKAGES)
+    if problems + missing:
+        print("Spectral Adapters cannot run in this webui: " + " ".join(problems + missing))
+        print("Update the webui itself; its own packages should not be replaced one by one.")
+    else:
+        print("Spectral Adapters: " + ", ".join(lines + packages))
+    return 0
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ Shapes: none; names only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
@@ -85,6 +86,50 @@ class UNetLayout:
         down = tuple(_depths(*level) for level in zip(types, counts, depths, strict=True))
         ups = zip(tuple(config["up_block_types"]), [n + 1 for n in reversed(counts)], up_depths, strict=True)
         return cls(down, _mid_depth(config, depths), tuple(_depths(*level) for level in ups), _label(config))
+
+    @classmethod
+    def from_native(cls, paths: Iterable[str]) -> UNetLayout:
+        """From the module paths of a UNet with the original code's block names (``input_blocks.1.0…``).
+
+        The module behind ``label_emb`` is taken for SDXL's. Raises SpectralAdapterError where there are no
+        such blocks.
+        """
+        own = {path: re.match(r"(input|output|middle)_blocks?\.(\d+)\.?(.*)", path) for path in paths}
+        rows: dict[str, dict[int, list[str]]] = {"input": {}, "output": {}, "middle": {}}
+        for match in filter(None, own.values()):
+            rows[match[1]].setdefault(int(match[2]), []).append(match[3])
+        if not rows["input"] or not rows["output"]:
+            raise SpectralAdapterError(
+                "this model has no input_blocks and output_blocks: it is no UNet of Stable Diffusion's kind"
+            )
+        down = _levels(rows["input"], 1, lambda inner: inner == "0.op", True)
+        up = _levels(rows["output"], 0, lambda inner: re.fullmatch(r"\d\.conv", inner) is not None, False)
+        middle = rows["middle"]
+        mid = _depth_in(middle[1], "") if 1 in middle else (0 if middle else None)
+        return cls(down, mid, up, "add_embedding" if any(p.startswith("label_emb.") for p in own) else "")
+
+
+def _depth_in(inner: list[str], before: str) -> int:
+    """How many transformer blocks there are below ``before``."""
+    pattern = re.compile(re.escape(before) + r"transformer_blocks\.(\d+)")
+    return len({match[1] for path in inner if (match := pattern.match(path))})
+
+
+def _levels(
+    row: Mapping[int, list[str]], first: int, ends: Callable[[str], bool], apart: bool
+) -> tuple[tuple[int, ...], ...]:
+    """The depths of a row of blocks, cut into levels behind those that change the resolution.
+
+    apart: a block that does so is one of its own, as on the way down.
+    """
+    levels: list[list[int]] = [[]]
+    for number in sorted(n for n in row if n >= first):
+        is_end = any(ends(inner) for inner in row[number])
+        if not (is_end and apart):
+            levels[-1].append(_depth_in(row[number], "1."))
+        if is_end:
+            levels.append([])
+    return tuple(tuple(level) for level in levels)
 
 
 def _per_level(value: Any, levels: int) -> tuple[Any, ...]:

@@ -3,7 +3,7 @@
 A room imports itself and the rooms before it in its list, whether for the type checker, inside a function or
 at the top; and no module imports itself by way of others.
 
-nodes -> nodes/host -> spectral_core, never back
+nodes -> nodes/host -> spectral_core, never back; spectral_webui -> spectral_core
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ CORE = ("errors", "words", "maths", "names", "gates", "methods", "adapter", "plo
 CORE += ("statistics", "fusion", "analysis", "training", "pipelines", "demo", "cli", "__main__")
 TRAINING = ("config", "data", "objectives", "runs", "engine")
 IN_HOST = ("model", "files", "apply", "training", "fusing", "page", "demo", "startup")  # below nodes/host
+WEBUI = ("request", "infotext", "library", "places", "active", "a1111", "forge", "extension")
+WEBUI += ("folders", "tools", "page", "api", "tab", "registration")
+WEBUI_HOST = frozenset({"modules", "gradio", "fastapi"})  # imported inside functions
 APART = {("demo", room) for room in IN_HOST[1:5]}  # nodes/host/demo builds on the model room alone
 RUNTIME = frozenset({"torch", "safetensors", "einops", "numpy", "PIL", "tqdm"})  # what every host ships
 HOST = frozenset({"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server"})
@@ -149,6 +152,26 @@ def node_violations(source: str, path: Path) -> Iterator[str]:
             yield f"{where}: inside the host the root is not on sys.path: import relatively"
         elif top not in RUNTIME and top not in sys.stdlib_module_names:
             yield f"{where}: a node may not import {top}"
+
+
+def webui_violations(source: str, path: Path) -> Iterator[str]:
+    """What a file of ``spectral_webui`` imports and may not; it takes the core by its absolute name."""
+    part = room_of(path.parts)
+    for found in imports(source, path):
+        where, top = f"{path}:{found.line}", found.target[0]
+        if found.relative:
+            if top != "spectral_webui":
+                yield f"{where}: outside of itself it imports by absolute names, not {'.'.join(found.target)}"
+            elif why := against(part, room_of(found.target), WEBUI):
+                yield f"{where}: {why}"
+        elif top in WEBUI_HOST:
+            if not found.lazy:
+                yield f"{where}: {top} is the host's and imported inside a function"
+        elif top == "spectral_core":
+            if room_of(found.target) in ("cli", "demo", "pipelines"):
+                yield f"{where}: the webui calls the core, not its commands"
+        elif top not in RUNTIME and top not in sys.stdlib_module_names:
+            yield f"{where}: the webui may not import {top}"
 
 
 def cycles(sources: Mapping[Path, str]) -> Iterator[str]:

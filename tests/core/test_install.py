@@ -98,6 +98,47 @@ def test_linked_pack_finds_its_host(install, tmp_path):
     assert install.find_host(tmp_path / "clone") is None
 
 
+WEBUI = {**GOOD, "torch": "2.1.2+cu121", "numpy": "1.26.2", "einops": "0.4.1", "Pillow": "9.5.0"}
+
+
+def webui(tmp_path: Path) -> Path:
+    """A folder that looks like Automatic1111, with the pack in its extensions; the pack's folder."""
+    pack = tmp_path / "webui" / "extensions" / "comfyui-spectral-adapters"
+    pack.mkdir(parents=True)
+    (tmp_path / "webui" / "webui.py").touch()
+    return pack
+
+
+@pytest.mark.parametrize("einops", ["0.4.1", None])
+def test_a_webui_with_its_own_pins_is_fine(install, tmp_path, capsys, einops):
+    assert install.main(webui(tmp_path), (3, 10, 6), {**WEBUI, "einops": einops}.get) == 0
+    out = capsys.readouterr().out
+    assert "torch 2.1.2+cu121" in out
+    assert "ComfyUI" not in out and "einops" not in out and "!" not in out
+
+
+@pytest.mark.parametrize(
+    ("python", "name", "version", "says"),
+    [
+        ((3, 10, 6), "torch", "2.0.1", "torch 2.0.1 is too old"),
+        ((3, 10, 6), "torch", None, "torch is not installed"),
+        ((3, 9, 1), "torch", "2.1.2", "Python 3.9.1 is too old"),
+    ],
+)
+def test_a_webui_is_told_and_never_stopped(install, tmp_path, capsys, python, name, version, says):
+    assert install.main(webui(tmp_path), python, {**WEBUI, name: version}.get) == 0
+    out = capsys.readouterr().out
+    assert says in out
+    assert "requirements" not in out and "ComfyUI" not in out
+
+
+def test_a_folder_called_extensions_alone_is_no_webui(install, tmp_path):
+    pack = webui(tmp_path)
+    assert install.find_webui(pack) == tmp_path / "webui"
+    (tmp_path / "webui" / "webui.py").unlink()
+    assert install.find_webui(pack) is None
+
+
 def test_as_the_manager_runs_it():
     run = subprocess.run([sys.executable, "install.py"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stdout + run.stderr
