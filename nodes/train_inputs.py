@@ -154,7 +154,12 @@ def _choices() -> dict[str, Any]:
         ),
         "gate": inputs.combo(("adaptive", "none"), "FouRA's gates, which choose the rank for each step."),
         "target_open": number(
-            "FLOAT", 0.0, 0.0, 1.0, "Share of gates that may stay open, for FouRA. 0: no limit.", step=0.05
+            "FLOAT",
+            0.5,
+            0.0,
+            1.0,
+            "Share of FouRA's gates that shall be open at the end. 0: no target.",
+            step=0.05,
         ),
         "freeze_gates": (
             "BOOLEAN",

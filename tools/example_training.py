@@ -20,7 +20,7 @@ TRAINING = {  # the widgets of Train Adapter that the example leaves as they are
     "precision": "auto",
     "gradient_checkpointing": "none",
     "gate": "adaptive",
-    "target_open": 0.0,
+    "target_open": 0.5,
     "freeze_gates": False,
     "train_scale": False,
     "ema": 0.0,

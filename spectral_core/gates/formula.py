@@ -44,12 +44,13 @@ __all__ = [
     "temperature_at",
     "tensor_shapes",
     "trainable",
+    "trained_tensor",
     "values",
 ]
 
 Kind = Literal["mlp", "entropy"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-_INITIAL_LOGIT = 2.0
+INITIAL_LOGIT = 2.0
 FLOOR = 1e-12  # of the mean energy, before its logarithm
 NORM_EPS = 1e-5  # of the LayerNorm
 
@@ -75,12 +76,19 @@ def trainable(kind: str) -> tuple[str, ...]:
     return (*names, "gate.entropy_scale", "gate.entropy_shift") if kind == "entropy" else names
 
 
+def trained_tensor(path: str) -> str:
+    """The gate's trained tensor that a parameter ``<layer>.gate.<tensor>`` is; empty for other parameters,
+    also of layers that are themselves called ``gate``."""
+    name = path.rpartition(".gate.")[2]
+    return name if f"gate.{name}" in trainable("entropy") and name != path else ""
+
+
 def init(rank: int, kind: str, generator: Generator | None) -> dict[str, Tensor]:
     """Every gate open with logit 2 whatever the input (W₂ = 0); W₁ ~ U(−b, b), b = (rank + 1)^-½."""
     params = {name: torch.zeros(shape) for name, shape in tensor_shapes(rank, kind).items()}
     bound = 1 / math.sqrt(rank + 1)
     params["gate.w1"].uniform_(-bound, bound, generator=generator)
-    params["gate.bias"].fill_(_INITIAL_LOGIT)
+    params["gate.bias"].fill_(INITIAL_LOGIT)
     params["gate.mean_open"].fill_(1.0)
     if kind == "entropy":  # 4·H(σ(2)) + 0.54 = 2.00: it starts where the other kind does
         params["gate.entropy_scale"].fill_(4.0)

@@ -143,6 +143,7 @@ def train_slider(
         result = train(setup, config, job.method, run=run)
         trained = attachment.to_adapter()
     record = {"slider": job.settings(), **config.as_dict(), "steps_done": len(result.losses)}
+    record |= {} if result.gates is None else result.gates.record()
     schedule = Schedule.window(job.start, 1.0) if job.start > 0 else None
     trained = replace(trained, schedule=schedule).with_provenance(training=record)
     if config.freeze_gates and not result.stopped:

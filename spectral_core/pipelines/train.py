@@ -241,6 +241,7 @@ def _train(
         "resolution": f"{job.size[0]}x{job.size[1]}",
         "images": data.concept_count,
         "steps_done": len(result.losses),
+        **({} if result.gates is None else result.gates.record()),
     }
     trained = trained.with_provenance(training={k: v for k, v in record.items() if v is not None})
     return result, freeze(trained) if config.freeze_gates and not result.stopped else trained

@@ -115,6 +115,9 @@ def carry_out(
         progress.keeps(at.place.folder, lambda steps: _keep(learned(steps), at.place.name, steps))
         result = train_explained(setup, config, job.method, around, at.place)
         adapter = learned(len(result.losses))
+        if result.gates is not None:
+            told = {**adapter.provenance.training, **result.gates.record()}
+            adapter = adapter.with_provenance(training=told)
         if config.freeze_gates and not result.stopped:
             adapter = freeze(adapter)
     return saved(adapter, result, at, progress, config, notes)

@@ -27,6 +27,13 @@ DEFAULT_LEARNING_RATES = {
 }
 """Starting points for models of Stable Diffusion's size; 0 in TrainConfig.learning_rate chooses from here."""
 
+GATE_TRAVEL = 12.0
+"""Learning rate times steps of the gates. Adam moves a logit by about its rate a step, and a gate starts at
+logit 2: what decides is how far it can go in the run, not the adapter's rate
+(``benchmarks.quality.gates``)."""
+
+MOST_GATE_RATE = 0.3  # a step; the default of runs below 40 steps
+
 PRODIGY_RATE = 1.0  # prodigy finds the rate itself; this multiplies what it finds
 
 
@@ -165,22 +172,42 @@ class TrainConfig:
         step=0.05,
         metavar="W",
     )
-    target_open: float | None = setting(
-        None,
-        "Share of gates that may stay open; none: no limit.",
+    gate_learning_rate: float = setting(
+        0.0,
+        "Learning rate of the gates; 0 is 12 / steps. It does not depend on the adapter's.",
+        "gate",
+        least=0,
+        step=1e-3,
+        methods=("foura",),
+        metavar="RATE",
+    )
+    target_open: float = setting(
+        0.5,
+        "Share of gates that shall be open at the end; 0: no target. Without one most stay open.",
         "gate",
         least=0,
         most=1,
-        ends="(]",
         step=0.05,
         methods=("foura",),
         metavar="SHARE",
     )
     gate_penalty: float = setting(
-        0.1, "Weight of that limit.", "gate", least=0, step=0.01, methods=("foura",), metavar="W"
+        0.1, "Weight of that target in the loss.", "gate", least=0, step=0.01, methods=("foura",), metavar="W"
     )
     freeze_gates: bool = setting(
         False, "Fix the gates at the end, so that the adapter merges exactly.", "gate", methods=("foura",)
+    )
+    frozen_share: float = setting(
+        0.2,
+        "With freeze_gates, the share of the steps that train on with the fixed gates. Fixing them without "
+        "that loses what they had gained.",
+        "gate",
+        least=0,
+        most=1,
+        ends="[)",
+        step=0.05,
+        methods=("foura",),
+        metavar="SHARE",
     )
     explosion: float = setting(
         5.0,
@@ -224,6 +251,15 @@ class TrainConfig:
         if self.optimiser == "prodigy":
             return self.learning_rate or PRODIGY_RATE
         return self.learning_rate or DEFAULT_LEARNING_RATES[method]
+
+    def gate_rate(self, start: int = 0) -> float:
+        """The gates' peak learning rate in a schedule that began at step ``start``."""
+        return self.gate_learning_rate or min(GATE_TRAVEL / max(1, self.steps - start), MOST_GATE_RATE)
+
+    def gate_rate_factor(self, step: int, start: int = 0) -> float:
+        """Multiplier of that, whatever the adapter's schedule: half a cosine after the warm-up, so that gates
+        come to rest."""
+        return rate_factor("cosine", step - start, self.steps - start, self.warmup)
 
     def rate_factor(self, step: int, start: int = 0) -> float:
         """Multiplier of the peak rate at a step (from 0) of a schedule that began at step ``start``."""

@@ -21,9 +21,9 @@ class Averaging:
     """What the result is made of. ``averages`` is empty without an EMA."""
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer, decay: float
+        self, parameters: Sequence[nn.Parameter], optimisers: Sequence[torch.optim.Optimizer], decay: float
     ) -> None:
-        self._parameters, self._optimiser, self._decay = list(parameters), optimiser, decay
+        self._parameters, self._optimisers, self._decay = list(parameters), optimisers, decay
         self.averages: list[Tensor] = [p.detach().clone() for p in parameters] if decay else []
 
     @torch.no_grad()
@@ -35,8 +35,8 @@ class Averaging:
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Put the parameters to use in place, for good; the optimiser must not step after it."""
-        optim.set_train_mode(self._optimiser, False)
+        """Put the parameters to use in place, for good; the optimisers must not step after it."""
+        optim.set_train_mode(self._optimisers, False)
         for parameter, average in zip(self._parameters, self.averages, strict=bool(self.averages)):
             parameter.copy_(average)
 
@@ -49,7 +49,7 @@ class Averaging:
             self.apply()
             yield
         finally:
-            optim.set_train_mode(self._optimiser, True)
+            optim.set_train_mode(self._optimisers, True)
             with torch.no_grad():
                 for parameter, kept in zip(self._parameters, before, strict=True):
                     parameter.copy_(kept)

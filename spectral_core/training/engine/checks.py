@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import SpectralAdapterError
+from ...gates import formula
 from ...maths.layers import LayerShape
 from ...methods import MethodConfig, method_of
 from ..config.config import DEFAULT_LEARNING_RATES, TrainConfig
@@ -18,6 +19,7 @@ from ..data.folder import Example
 from ..objectives.losses import Setup
 from .optim import Group
 
+GATE_START = formula.INITIAL_LOGIT
 UNUSUAL_RATE = 100.0  # times the method's default
 _NAMES_SHOWN = 3
 
@@ -43,7 +45,21 @@ def before_training(setup: Setup, config: TrainConfig, method: str, groups: Sequ
         raise SpectralAdapterError(
             f"checkpointing {config.checkpointing!r}: the set-up names no modules (roots) for it"
         )
-    return rate_warnings(config, method, groups[0].rate)
+    gated = any(group.is_gate for group in groups)
+    return rate_warnings(config, method, groups[0].rate) + (gate_warnings(config) if gated else [])
+
+
+def gate_warnings(config: TrainConfig) -> list[str]:
+    """Gates that cannot move far enough in the steps there are."""
+    rate = config.gate_rate()
+    way = rate * sum(config.gate_rate_factor(step) for step in range(config.steps))
+    if way >= GATE_START:
+        return []
+    advice = "raise gate_learning_rate" if config.gate_learning_rate else "train for more steps"
+    return [
+        f"the gates cannot close: they start at a logit of {GATE_START:g}, and {config.steps} steps at "
+        f"gate_learning_rate {rate:.2g} move it by {way:.2g} at most; {advice}, or train without gates"
+    ]
 
 
 def rate_warnings(config: TrainConfig, method: str, rate: float) -> list[str]:

@@ -5,8 +5,10 @@ Shapes: E[p] (rank,) per layer; open gates are counts 0 … rank.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,12 +17,14 @@ from torch import Tensor
 from ...adapter.adapter import Adapter
 from ...attach.attaching import Attachment
 from ...gates.record import GateRecorder
+from ...gates.runtime import ANNEALED_FRACTION
 from ...methods import FouRAConfig
 from ..config.config import TrainConfig
 from ..runs.outcome import GateReport
 
 TOLD_EVERY = 10  # steps between events that name the open gates of every layer, which are long
-CALIBRATED_FROM = 0.9  # of the steps: E[p], from which gates can be frozen without data, is counted from here
+SMOOTHED = 20.0  # the share of open gates is smoothed over the run's steps by this
+CALIBRATED = 0.1  # of the steps: E[p], from which gates can be frozen without data, is counted over them
 
 
 class OpenGates(GateRecorder):
@@ -29,11 +33,11 @@ class OpenGates(GateRecorder):
     def __init__(self) -> None:
         super().__init__(bins=1)
         self._step: dict[str, list[Tensor]] = {}
-        self._ranks: dict[str, int] = {}
+        self.ranks: dict[str, int] = {}
         self.calibration: dict[str, tuple[float, int, int]] = {}  # layer -> (Σ open gates, steps, rank)
 
     def record(self, layer: str, is_open: Tensor, progress: float | Tensor | None) -> None:
-        self._ranks[layer] = is_open.shape[1]
+        self.ranks[layer] = is_open.shape[1]
         self._step.setdefault(layer, []).append(is_open)
 
     def step(self) -> dict[str, float]:
@@ -52,13 +56,18 @@ class OpenGates(GateRecorder):
 
     def share(self, step: Mapping[str, float]) -> float:
         """Open gates of a step over all gates."""
-        return sum(step.values()) / sum(self._ranks[layer] for layer in step)
+        return sum(step.values()) / sum(self.ranks[layer] for layer in step)
 
     def calibrate(self, step: Mapping[str, float]) -> None:
         """Add a step to the calibration."""
         for layer, mean in step.items():
             total, count, _ = self.calibration.get(layer, (0.0, 0, 0))
-            self.calibration[layer] = (total + mean, count + 1, self._ranks[layer])
+            self.calibration[layer] = (total + mean, count + 1, self.ranks[layer])
+
+    def calibrated_share(self) -> float | None:
+        """Open gates over all gates since the calibration began."""
+        means = [(total / count, rank) for total, count, rank in self.calibration.values()]
+        return sum(mean for mean, _ in means) / sum(rank for _, rank in means) if means else None
 
     def extremes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Layers of which no gate opened, and of which none closed, since the calibration began."""
@@ -67,13 +76,16 @@ class OpenGates(GateRecorder):
         return dead, always
 
 
-def set_gates(attachments: Sequence[Attachment], config: TrainConfig, fraction: float, begins: bool) -> None:
-    """Before a step: τ and mode at this fraction of the schedule, the rank target. begins: E[p] counts afresh
-    from this step on."""
+def set_gates(
+    attachments: Sequence[Attachment], config: TrainConfig, fraction: float, is_above: bool, begins: bool
+) -> None:
+    """Before a step: τ and mode at this fraction of the schedule, the penalty. is_above: more gates are open
+    than shall be. begins: E[p] counts afresh from this step on."""
     for attachment in attachments:
         attachment.gates.anneal(fraction)
-        attachment.gates.target_open = config.target_open
-        attachment.gates.penalty_weight = config.gate_penalty
+        attachment.gates.target_open = config.target_open or None
+        closes = is_above and attachment.gates.mode == "soft"
+        attachment.gates.penalty_weight = config.gate_penalty if closes else 0.0
         if begins:
             attachment.gates.start_calibration()
 
@@ -90,9 +102,21 @@ def not_counted(attachments: Sequence[Attachment]) -> Iterator[None]:
             attachment.gates.counting = True
 
 
-def calibration_step(start: int, steps: int) -> int:
-    """The step (from 0) with which the calibration of a schedule from ``start`` to ``steps`` begins."""
-    return start + int(CALIBRATED_FROM * (steps - start))
+@dataclass(frozen=True)
+class Plan:
+    """Steps (from 0) with which the gates begin to be hard, to be calibrated, and to be frozen."""
+
+    hard_from: int
+    calibrated_from: int
+    frozen_from: int
+
+
+def plan(config: TrainConfig, start: int) -> Plan:
+    """The gates' part of a schedule that began at ``start``; nothing is frozen unless the settings say so."""
+    length = config.steps - start
+    frozen = start + math.ceil((1 - config.frozen_share) * length) if config.freeze_gates else config.steps
+    calibrated = max(start, frozen - math.ceil(CALIBRATED * length))
+    return Plan(start + math.ceil(ANNEALED_FRACTION * length), calibrated, frozen)
 
 
 def gate_report(adapter: Adapter, counted: OpenGates | None = None) -> GateReport | None:
@@ -112,8 +136,9 @@ def joined(one: GateReport | None, other: GateReport | None) -> GateReport | Non
     """The report of two attachments together."""
     if one is None or other is None:
         return one or other
-    return GateReport(
-        {**one.mean_open, **other.mean_open},
-        tuple(dict.fromkeys((*one.dead, *other.dead))),
-        tuple(dict.fromkeys((*one.always_open, *other.always_open))),
+    return replace(
+        one,
+        mean_open={**one.mean_open, **other.mean_open},
+        dead=tuple(dict.fromkeys((*one.dead, *other.dead))),
+        always_open=tuple(dict.fromkeys((*one.always_open, *other.always_open))),
     )

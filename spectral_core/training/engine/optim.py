@@ -1,7 +1,8 @@
 """Optimisers: which parameters learn at which rate, and how each optimiser is made.
 
-Groups: the denoiser's adapters, its gates, the text encoders' adapters and gates, new words. No weight decay
-on gates (their biases must not drift towards a half-open gate) and words.
+Groups: the denoiser's adapters, the text encoders', new words, and the gates of both. No weight decay on
+words and gates (whose biases must not drift towards a half-open gate). Gates have an optimiser of their own,
+always Adam, whose rate means how far a logit moves a step: so they decide alike beside every other optimiser.
 
 Shapes: any float32 parameters.
 """
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from ...errors import SpectralAdapterError
+from ...gates.formula import trained_tensor
 from ..config.config import TrainConfig
 
 TEXT_SHARE = 0.5  # of the adapter's rate, for text encoders: FouRA's 5e-5 beside 1e-4
@@ -25,12 +27,14 @@ TOKEN_FACTOR = 10.0  # of the adapter's rate, for new words
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters with one peak learning rate and weight decay. ``label`` is for events."""
+    """Parameters with one peak learning rate and weight decay. ``label`` is for events. Of gates the rate is
+    :meth:`TrainConfig.gate_rate`'s."""
 
     label: str
     parameters: tuple[nn.Parameter, ...]
     rate: float
     weight_decay: float
+    is_gate: bool = False
 
 
 def groups(
@@ -50,22 +54,22 @@ def groups(
         return tuple(
             p
             for name, p in named
-            if name.startswith("text_encoder") == is_text and (".gate." in name) == is_gate
+            if name.startswith("text_encoder") == is_text and bool(trained_tensor(name)) == is_gate
         )
 
     found = [
         Group("adapter", chosen(False, False), rate, config.weight_decay),
-        Group("gates", chosen(False, True), rate, 0.0),
         Group("text encoder", chosen(True, False), text, config.weight_decay),
-        Group("text encoder gates", chosen(True, True), text, 0.0),
         Group("words", tuple(tokens), words, 0.0),
+        Group("gates", chosen(False, True), config.gate_rate(), 0.0, is_gate=True),
+        Group("text encoder gates", chosen(True, True), config.gate_rate(), 0.0, is_gate=True),
     ]
     found = [group for group in found if group.parameters]
     if not found:
         raise SpectralAdapterError(
             "nothing to train: the attachments have no parameters; attach the adapter with trainable=True"
         )
-    if scales and len({group.rate for group in found}) > 1:
+    if scales and len({group.rate for group in found if not group.is_gate}) > 1:
         raise SpectralAdapterError(
             "optimiser prodigy knows one learning rate for all parameters: leave text_learning_rate and "
             "token_learning_rate at 0"
@@ -73,10 +77,19 @@ def groups(
     return found
 
 
-def build(found: Sequence[Group], config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser of the configuration over the groups, in their order."""
-    groups_ = [{"params": list(g.parameters), "lr": g.rate, "weight_decay": g.weight_decay} for g in found]
-    return BUILDERS[config.optimiser](groups_, config)
+def build(found: Sequence[Group], config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """The optimiser of the configuration, and that of the gates where there are some; together they have the
+    groups in their order."""
+    made = []
+    for is_gate, builder in ((False, BUILDERS[config.optimiser]), (True, _adamw)):
+        groups_ = [
+            {"params": list(g.parameters), "lr": g.rate, "weight_decay": g.weight_decay}
+            for g in found
+            if g.is_gate == is_gate
+        ]
+        if groups_:
+            made.append(builder(groups_, config))
+    return made
 
 
 def _adamw(groups_: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
@@ -146,9 +159,10 @@ BUILDERS: dict[str, Callable[[list[dict[str, Any]], TrainConfig], torch.optim.Op
 }
 
 
-def set_train_mode(optimiser: torch.optim.Optimizer, on: bool) -> None:
+def set_train_mode(optimisers: Sequence[torch.optim.Optimizer], on: bool) -> None:
     """Schedule-free optimisers keep other parameters while they train than those to be used; others ignore
     this."""
-    switch = getattr(optimiser, "train" if on else "eval", None)
-    if switch is not None:
-        switch()
+    for optimiser in optimisers:
+        switch = getattr(optimiser, "train" if on else "eval", None)
+        if switch is not None:
+            switch()

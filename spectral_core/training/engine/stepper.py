@@ -6,7 +6,7 @@ Shapes: :mod:`..objectives.losses`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from ..runs.checkpoint import State
 from ..runs.distributed import World
 from . import divergence, gates, optim
 from .averaging import Averaging
+from .gate_parameters import GateParameters, compared
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -52,12 +53,15 @@ class Stepper:
         self.parameters = [p for _, p in self.named]
         self.device = self.parameters[0].device
         world.same_everywhere([p.data for p in self.parameters])
-        self.optimiser = optim.build(self.groups, config)
-        optim.set_train_mode(self.optimiser, True)
-        self.averaging = Averaging(self.parameters, self.optimiser, config.ema)
+        self.optimisers = optim.build(self.groups, config)
+        optim.set_train_mode(self.optimisers, True)
+        self.averaging = Averaging(self.parameters, self.optimisers, config.ema)
         self.scaler = _scaler(self.device) if config.precision == "fp16" else None
         self.generator = torch.Generator().manual_seed(config.seed)
         self.open_gates = gates.OpenGates()
+        self.decisions = [GateParameters(attachment) for attachment in setup.attachments]
+        self.opened: dict[str, float] = {}  # layer -> mean open gates of the last step
+        self.share = 1.0  # of open gates, smoothed over the last steps
         self.step = 0
         self.start = 0
         self.whole = True
@@ -91,25 +95,53 @@ class Stepper:
         for attachment, kept in zip(self.setup.attachments, before.gates, strict=True):
             attachment.gates.restore(kept)
         self.open_gates.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        self._clear_gradients()
 
     def prepare(self) -> None:
         """Learning rates and gates of the step to come."""
         fraction = (self.step - self.start) / (self.config.steps - self.start)
-        begins = self.step == gates.calibration_step(self.start, self.config.steps)
-        gates.set_gates(self.setup.attachments, self.config, fraction, begins)
+        plan = gates.plan(self.config, self.start)
+        begins = self.step == plan.calibrated_from
+        is_above = self.share > self.config.target_open
+        gates.set_gates(self.setup.attachments, self.config, fraction, is_above, begins)
         if begins:
             self.open_gates.calibration.clear()
+        if self.step == plan.frozen_from:
+            self._freeze()
         factor = self.config.rate_factor(self.step, self.start)
-        for group, known in zip(self.optimiser.param_groups, self.groups, strict=True):
-            group["lr"] = known.rate * factor
+        gate_rate = 0.0
+        if self.step < plan.frozen_from:
+            gate_rate = self.config.gate_rate(self.start) * self.config.gate_rate_factor(
+                self.step, self.start
+            )
+        for group, known in self._groups():
+            group["lr"] = gate_rate if known.is_gate else known.rate * factor
+
+    def _groups(self) -> Iterator[tuple[dict[str, Any], optim.Group]]:
+        """The optimisers' groups with what they are."""
+        found = [group for optimiser in self.optimisers for group in optimiser.param_groups]
+        return zip(found, self.groups, strict=True)
+
+    def _freeze(self) -> None:
+        """The gates' values become fixed, in what trains and in its average; the adapter trains on."""
+        for decisions in self.decisions:
+            decisions.freeze()
+        if self.averaging.averages:
+            gate = {id(p) for group in self.groups if group.is_gate for p in group.parameters}
+            for parameter, average in zip(self.parameters, self.averaging.averages, strict=True):
+                if id(parameter) in gate:
+                    average.copy_(parameter.detach())
+
+    def _clear_gradients(self) -> None:
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
 
     def gradients(self, cancelled: Callable[[], bool] | None) -> tuple[float, float, float]:
         """Gradients of the step in the parameters; the loss, the target's power, the gradients' norm.
 
         cancelled: asked before each batch; KeyboardInterrupt where it says so in any process.
         """
-        self.optimiser.zero_grad(set_to_none=True)
+        self._clear_gradients()
         batches = self.draw()
         total, power = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         for batch in batches:
@@ -126,7 +158,8 @@ class Stepper:
             total += scaled.detach()
             power += target / len(batches)
         if self.scaler is not None:
-            self.scaler.unscale_(self.optimiser)
+            for optimiser in self.optimisers:
+                self.scaler.unscale_(optimiser)
         self._exchange_gradients()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip or math.inf)
         total, power = self.world.mean([total, power])
@@ -140,10 +173,18 @@ class Stepper:
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """A batch's loss with the gates' penalty, and its target's power."""
-        dtype = DTYPES.get(self.config.precision, torch.float32)
-        with torch.autocast(self.device.type, dtype, enabled=self.config.precision != "fp32"):
+        with self._autocast():
             loss, power = batch_loss(self.setup, batch, self.config)
         return loss + sum(a.gates.penalty() for a in self.setup.attachments), power
+
+    def _autocast(self) -> torch.autocast:
+        dtype = DTYPES.get(self.config.precision, torch.float32)
+        return torch.autocast(self.device.type, dtype, enabled=self.config.precision != "fp32")
+
+    def compared_gates(self) -> tuple[float, float] | None:
+        """The loss with adaptive gates and with the same frozen; see :func:`.gate_parameters.compared`."""
+        with self._autocast():
+            return compared(self.setup, self.config, self.decisions)
 
     def _exchange_gradients(self) -> None:
         if self.world.size > 1:
@@ -153,13 +194,16 @@ class Stepper:
                 parameter.grad = mean
 
     def update(self) -> None:
-        """Let the optimiser step, and close the step."""
+        """Let the optimisers step, and close the step."""
         self.whole = False
-        if self.scaler is None:
-            self.optimiser.step()
-        else:
-            self.scaler.step(self.optimiser)
+        for optimiser in self.optimisers:
+            if self.scaler is None:
+                optimiser.step()
+            else:
+                self.scaler.step(optimiser)
+        if self.scaler is not None:
             self.scaler.update()
+        self._count_and_steer()
         self.step += 1
         self.averaging.update(self.step)
         for attachment in self.setup.attachments:
@@ -168,18 +212,35 @@ class Stepper:
             attachment.gates.end_step()
         self.whole = True
 
-    def opened(self) -> dict[str, float]:
-        """Layer -> mean open gates of the step just done; in the last tenth they are counted together,
-        too."""
-        found = self.open_gates.step()
-        if self.step > gates.calibration_step(self.start, self.config.steps):
-            self.open_gates.calibrate(found)
-        return found
+    def _count_and_steer(self) -> None:
+        """Count the step's open gates (from the calibration on all together, too), and lead their share to
+        its target."""
+        self.opened = self.open_gates.step()
+        if self.opened and self.world.size > 1:
+            (mean,) = self.world.mean([torch.tensor(list(self.opened.values()), device=self.device)])
+            self.opened = dict(zip(self.opened, mean.tolist(), strict=True))
+        if self.opened:
+            now, weight = (
+                self.open_gates.share(self.opened),
+                gates.SMOOTHED / (self.config.steps - self.start),
+            )
+            self.share += (now - self.share) * min(1.0, weight)
+        plan = gates.plan(self.config, self.start)
+        if self.step >= plan.calibrated_from:
+            self.open_gates.calibrate(self.opened)
+        if self.step < plan.frozen_from:
+            for decisions in self.decisions:
+                decisions.steer(
+                    self.share,
+                    self.opened,
+                    self.config.target_open,
+                    self.config.gate_rate(self.start),
+                    is_hard=self.step >= plan.hard_from,
+                )
 
     def rates(self) -> dict[str, float]:
         """Group -> learning rate; prodigy's with its own estimate."""
-        pairs = zip(self.optimiser.param_groups, self.groups, strict=True)
-        return {known.label: group["lr"] * float(group.get("d", 1.0)) for group, known in pairs}
+        return {known.label: group["lr"] * float(group.get("d", 1.0)) for group, known in self._groups()}
 
     # --- going wrong ----------------------------------------------------------------------------------
 
@@ -204,11 +265,13 @@ class Stepper:
         scaler = None if self.scaler is None else self.scaler.state_dict()
         values = {"step": self.step, "start": self.start, "scaler": scaler}
         values["calibration"] = self.open_gates.calibration
+        values["share"] = self.share
         found = State({"noise": self.generator.get_state()}, values)
         found.put("parameters", state.pack_parameters(self.named, self.parameters))
         if self.averaging.averages:
             found.put("averages", state.pack_parameters(self.named, self.averaging.averages))
-        found.put("optimiser", checkpoint.pack_optimiser(self.optimiser))
+        for i, optimiser in enumerate(self.optimisers):
+            found.put(f"optimiser{i}", checkpoint.pack_optimiser(optimiser))
         found.put("gates", state.pack_gates(self.setup.attachments))
         found.put("order", state.pack_order(self.setup.order))
         if self.setup.prior is not None:
@@ -224,7 +287,8 @@ class Stepper:
                 parameter.copy_(value)
         if self.averaging.averages:
             self.averaging.averages = state.unpack_parameters(self.named, found.part("averages"))
-        checkpoint.unpack_optimiser(self.optimiser, found.part("optimiser"))
+        for i, optimiser in enumerate(self.optimisers):
+            checkpoint.unpack_optimiser(optimiser, found.part(f"optimiser{i}"))
         state.unpack_gates(self.setup.attachments, found.part("gates"))
         state.unpack_order(self.setup.order, found.part("order"))
         if self.setup.prior is not None:
@@ -232,6 +296,7 @@ class Stepper:
         self.generator.set_state(found.tensors["noise"])
         rng.restore(state.unpack_random(found.part("random")))
         self.step, self.start = int(found.values["step"]), int(found.values["start"])
+        self.share = float(found.values["share"])
         calibration = found.values["calibration"].items()
         self.open_gates.calibration = {name: (v[0], v[1], v[2]) for name, v in calibration}
         if self.scaler is not None:

@@ -13,6 +13,7 @@ import math
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ from . import checks, divergence, gates
 from .stepper import Moment, Stepper
 
 if TYPE_CHECKING:
-    from ..runs.outcome import TrainResult
+    from ..runs.outcome import GateReport, TrainResult
 
 
 class Trainer:
@@ -137,15 +138,26 @@ class Trainer:
         for attachment in self.setup.attachments:
             own = attachment.to_adapter().only([name for name, _ in attachment.modules()])
             result.gates = gates.joined(result.gates, gates.gate_report(own, self.stepper.open_gates))
-        if result.gates is not None:
-            self.log.say("gates", self.step, result.gates.as_dict())
-            for line in [] if result.stopped else result.gates.warnings():
-                self._warn(line)
         self.stepper.averaging.apply()
+        if result.gates is not None:
+            self._judge_gates(result.gates)
         result.seconds = self.clock.seconds
         kind = "stopped" if result.stopped else "finished"
         self.log.say(kind, self.step, {"seconds": result.seconds, "loss": self.smoothed.value})
         return result
+
+    def _judge_gates(self, learned: GateReport) -> None:
+        """The gates' share, and the loss with and without their decisions; what should be known of both."""
+        target = self.config.target_open
+        found = replace(learned, target=target, share=self.stepper.open_gates.calibrated_share())
+        if not self.result.stopped and (losses := self.stepper.compared_gates()) is not None:
+            found = replace(found, loss=losses[0], loss_frozen=losses[1])
+        self.result.gates = found
+        self.log.say("gates", self.step, found.as_dict())
+        if not self.result.stopped:
+            self.result.notes += found.lines()
+            for line in found.warnings():
+                self._warn(line)
 
     # --- a step ---------------------------------------------------------------------------------------
 
@@ -171,7 +183,7 @@ class Trainer:
             self._sample()
 
     def _report(self, loss: float, norm: float) -> None:
-        opened = self.stepper.opened()
+        opened = self.stepper.opened
         pace = self.clock.tick()
         rates = self.stepper.rates()
         values: dict[str, Any] = {

@@ -9,34 +9,67 @@ from typing import Any
 
 from ...words import OneLine
 
+MISSED = 0.05  # share of gates beside the target that is worth a warning
+
 
 @dataclass(frozen=True, repr=False)
 class GateReport(OneLine):
     """What the gates learned: E[p] and open rows of a frozen gate by layer; dead and always open layers.
 
     ``dead`` and ``always_open`` are reported, not assumed wrong: at the rank that a layer needs, its gates
-    may rightly stay open.
+    may rightly stay open. target, share: of open gates, wanted (0: none) and over the last steps with gates
+    that decide. loss, loss_frozen: over the same pictures and noise, with gates that decide and with the
+    frozen mask.
     """
 
     mean_open: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     dead: tuple[str, ...] = ()
     always_open: tuple[str, ...] = ()
+    target: float = 0.0
+    share: float | None = None
+    loss: float | None = None
+    loss_frozen: float | None = None
 
     def frozen_rank(self, layer: str) -> int:
         """Open rows once the layer is frozen: E[p] > ½."""
         return sum(p > 0.5 for p in self.mean_open[layer])
 
+    def lines(self) -> list[str]:
+        """What the gates came to, for the report."""
+        if self.share is None:
+            return []
+        line = f"gates: {self.share:.0%} open"
+        line += f" (target {self.target:.0%})" if self.target else ""
+        if self.loss is not None and self.loss_frozen is not None:
+            change = self.loss_frozen / self.loss - 1 if self.loss else 0.0
+            line += (
+                f"; loss on training pictures {self.loss:.4f} with gates that decide, {self.loss_frozen:.4f} "
+                f"frozen ({change:+.1%})"
+            )
+        return [line]
+
+    def record(self) -> dict[str, float]:
+        """For the adapter's file."""
+        values = {"gates_open": self.share, "gates_loss": self.loss, "gates_loss_frozen": self.loss_frozen}
+        return {name: round(value, 6) for name, value in values.items() if value is not None}
+
     def warnings(self) -> list[str]:
         lines = []
+        if self.target and self.share is not None and abs(self.share - self.target) > MISSED:
+            lines.append(
+                f"{self.share:.0%} of the gates are open, the target is {self.target:.0%}: train for more "
+                "steps, or raise gate_learning_rate"
+            )
         if self.dead:
             lines.append(
                 f"{len(self.dead)} of {len(self.mean_open)} layers have no open gate and do nothing, first "
-                f"{self.dead[0]}: lower gate_penalty or raise target_open if they should"
+                f"{self.dead[0]}: raise target_open, or train for more steps"
             )
         if self.always_open:
+            advice = "raise gate_learning_rate" if self.target else "give a target_open"
             lines.append(
                 f"{len(self.always_open)} of {len(self.mean_open)} layers keep every gate open, first "
-                f"{self.always_open[0]}: they need their whole rank, or more steps or a target_open to choose"
+                f"{self.always_open[0]}: they need their whole rank; if not, train for more steps or {advice}"
             )
         return lines
 
@@ -46,7 +79,8 @@ class GateReport(OneLine):
             name: {"rank": len(p), "mean_open": sum(p) / len(p), "frozen_rank": self.frozen_rank(name)}
             for name, p in self.mean_open.items()
         }
-        return {"layers": layers, "dead": list(self.dead), "always_open": list(self.always_open)}
+        found = {"layers": layers, "dead": list(self.dead), "always_open": list(self.always_open)}
+        return found | {"target": self.target} | self.record()
 
 
 @dataclass(repr=False)

@@ -61,7 +61,8 @@ def test_all_layers_are_folded_together(config: MethodConfig, monkeypatch: pytes
     monkeypatch.setattr(folded, "fold_many", lambda given: folds.append(len(given)) or together(given))
     monkeypatch.setattr(folded, "method_of", lambda _: pytest.fail("a layer was folded by itself"))
     train(setup, TrainConfig(steps=3, accumulation=2), config.method)
-    assert folds == [2] * 6  # both layers, for each of the batches
+    compared = 2 if getattr(config, "gate", "") == "adaptive" else 0  # gates that decide, and frozen
+    assert folds == [2] * (6 + compared)  # both layers, for each of the batches
 
 
 def test_the_gates_of_a_trained_adapter_hold_their_mean_opening() -> None:
@@ -94,7 +95,8 @@ def test_gates_are_told_of_while_training_and_judged_at_the_end(bias: float, kin
         if name.endswith("gate.bias"):
             parameter.data.fill_(bias)
     events: list[dict[str, Any]] = []
-    result = train(setup, TrainConfig(steps=20), "foura", run=Run(listener=events.append))
+    config = TrainConfig(steps=20, target_open=0.0, gate_learning_rate=1e-3)
+    result = train(setup, config, "foura", run=Run(listener=events.append))
     steps = [e for e in events if e["event"] == "step"]
     opened = 0.0 if kind == "dead" else 4.0
     layers = ("net.first", "net.second")
@@ -105,7 +107,10 @@ def test_gates_are_told_of_while_training_and_judged_at_the_end(bias: float, kin
     assert result.gates is not None and getattr(result.gates, kind) == layers
     assert [result.gates.frozen_rank(name) for name in layers] == [opened, opened]
     words = "have no open gate" if kind == "dead" else "keep every gate open"
-    assert len(result.notes) == 1 and f"2 of 2 layers {words}" in result.notes[0]
+    first, share, last = result.notes
+    assert "the gates cannot close" in first and "raise gate_learning_rate" in first
+    assert share.startswith(f"gates: {opened / 4:.0%} open; loss on training pictures")
+    assert f"2 of 2 layers {words}" in last and ("give a target_open" in last) == (kind == "always_open")
     assert [e["event"] for e in events][-3:] == ["gates", "warning", "finished"]
 
 
@@ -158,7 +163,7 @@ def test_noise_algebra_recovers_the_latents(prediction: str) -> None:
     "wrong",
     [
         {"steps": 0}, {"batch_size": 0}, {"learning_rate": -1.0}, {"learning_rate": math.nan}, {"warmup": -1},
-        {"caption_dropout": 1.0}, {"target_open": 0.0}, {"schedule": "steps"},
+        {"caption_dropout": 1.0}, {"target_open": -0.1}, {"schedule": "steps"},
     ],
     ids=str,
 )  # fmt: skip

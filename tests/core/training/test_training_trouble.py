@@ -141,13 +141,13 @@ def test_rates_of_the_groups() -> None:
     found = optim.groups(named, [word], TrainConfig(learning_rate=0.2, weight_decay=0.5), "lora")
     assert [(g.label, g.rate, g.weight_decay) for g in found] == [
         ("adapter", 0.2, 0.5),
-        ("gates", 0.2, 0.0),
         ("text encoder", 0.1, 0.5),
-        ("text encoder gates", 0.1, 0.0),
         ("words", 2.0, 0.0),
+        ("gates", 12 / 500, 0.0),
+        ("text encoder gates", 12 / 500, 0.0),
     ]
     chosen = TrainConfig(learning_rate=0.2, text_learning_rate=0.3, token_learning_rate=0.4)
-    assert [g.rate for g in optim.groups(named, [word], chosen, "lora")] == [0.2, 0.2, 0.3, 0.3, 0.4]
+    assert [g.rate for g in optim.groups(named, [word], chosen, "lora")] == [0.2, 0.3, 0.4, 0.024, 0.024]
     with pytest.raises(SpectralAdapterError, match="prodigy knows one learning rate"):
         optim.groups(named, [word], replace(chosen, optimiser="prodigy"), "lora")
 

@@ -18,7 +18,7 @@ from spectral_core.training.runs.place import Run
 from tests.core.training.training_toy import Toy
 
 METHODS = {"lora": LoRAConfig(4), "foura": FouRAConfig(4, gate="adaptive")}
-CONFIG = TrainConfig(steps=30, learning_rate=1e-2, accumulation=2)
+CONFIG = TrainConfig(steps=30, learning_rate=1e-2, accumulation=2, target_open=0.0)
 
 
 def main(output: Path) -> None:
