@@ -108,6 +108,31 @@ def test_the_factors_are_the_update(
     assert (found - wanted.flatten(1)).norm() <= 2e-6 * wanted.norm()
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("lo")])
+def test_lycoris_computes_the_same(case: str) -> None:
+    """The library that made the two formats, with its own scale of an alpha of 2."""
+    pytest.importorskip("lycoris", reason="lycoris-lora is not installed")
+    from lycoris.functional import loha as their_loha
+    from lycoris.functional import lokr as their_lokr
+
+    parts, _, _ = CASES[case]
+    if "hada_w1_a" in parts:
+        roles = ("hada_w1_b", "hada_w1_a", "hada_w2_b", "hada_w2_a", "hada_t1", "hada_t2")
+        weights = [parts.get(role) for role in roles]
+        theirs = their_loha.diff_weight(*weights, gamma=2.0 / len(parts["hada_w1_b"]), backend="torch")
+    else:
+        weights = [parts.get(role) for role in lycoris.LOKR]
+        theirs = their_lokr.diff_weight(*weights, gamma=2.0, backend="torch")
+    down, up, scale = lycoris.factors("here", parts, 2.0)
+    ours = scale * (up @ down.flatten(1))
+    # Which rank divides alpha is another one for the host where there is none, are two, or is a third tensor;
+    # there it is the host's that counts (tests/host/inside_lora_names.py), and here the direction.
+    one_rank = {"lokr_w1", "lokr_w2_a"} <= parts.keys() and "lokr_t2" not in parts
+    if "hada_w1_a" not in parts and not one_rank:
+        theirs = theirs * (ours.norm() / theirs.norm())
+    assert (ours - theirs.flatten(1)).norm() <= 2e-6 * theirs.norm()
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
