@@ -7,11 +7,11 @@ Sizes are small and weights random; classes, names, fused weights and sampling a
 import comfy.sample
 import comfy.supported_models as models
 import torch
-from comfy.ldm.flux.model import FluxParams
 from inside_apply_base import with_compile
 from inside_apply_lib import leftovers, pack
 from inside_apply_models import ADAPTIVE, LORA, close, new
-from inside_small_models import FLUX, LUMINA, QWEN, SD15, SD20, SDXL, WAN, Z_IMAGE, patcher_of
+from inside_models import FAMILIES, FLUX, LUMINA, QWEN, WAN, Z_IMAGE, patcher_of
+from inside_unets import SD15
 
 applying = pack("nodes.host.apply.adapters")
 compat = pack("nodes.host.model.compat")
@@ -95,20 +95,19 @@ def unet_layers(patcher):
 
 
 def sampling_sd2():
-    patcher = patcher_of(models.SD20, SD20)
+    patcher = FAMILIES["sd2"].patcher()
     check(patcher, {"unet": unet_layers(patcher)}, (1, 4, 16, 16), 64)
 
 
 def sampling_sdxl():
-    patcher = patcher_of(models.SDXL, SDXL)
+    patcher = FAMILIES["sdxl"].patcher()
     layers = unet_layers(patcher)
     assert sum(".attn" in name for name in layers) > 60, sorted(layers)
     check(patcher, {"unet": layers}, (1, 4, 16, 16), 64, 1280)
 
 
 def sampling_flux():
-    newer = {"txt_ids_dims": []} if "txt_ids_dims" in FluxParams.__dataclass_fields__ else {}
-    patcher = patcher_of(models.Flux, FLUX | newer)
+    patcher = patcher_of(models.Flux, FLUX)
     sliced = rows(patcher)
     assert len(sliced) == 6, sliced.keys()
     native = linears(patcher, ("attn", "mlp", ".linear1", ".linear2"), 8)

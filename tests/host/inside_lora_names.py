@@ -12,36 +12,23 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parent))
 import comfy.lora
 import comfy.sd
-import comfy.supported_models as models
 import comfy.utils
-import inside_small_models as small
 import torch
-from comfy.ldm.flux.model import FluxParams
 from inside_apply_lib import FOLDER, condition, pack, predict
+from inside_models import FAMILIES
 from safetensors.torch import save_file
 
 loras, paths, applying = (pack(f"nodes.host.{n}") for n in ("files.loras", "files.paths", "apply.adapters"))
 fitting, fusion = pack("nodes.host.files.fitting"), pack("spectral_core.fusion")
 schedule = pack("spectral_core.adapter.schedule")
 export, errors = pack("spectral_core.files.lora_export"), pack("spectral_core.errors")
-paths.resolve = lambda name, key=None: paths.Found(Path(name))
+paths.resolve = lambda name, *_, **__: paths.Found(Path(name))
 FILE, SOURCE = FOLDER / "a.safetensors", FOLDER / "kind.safetensors"
 SUFFIXES = {
     "kohya": (".lora_down.weight", ".lora_up.weight", True),
     "peft": (".lora_A.weight", ".lora_B.weight", False),
     "peft, default": (".lora_A.default.weight", ".lora_B.default.weight", False),
     "old diffusers": (".lora.down.weight", ".lora.up.weight", True),
-}
-FLUX = small.FLUX | ({"txt_ids_dims": []} if "txt_ids_dims" in FluxParams.__dataclass_fields__ else {})
-FAMILIES = {
-    "demo": lambda: pack("nodes.host.demo.model").load()[0],
-    "sd1": lambda: small.patcher_of(models.SD15, small.SD15),
-    "sdxl": lambda: small.patcher_of(models.SDXL, small.SDXL),
-    "flux": lambda: small.patcher_of(models.Flux, FLUX),
-    "qwen": lambda: small.patcher_of(models.QwenImage, small.QWEN),
-    "wan": lambda: small.patcher_of(models.WAN21_T2V, small.WAN),
-    "lumina": lambda: small.patcher_of(models.Lumina2, small.LUMINA),
-    "z-image": lambda: small.patcher_of(models.ZImage, small.Z_IMAGE),
 }
 
 
@@ -241,27 +228,26 @@ def check_kinds(family, model):
             found = differ(theirs, ours) or differ(theirs, again)
             if found:
                 wrong.append(f"{family}, {kind} {shape}: {found}")
-            if family == "demo":
-                row = paths_of(model, adapter, theirs, ours, again)
-                # Load LoRA turns by less at half strength; ours is half of the difference: a note says so.
-                law = () if "oft" not in kind else ("live at half strength", "scheduled at one half")
-                found = {how: d for how, d in row.items() if how not in law and not d <= 1e-5}
-                wrong += [f"demo, {kind} {shape}, {how}: {d:.1e}" for how, d in found.items()]
-                tried[f"{kind} {len(shape)}d"] = row
+            row = paths_of(model, adapter, theirs, ours, again)
+            # Load LoRA turns by less at half strength; ours is half of the difference: a note says so.
+            law = () if "oft" not in kind else ("live at half strength", "scheduled at one half")
+            found = {how: d for how, d in row.items() if how not in law and not d <= 1e-5}
+            wrong += [f"demo, {kind} {shape}, {how}: {d:.1e}" for how, d in found.items()]
+            tried[f"{kind} {len(shape)}d"] = row
     print(json.dumps({"family": family, "kinds": tried}))
     return wrong
 
 
 if __name__ == "__main__":
-    older = () if hasattr(models, "ZImage") else ("z-image",)  # what this host does not have yet
-    chosen = sys.argv[3:] or [family for family in FAMILIES if family not in older]
+    chosen = sys.argv[3:] or ["demo", *(name for name, family in FAMILIES.items() if family.exists())]
     trouble = []
     with torch.inference_mode():
         for family in chosen:
-            patcher = FAMILIES[family]()
+            is_demo = family == "demo"
+            patcher = pack("nodes.host.demo.model").load()[0] if is_demo else FAMILIES[family].patcher()
             before = {key: value.clone() for key, value in patcher.model.state_dict().items()}
             trouble += check_names(family, patcher)
-            if family in ("demo", "sdxl"):
+            if is_demo:
                 trouble += check_kinds(family, patcher)
             after = patcher.model.state_dict()
             assert all(torch.equal(before[key], after[key]) for key in before), family
