@@ -13,7 +13,7 @@ import pytest
 
 from tests.host.booted import NO_HOST, Checkout, find_checkouts
 
-SECONDS = 300  # about 12 on an idle machine
+SECONDS = 900  # about 12 on an idle machine, 100 for the names of LoRA files
 
 # The host reads its command line only when main.py asks for it; the CPU is chosen before anything looks for a
 # GPU.
