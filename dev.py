@@ -244,7 +244,7 @@ def test(python, args):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // workers)))
     steps = {
         "ruff": [python, "-m", "ruff", "check", "."],
-        "mypy": [python, "-m", "mypy", "spectral_core"],
+        "mypy": [python, "-m", "mypy", "spectral_core", "nodes"],
         "pytest": [python, "-m", "pytest", f"--numprocesses={workers}", "--no-loadscope-reorder", *args],
     }
     for name, command in steps.items():

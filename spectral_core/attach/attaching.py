@@ -26,10 +26,10 @@ from ..errors import SpectralAdapterError
 from ..gates.formula import GateRuntime
 from ..methods import method_of
 from .dispatcher import Dispatcher
-from .factors import folded_together
+from .factors import folded_together, term_name
 from .placement import AttachReport, joined, place
 from .shared_inputs import forget, gates_stacked, relate
-from .update import Control, LayerUpdate, term_name
+from .update import Control, LayerUpdate
 
 
 class Attachment:

@@ -219,7 +219,7 @@ def find_targets(
             name = _name(part, path)
             if problem is None:
                 hits += 1
-                weights[name] = module.weight.detach()  # type: ignore[operator, union-attr]
+                weights[name] = module.weight.detach()  # type: ignore[operator]
             else:
                 reasons[name] = problem
         if item not in PRESETS:

@@ -68,7 +68,8 @@ NEEDED = ("model", "adapter")
 
 def groups() -> dict[str, list[Option]]:
     """Title -> options, with their defaults."""
-    from ..pipelines.distil import DISTIL, DistilJob
+    from ..pipelines.distil import DistilJob
+    from ..training.objectives.distillation import DISTIL
 
     ours = {f.name: getattr(DISTIL, f.name) for f in fields(DISTIL)}
     rate = "0: chosen from the size of what was fused"
@@ -94,7 +95,8 @@ def add_parser(commands: Any) -> None:
 
 def run(namespace: argparse.Namespace) -> int:
     """The command; see :mod:`.main` for its exit codes."""
-    from ..pipelines.distil import DISTIL, DistilJob, distil
+    from ..pipelines.distil import DistilJob, distil
+    from ..training.objectives.distillation import DISTIL
 
     values = opt.given(namespace, groups(), NEEDED)
     if values is None:

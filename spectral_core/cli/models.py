@@ -53,6 +53,6 @@ def _weight(pipe: Any, name: str) -> Tensor:
     modules = dict(parts_of(pipe)[parsed.part].named_modules())
     for path in path_spellings(parsed.path):
         if path in modules:
-            weight: Tensor = modules[path].weight.detach()  # type: ignore[union-attr, operator]
+            weight: Tensor = modules[path].weight.detach()
             return weight
     raise SpectralAdapterError(f"layer {name}: this model has no such layer")

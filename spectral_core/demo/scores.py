@@ -59,4 +59,4 @@ class Scorer:
         """Share of pictures whose background is the one that their prompt asked for."""
         read = self._classifier.attributes(as_tensor(pictures))["background"]
         wanted = [BACKGROUNDS[i % len(BACKGROUNDS)] for i in range(len(pictures))]
-        return sum(a == b for a, b in zip(read, wanted, strict=True)) / len(wanted)
+        return float(sum(a == b for a, b in zip(read, wanted, strict=True)) / len(wanted))

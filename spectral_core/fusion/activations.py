@@ -115,4 +115,5 @@ def metric_of(layer_inputs: Mapping[int, Statistics], down: Tensor) -> Tensor:
     total = total_moment(layer_inputs.values())
     # of the largest eigenvalue, not the mean one: below that, sums in float32 may have a negative one
     total.diagonal().add_(1e-6 * torch.linalg.matrix_norm(total).clamp(min=torch.finfo(total.dtype).tiny))
-    return first.coordinates(down) @ torch.linalg.cholesky(total)
+    made: Tensor = first.coordinates(down) @ torch.linalg.cholesky(total)
+    return made

@@ -51,5 +51,5 @@ def descend(start: Tensor, cross: Tensor, total: Tensor, iterations: int) -> Ten
             x.grad = 2 * unit * (product - cross)
             return unit * ((product - 2 * cross) * x).sum()
 
-    optimiser.step(closure)  # type: ignore[arg-type]
+    optimiser.step(closure)
     return x.detach()

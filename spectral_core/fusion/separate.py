@@ -50,7 +50,8 @@ def _columns(others: Sequence[Adapter], name: str, key: str, own: Sequence[int])
                         found[column] = term.params[key][:, place]
     if not found:
         return None
-    return torch.linalg.qr(wide(torch.stack(list(found.values()), 1)))[0]
+    made: Tensor = torch.linalg.qr(wide(torch.stack(list(found.values()), 1)))[0]
+    return made
 
 
 def _project_off(a: Tensor, basis: Tensor) -> Tensor:

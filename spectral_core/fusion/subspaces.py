@@ -50,4 +50,5 @@ def _projector(rows: Tensor) -> Tensor:
     """P/r (d, d) of the span of ``rows`` (R, d), r its dimension; 0 for no rows."""
     _, s, vh = torch.linalg.svd(rows, full_matrices=False)
     kept = vh[s > _NEGLIGIBLE * s[:1]]
-    return kept.mT @ kept / max(len(kept), 1)
+    made: Tensor = kept.mT @ kept / max(len(kept), 1)
+    return made

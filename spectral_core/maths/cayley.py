@@ -45,7 +45,8 @@ def cayley_minus_identity(entries: Tensor, r: int) -> Tensor:
     """K = R − I = (I − Q)⁻¹ 2Q, (…, r, r). I − Q is never singular: its eigenvalues are 1 ± iθ."""
     q = skew_from_entries(entries, r)
     identity = torch.eye(r, dtype=q.dtype, device=q.device)
-    return torch.linalg.solve(identity - q, 2 * q)
+    made: Tensor = torch.linalg.solve(identity - q, 2 * q)
+    return made
 
 
 def cayley(entries: Tensor, r: int) -> Tensor:

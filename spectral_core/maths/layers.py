@@ -95,7 +95,7 @@ def project(x: Tensor, down: Tensor, geometry: Geometry) -> Tensor:
         x = F.pad(x, geometry.pad_sides, mode=geometry.padding_mode)
         padding = (0,) * (down.dim() - 2)
     convolve = _CONVOLUTIONS[down.dim() - 2]
-    return convolve(x, down, None, geometry.stride, padding, geometry.dilation)  # type: ignore[operator, no-any-return]
+    return convolve(x, down, None, geometry.stride, padding, geometry.dilation)
 
 
 def expand(z: Tensor, up: Tensor, is_convolution: bool) -> Tensor:
@@ -103,7 +103,7 @@ def expand(z: Tensor, up: Tensor, is_convolution: bool) -> Tensor:
     if not is_convolution:
         return F.linear(z, up)
     space = z.dim() - 2
-    return _CONVOLUTIONS[space](z, up.reshape(*up.shape, *(1,) * space))  # type: ignore[operator, no-any-return]
+    return _CONVOLUTIONS[space](z, up.reshape(*up.shape, *(1,) * space))
 
 
 def channel_view(values: Tensor, z: Tensor, is_convolution: bool) -> Tensor:

@@ -17,7 +17,7 @@ Shapes: weight (m, n); u (m, r), s (r,), v (n, r); P_U and P_V (k, r), float32.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -59,7 +59,8 @@ def _splitmix64(counter: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         z = (counter ^ (counter >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+        mixed: np.ndarray[Any, Any] = z ^ (z >> np.uint64(31))
+        return mixed
 
 
 def sign_rows(seed: int, stream: int, rows: int, dim: int) -> Tensor:

@@ -50,7 +50,8 @@ class Triplets(NamedTuple):
 
 def orthonormal_rows(rows: Tensor) -> Tensor:
     """An orthonormal basis of the row space, (count, dim)."""
-    return torch.linalg.qr(rows.mT)[0].mT
+    made: Tensor = torch.linalg.qr(rows.mT)[0].mT
+    return made
 
 
 def times(rows: Tensor, weight: Tensor) -> Tensor:
@@ -78,7 +79,7 @@ def gap_around(s: Tensor, columns: tuple[int, ...], k: int) -> float:
     others = [value for i, value in enumerate(values) if i not in chosen]
     if len(values) >= k:
         others.append(0.0)
-    return min(abs(values[i] - other) for i in chosen for other in others)
+    return float(min(abs(values[i] - other) for i in chosen for other in others))
 
 
 def residual(found: Triplets, image: Tensor, power: Tensor, columns: tuple[int, ...]) -> float:

@@ -90,7 +90,8 @@ def _idct(rows: Tensor) -> Tensor:
     pairs = rows.index_select(1, plan.into_half).unflatten(1, (n // 2 + 1, 2))
     pairs[:, 0, 1] = 0
     samples = torch.fft.irfft(torch.view_as_complex(pairs).mul_(plan.inverse), n=n)
-    return samples.index_select(1, plan.from_time)
+    made: Tensor = samples.index_select(1, plan.from_time)
+    return made
 
 
 def _dct(rows: Tensor) -> Tensor:
@@ -118,7 +119,8 @@ def _real_dft_transposed(real: Tensor, imaginary: Tensor) -> Tensor:
     half = real.new_empty(len(real), n // 2 + 1, 2)
     torch.add(real[:, : n // 2 + 1], real.index_select(1, plan.mirror), out=half[..., 0])
     torch.sub(imaginary[:, : n // 2 + 1], imaginary.index_select(1, plan.mirror), out=half[..., 1])
-    return torch.fft.irfft(torch.view_as_complex(half), n=n, norm="ortho").mul_(0.5)
+    made: Tensor = torch.fft.irfft(torch.view_as_complex(half), n=n, norm="ortho").mul_(0.5)
+    return made
 
 
 class _Folded(torch.autograd.Function):

@@ -77,11 +77,11 @@ class Applied:
 
         def restore() -> None:
             if had_own:
-                denoiser.forward = original  # type: ignore[method-assign]
+                denoiser.forward = original
             else:
                 vars(denoiser).pop("forward", None)
 
-        denoiser.forward = forward  # type: ignore[method-assign]
+        denoiser.forward = forward
         self._undo.append(restore)
 
     def remove(self) -> None:

@@ -62,12 +62,12 @@ def composed(
         def restore() -> None:
             _only(sets, *sets)
             if had_own:
-                denoiser.forward = original  # type: ignore[method-assign]
+                denoiser.forward = original
             else:
                 vars(denoiser).pop("forward", None)
 
         undo.callback(restore)
-        denoiser.forward = forward  # type: ignore[method-assign]
+        denoiser.forward = forward
         yield
 
 

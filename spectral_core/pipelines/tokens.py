@@ -80,7 +80,7 @@ class TokenRows:
         would steal that place. For every other prompt the true id gives the same row."""
         for module in (encoder, getattr(encoder, "text_model", None)):
             if getattr(module, "eos_token_id", None) == 2:
-                module.eos_token_id = tokenizer.eos_token_id  # type: ignore[union-attr, assignment]
+                module.eos_token_id = tokenizer.eos_token_id  # type: ignore[union-attr]
                 self._undo.append(lambda m=module: setattr(m, "eos_token_id", 2))
 
     def values(self) -> dict[str, dict[str, Tensor]]:
@@ -94,7 +94,7 @@ class TokenRows:
 
 def _restore_forward(embedding: nn.Module, original: Any, had_own: bool) -> None:
     if had_own:
-        embedding.forward = original  # type: ignore[method-assign]
+        embedding.forward = original
     else:
         vars(embedding).pop("forward", None)
 

@@ -46,7 +46,7 @@ class Canvas:
 
     def dot(self, x: float, y: float, radius: float, colour: Colour) -> None:
         box = tuple(v * _SMOOTH for v in (x - radius, y - radius, x + radius, y + radius))
-        self._pen.ellipse(box, colour)  # type: ignore[arg-type]
+        self._pen.ellipse(box, colour)
 
     def cross_out(self, box: Box) -> None:
         """Mark a place without a value."""

@@ -242,4 +242,5 @@ def row_basis(downs: Sequence[Tensor]) -> Tensor:
     """Orthonormal rows P (d, fan_in), float64, that span these rows (R, fan_in); d ≤ fan_in."""
     stacked = torch.cat([wide(down.flatten(1)) for down in downs])
     q, _ = torch.linalg.qr(stacked.mT)
-    return q.mT.contiguous()
+    made: Tensor = q.mT.contiguous()
+    return made

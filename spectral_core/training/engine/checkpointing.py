@@ -111,7 +111,7 @@ def _wrap(module: nn.Module, again: Around, keeps: bool) -> Callable[[], None]:
         made = _Pass(forward, args, kwargs, again, module.training, history if keeps else None)
         return made.run(args, kwargs)
 
-    module.forward = wrapped  # type: ignore[method-assign]
+    module.forward = wrapped
 
     def restore() -> None:
         if own is not None:

@@ -154,7 +154,7 @@ class Stepper:
                 loss, target = self.loss(batch)
                 scaled = loss if share == 1 else loss * share
                 amplified = scaled if self.scaler is None else self.scaler.scale(scaled)
-                amplified.backward()  # type: ignore[no-untyped-call]
+                amplified.backward()
             total += scaled.detach()
             power += target / len(batches)
         if self.scaler is not None:
