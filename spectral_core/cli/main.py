@@ -15,16 +15,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from ..demo import command
 from ..errors import SpectralAdapterError
 from . import distil, files, pictures, slider, train
 
 
 def parser() -> argparse.ArgumentParser:
     build = argparse.ArgumentParser(
-        prog="python -m spectral_core",
+        prog="spectral-adapters",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Each command has a --help of its own: python -m spectral_core train --help",
+        epilog="Each command has a --help of its own: spectral-adapters train --help",
     )
     commands = build.add_subparsers(dest="command", required=True, metavar="command")
     train.add_parser(commands)
@@ -32,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     distil.add_parser(commands)
     files.add_parsers(commands)
     pictures.add_parser(commands)
+    command.add_parser(commands)
     return build
 
 

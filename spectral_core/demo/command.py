@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import SpectralAdapterError
 from .concepts import DemoConcept, choose_concepts
@@ -21,9 +22,10 @@ from .report import write_report
 from .run import DemoSettings, Method, default_settings, generate_rows, open_model, train_all
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str = "dev.py demo", add_help: bool = True) -> argparse.ArgumentParser:
     build = argparse.ArgumentParser(
-        prog="dev.py demo",
+        prog=prog,
+        add_help=add_help,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python dev.py demo --images pictures/vase --token '<vase>'",
@@ -92,6 +94,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; adapters that were finished are kept and reused by the next run", file=sys.stderr)
         return 130
+    return 0
+
+
+def add_parser(commands: Any) -> None:
+    """``demo`` among the commands."""
+    build = commands.add_parser(
+        "demo",
+        help="train, apply, fuse and draw two concepts",
+        description=__doc__,
+        parents=[parser(add_help=False)],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    build.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    run(options)
     return 0
 
 
