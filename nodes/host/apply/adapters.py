@@ -124,6 +124,8 @@ def _apply_side(adapter: Adapter, key: str, side: _Side, mode: str) -> tuple[Any
         count = merged.add(patcher, side.places, strength_of)
     else:
         count = _add_live(adapter, key, side, owner, strength_of)
+    if used == "merged":
+        why += merged.rounding(side.patcher, side.places, strength_of)
     lines = [f"{side.name}: {used} in {count} layers at strength {side.strength:g} ({why})"]
     return owner, used, lines + _mark(patcher, key, side.name)
 
@@ -169,6 +171,12 @@ def _choose(adapter: Adapter, side: _Side, mode: str) -> tuple[str, str]:
         return "live", "its strength follows a schedule"
     if problems:
         return "live", f"{len(problems)} weights are quantised: {problems[0]}"
+    rounded = sum(compat.is_rounded(side.patcher, place.key) for place in side.places)
+    if rounded:
+        return (
+            "live",
+            f"{rounded} weights are quantised: merged, the update would be rounded to their few bits",
+        )
     return "merged", "exact as weight patches, no cost per step"
 
 

@@ -9,12 +9,18 @@ Shapes: up (out, R), down (R, in, *kernel) per layer; rows of a fused weight by 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from statistics import median
 from typing import Any
+
+from torch import Tensor
 
 from ....spectral_core.errors import SpectralAdapterError
 from ..model import compat
 from ..model.places import Place
 from . import folded_cache as factors
+
+
+_MEASURED = 4  # layers whose rounding is measured for a report
 
 
 def add(patcher: Any, places: Iterable[Place], strength_of: Callable[[str], float]) -> int:
@@ -47,6 +53,35 @@ def add(patcher: Any, places: Iterable[Place], strength_of: Callable[[str], floa
         for group in _without_repeats(pairs):
             patcher.add_patches(group, strength)
     return count
+
+
+def rounding(patcher: Any, places: Iterable[Place], strength_of: Callable[[str], float]) -> str:
+    """What is lost where the host rounds the sum to a quantised weight, measured in a few layers; "" where
+    it does not."""
+    rounded = [p for p in places if strength_of(p.name) != 0 and compat.is_rounded(patcher, p.key)]
+    shown = [p for p in rounded[:: max(1, len(rounded) // _MEASURED)] if p.function is None][:_MEASURED]
+    errors = [_rounding_error(patcher, place, strength_of(place.name)) for place in shown]
+    if not errors:
+        return ""
+    return (
+        f"; WARNING: {len(rounded)} weights are quantised and merging rounds them again: the error is "
+        f"{median(errors):.2g} times the update itself ({min(errors):.2g} to {max(errors):.2g} in "
+        f"{len(errors)} layers measured). Mode live has none"
+    )
+
+
+def _rounding_error(patcher: Any, place: Place, strength: float) -> float:
+    everything = range(len(place.layer.terms))
+    is_linear = all(factors.is_linear(term) for term in place.layer.terms)
+    up, down = factors.folded(place.layer, everything, 1.0 if is_linear else strength)
+    change = (up @ down.flatten(1)) * (strength if is_linear else 1.0)
+
+    def add(weight: Tensor) -> Tensor:
+        part = weight if place.offset is None else weight.narrow(*place.offset)
+        part += change.view(part.shape)
+        return weight
+
+    return compat.rounding_error(patcher, place.key, add)
 
 
 def _without_repeats(pairs: list[tuple[Any, Any]]) -> list[dict[Any, Any]]:

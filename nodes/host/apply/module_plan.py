@@ -35,6 +35,7 @@ class Plan:
     groups: list[Group] = field(default_factory=list)
     hooks: list[tuple[dict[str, Any], Any, Dispatcher]] = field(default_factory=list)
     is_on: bool = False
+    watches: list[Watched] | None = None
 
     def fits(self) -> bool:
         return all(children.get(name) is child for children, name, child in self.edges) and self.is_clean()
@@ -46,9 +47,27 @@ class Plan:
         self.is_on = True
         for own_dict, _, dispatcher in self.hooks:
             own_dict["forward"] = dispatcher
+        if self.watches is None and not any(name == "_orig_mod" for _, name, _ in self.edges):
+            self.watches = [Watched(dispatcher) for _, _, dispatcher in self.hooks]
+
+    def check_called(self) -> None:
+        """After the model's first call: SpectralAdapterError where a layer's weight was used and the layer
+        was not called, so that its update did nothing."""
+        for watched, (_, _, dispatcher) in zip(self.watches or (), self.hooks, strict=False):
+            if watched.is_bypassed:
+                name = dispatcher.updates[0].name if dispatcher.updates else type(dispatcher.module).__name__
+                raise SpectralAdapterError(
+                    f"layer {name}: the model reads its weight and never calls the layer, so that a live "
+                    "update does nothing there. Choose mode merged (an adaptive adapter frozen first, Fuse "
+                    "Adapters with freeze_gates), or leave this layer out (Adapter Strength: its block at 0)"
+                )
 
     def take_off(self) -> None:
         self.is_on = False
+        for watched in self.watches or ():
+            watched.off()
+        if any(watched.is_bypassed for watched in self.watches or ()):
+            self.watches = None  # looked at again in the next call
         for group in self.groups:
             group.reset()
         for own_dict, own, dispatcher in self.hooks:
@@ -59,6 +78,38 @@ class Plan:
                 del own_dict["forward"]
             else:
                 own_dict["forward"] = own
+
+
+class Watched(dict[str, Any]):
+    """The parameters of a module for one call of the model, which note whether the weight was read although
+    the module was not called."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self.dispatcher, self.base = dispatcher, dispatcher.base
+        self.module, self.own = dispatcher.module, dispatcher.module._parameters
+        self.read = self.called = False
+        super().__init__(self.own)
+        self.module.__dict__["_parameters"] = self
+        dispatcher.base = self._called
+
+    def _called(self, *args: Any, **kwargs: Any) -> Any:
+        self.called = True
+        return self.base(*args, **kwargs)
+
+    def __getitem__(self, name: str) -> Any:
+        self.read = self.read or name == "weight"
+        return super().__getitem__(name)
+
+    @property
+    def is_bypassed(self) -> bool:
+        return self.read and not self.called
+
+    def off(self) -> None:
+        if self.module.__dict__.get("_parameters") is self:
+            self.own.update(self)  # the host may have put a weight somewhere else
+            self.module.__dict__["_parameters"] = self.own
+        if self.dispatcher.base == self._called:
+            self.dispatcher.base = self.base
 
 
 def find(model: nn.Module, places: Sequence[Place], old: Plan | None = None) -> Plan:

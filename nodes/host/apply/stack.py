@@ -84,11 +84,13 @@ class Stack:
             yield
             return
         plan = self._plan(model)
-        try:
-            plan.put_on()
-            yield
-        finally:
-            plan.take_off()
+        with compat.layers_called():
+            try:
+                plan.put_on()
+                yield
+                plan.check_called()
+            finally:
+                plan.take_off()
 
     def _plan(self, model: nn.Module) -> Plan:
         # kept between runs, and what can be kept of one that does not fit any more (another wrapper puts a

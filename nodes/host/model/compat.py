@@ -7,14 +7,17 @@ Shapes: up (out, R), down (R, in, *kernel).
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import comfy.float
 import comfy.lora
 import comfy.model_management
 import comfy.model_patcher
+import comfy.ops
 import comfy.patcher_extension
 import comfy.weight_adapter
 import torch
@@ -73,6 +76,65 @@ def patch_problem(patcher: Any, key: str) -> str | None:
     if isinstance(weight, Tensor) and not weight.is_floating_point():
         return f"the weight {key} is quantised ({weight.dtype})"
     return None
+
+
+def is_rounded(patcher: Any, key: str) -> bool:
+    """Whether a patch to a weight is rounded to a few bits when the host adds it: its weights are quantised,
+    and its patcher is not one that leaves them as they are (GGUF's)."""
+    if not type(patcher).__module__.startswith("comfy."):
+        return False
+    return is_quantised(comfy.model_patcher.get_key_weight(patcher.model, key)[0])
+
+
+def is_quantised(weight: Any) -> bool:
+    """The host's own quantised tensors, and plain ones of 8 bits."""
+    return isinstance(weight, Tensor) and (hasattr(weight, "_layout_cls") or weight.element_size() == 1)
+
+
+def copied(quantised: Any) -> Any:
+    """The same quantised tensor made anew, of the mode (inference or not) that holds here."""
+    parts = {f.name: getattr(quantised._params, f.name) for f in dataclasses.fields(quantised._params)}
+    parts = {name: part.clone() if isinstance(part, Tensor) else part for name, part in parts.items()}
+    params = type(quantised._params)(**parts)
+    return type(quantised)(quantised._qdata.clone(), quantised._layout_cls, params)
+
+
+def rounding_error(patcher: Any, key: str, add: Callable[[Tensor], Tensor], seed: int = 0) -> float:
+    """‖W′ − (W + ΔW)‖ / ‖ΔW‖ for the W′ that the host makes of W + ΔW; add: W to W + ΔW, float32."""
+    weight, set_weight, _ = comfy.model_patcher.get_key_weight(patcher.model, key)
+    before = original_weight(patcher, key, torch.device("cpu"))
+    wanted = add(before.clone())
+    if set_weight is not None:
+        found = set_weight(wanted.clone(), inplace_update=False, seed=seed, return_weight=True)
+    else:
+        found = comfy.float.stochastic_rounding(wanted, weight.dtype, seed=seed)
+    found = found.dequantize() if hasattr(found, "dequantize") and hasattr(found, "_layout_cls") else found
+    change = (wanted - before).norm()
+    return float((found.float() - wanted).norm() / change) if change > 0 else 0.0
+
+
+@contextmanager
+def layers_called() -> Iterator[None]:
+    """Inside, the host calls a layer that carries an update, where it would only read its weight.
+
+    Newer hosts fold an activation into an int8 product (``linear_input_act``), past the layer's forward.
+    """
+    ops = comfy.ops
+    own = getattr(ops, "linear_input_act", None)
+    if own is None:
+        yield
+        return
+
+    def linear_input_act(linear: Any, x: Tensor, input_act: str) -> Any:
+        if "forward" in vars(linear):
+            return linear(ops.INPUT_ACT_EAGER[input_act](x))
+        return own(linear, x, input_act)
+
+    ops.linear_input_act = linear_input_act
+    try:
+        yield
+    finally:
+        ops.linear_input_act = own
 
 
 def free_memory(needed: int, device: torch.device) -> None:

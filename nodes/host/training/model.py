@@ -126,9 +126,11 @@ def ready(model: Any, precision: str, shape: Sequence[int]) -> Iterator[Ready]:
         undo.enter_context(torch.inference_mode(False))
         undo.enter_context(torch.enable_grad())
         own = compat.with_own_weights(model)
+        made: Quantised = []
+        undo.callback(as_loaded, made)
         undo.callback(unload, own)
         undo.callback(unload, model)
-        make_normal(own.model)
+        made += make_normal(own.model)
         patcher = own.clone()
         undo.callback(unload, patcher)
         if precision != "auto":
@@ -173,9 +175,14 @@ def unload(patcher: Any) -> None:
             loaded.pop(index).model_unload()
 
 
-def make_normal(root: nn.Module) -> None:
-    """Every inference tensor of a tree replaced by one with the same numbers that autograd accepts."""
+Quantised = list[tuple[dict[str, Any], str]]
+
+
+def make_normal(root: nn.Module) -> Quantised:
+    """Every inference tensor of a tree replaced by one with the same numbers that autograd accepts; which of
+    them are quantised."""
     copies: dict[int, Any] = {}
+    quantised: Quantised = []
 
     def normal(value: Any, is_parameter: bool) -> Any:
         if id(value) not in copies:
@@ -188,7 +195,19 @@ def make_normal(root: nn.Module) -> None:
             for table, is_parameter in ((module._parameters, True), (module._buffers, False)):
                 for name, value in table.items():
                     if value is not None and value.is_inference():
+                        quantised += [(table, name)] if hasattr(value, "_layout_cls") else []
                         table[name] = normal(value, is_parameter)
+    return quantised
+
+
+def as_loaded(quantised: Quantised) -> None:
+    """The host cannot move quantised tensors from outside of inference mode within it: these are inference
+    tensors again."""
+    with torch.inference_mode():
+        for table, name in quantised:
+            value: Any = table[name]
+            fresh = compat.copied(value)
+            table[name] = nn.Parameter(fresh, False) if isinstance(value, nn.Parameter) else fresh
 
 
 @contextmanager

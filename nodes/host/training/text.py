@@ -128,9 +128,11 @@ def ready(clip: Any, words: Mapping[str, Mapping[str, Tensor]], beside: Any) -> 
         training_model.unload(clip.patcher)  # in the mode in which it was loaded
     with ExitStack() as undo:
         own = compat.with_own_weights(clip.patcher)
+        made: training_model.Quantised = []
+        undo.callback(training_model.as_loaded, made)
         undo.callback(training_model.unload, own)
         undo.callback(training_model.unload, clip.patcher)
-        training_model.make_normal(own.model)
+        made += training_model.make_normal(own.model)
         patcher = own.clone()
         undo.callback(training_model.unload, patcher)
         comfy.model_management.load_models_gpu([beside, patcher], force_full_load=True)
