@@ -1,4 +1,4 @@
-"""Inside a host: models with its quantised weights (comfy_quant): applied, trained, and the same afterwards."""
+"""Inside a host: models with its quantised weights (comfy_quant): applied, trained on, the same after it."""
 
 import json
 import shutil

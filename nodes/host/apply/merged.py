@@ -19,7 +19,6 @@ from ..model import compat
 from ..model.places import Place
 from . import folded_cache as factors
 
-
 _MEASURED = 4  # layers whose rounding is measured for a report
 
 

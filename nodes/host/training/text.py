@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ....spectral_core.attach.targets import find_targets
 from ....spectral_core.errors import SpectralAdapterError
 from ....spectral_core.maths.layers import LayerShape
+from ....spectral_core.training.engine.checkpointing import checkpointed
 from ..model import compat
 from ..model.words import PARTS, WordTokenizer
 from . import model as training_model
@@ -137,6 +138,7 @@ def ready(clip: Any, words: Mapping[str, Mapping[str, Tensor]], beside: Any) -> 
         undo.callback(training_model.unload, patcher)
         comfy.model_management.load_models_gpu([beside, patcher], force_full_load=True)
         undo.enter_context(training_model.frozen(patcher.model))
+        undo.enter_context(checkpointed(trees(patcher.model).values(), "none"))
         device = patcher.load_device
         made = {
             word: {part: nn.Parameter(rows.detach().clone().to(device)) for part, rows in parts.items()}
