@@ -39,6 +39,7 @@ __all__ = [
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CAPTION_ENDINGS = (".txt", ".caption")
 MASK_ENDING = ".mask.png"
+OTHER_PICTURES = (".gif", ".tif", ".tiff", ".avif", ".heic", ".jxl", ".psd", ".svg")  # not read
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # told by the content: no other decoder sees a file
 PLACEHOLDER = "<TOK>"
 MOST_CAPTION = 1 << 20  # bytes
@@ -183,12 +184,26 @@ def _open(path: Path) -> Image.Image:
                     "read; make it smaller"
                 )
             opened.load()
-            return ImageOps.exif_transpose(opened)
+            return _eight_bits(ImageOps.exif_transpose(opened))
     except _OF_DECODERS as error:
         raise SpectralAdapterError(
             f"picture {path}: cannot be read as a picture ({str(error) or type(error).__name__}); remove or "
             "replace it"
         ) from error
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Grey of 16 bits a pixel, which Pillow would cut off at 255 instead of scaling, in 8."""
+    if picture.mode != "I" and not picture.mode.startswith("I;16"):
+        return picture
+    values = np.asarray(picture, dtype=np.float64) / 257  # 65535 is white
+    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+
+
+def left_out(folder: Path) -> list[str]:
+    """Names of a folder's files that look like pictures or have a caption, of formats that are not read."""
+    others = (p for p in _files(folder) if p.suffix.lower() not in (*PICTURE_ENDINGS, *CAPTION_ENDINGS))
+    return [p.name for p in others if p.suffix.lower() in OTHER_PICTURES or _caption_file(p) is not None]
 
 
 def _flatten(picture: Image.Image) -> Image.Image:

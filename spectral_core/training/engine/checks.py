@@ -15,7 +15,7 @@ from ...gates import formula
 from ...maths.layers import LayerShape
 from ...methods import MethodConfig, method_of
 from ..config.config import DEFAULT_LEARNING_RATES, TrainConfig
-from ..data.folder import Example
+from ..data.folder import Example, left_out
 from ..objectives.losses import Setup
 from .optim import Group
 
@@ -95,17 +95,25 @@ def matched(latents: int, conditionings: int) -> list[int]:
 
 
 def caption_warnings(examples: Sequence[Example]) -> list[str]:
-    """One line where pictures have no caption file."""
+    """One line where pictures have no caption file, and one where files beside them are not read."""
+    folders = [folder for folder in dict.fromkeys(e.path.parent for e in examples) if folder.is_dir()]
+    unread = list(dict.fromkeys(name for folder in folders for name in left_out(folder)))
+    more = (
+        [f"{len(unread)} files are left out, of formats that are not read: {_some(unread)}"] if unread else []
+    )
     missing = [e for e in examples if not e.captioned]
     if not missing:
-        return []
-    names = ", ".join(e.path.name for e in missing[:_NAMES_SHOWN]) + (
-        ", …" if len(missing) > _NAMES_SHOWN else ""
-    )
+        return more
+    names = _some([e.path.name for e in missing])
     return [
+        *more,
         f"{len(missing)} of {len(examples)} pictures have no caption file ({names}): they train as "
-        f"{missing[0].caption!r}"
+        f"{missing[0].caption!r}",
     ]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
 
 
 def fitting(weights: Mapping[str, Tensor], config: MethodConfig) -> tuple[dict[str, Tensor], list[str]]:

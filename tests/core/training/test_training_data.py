@@ -16,9 +16,33 @@ from spectral_core.training.data.folder import (
     Order,
     find_examples,
     insert_token,
+    load_mask,
     load_picture,
     load_pictures,
 )
+from spectral_core.training.engine.checks import caption_warnings
+
+
+@pytest.mark.parametrize("level", [0, 32768, 65535])
+def test_sixteen_bit_grey_keeps_its_brightness(tmp_path: Path, level: int) -> None:
+    """Pictures and masks: Pillow's own conversion cuts everything above 255 off to white."""
+    Image.fromarray(np.full((8, 8), level, np.uint16)).save(tmp_path / "a.png")
+    wanted = level / 65535
+    assert float(load_picture(tmp_path / "a.png", 8, 8).mean()) == pytest.approx(2 * wanted - 1, abs=0.01)
+    assert float(load_mask(tmp_path / "a.png", 8, 8).mean()) == pytest.approx(wanted, abs=0.005)
+
+
+def test_pictures_of_other_formats_are_named(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.gif", "c.tiff"):
+        Image.new("RGB", (20, 20)).save(tmp_path / name)
+    for name in ("d.avif", "e.xcf", "notes.md", "f.xcf"):
+        (tmp_path / name).write_bytes(b"x")
+    for name in ("a.txt", "e.txt"):
+        (tmp_path / name).write_text("a thing")
+    examples = find_examples(tmp_path, "<v>")
+    (note,) = caption_warnings(examples)
+    assert [e.path.name for e in examples] == ["a.jpg"]
+    assert note == "4 files are left out, of formats that are not read: b.gif, c.tiff, d.avif, …"
 
 
 def picture(
