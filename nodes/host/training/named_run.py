@@ -56,7 +56,7 @@ def run(job: Job, given: Inputs) -> Trained:
         base = fingerprint(weights)
     settings = _settings(job, given, shown, base)
     folder = Path(folder_paths.get_output_directory(), paths.KEY)
-    place = take_place(folder / RUNS, job.run_name, settings)
+    place = take_place(folder / RUNS, job.run_name, settings, extend=True)
     expected = find_result(place, folder)
     path = expected.path
     if place.state == "finished" and expected.is_there:

@@ -1,0 +1,129 @@
+"""A real browser on a real host: Chromium by Playwright, the host's own front end.
+
+Skipped with one line where there is no host with a front end, no Playwright, or no Chromium. The browser:
+$CHROMIUM, else ``chromium`` or ``google-chrome`` on the path.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.host.booted import NO_HOST, Checkout, Host, HostUnusable, find_checkouts
+
+OLDEST = (0, 28)  # of the hosts whose front end these tests know
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "served" not in metafunc.fixturenames:
+        return
+    found = [c for c in find_checkouts() if _version(c) >= OLDEST and _has_front_end(c)]
+    checkouts: list[Checkout | None] = [*found] or [None]
+    ids = [checkout.version if checkout else "no host" for checkout in checkouts]
+    metafunc.parametrize("served", checkouts, indirect=True, scope="session", ids=ids)
+
+
+def _version(checkout: Checkout) -> tuple[int, ...]:
+    return tuple(int(part) for part in checkout.version.split(".")[:2] if part.isdecimal())
+
+
+def _has_front_end(checkout: Checkout) -> bool:
+    command = [str(checkout.python), "-c", "import comfyui_frontend_package"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture(scope="session")
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    if request.param is None:
+        pytest.skip(f"{NO_HOST}; the page needs one of 0.28 or later with its front end")
+    booted = Host(request.param, tmp_path_factory.mktemp("page"))
+    try:
+        booted.start()
+        yield booted
+    except HostUnusable as unusable:
+        pytest.skip(str(unusable))
+    finally:
+        booted.stop()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="no Playwright: the page is not tested")
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium: the page is not tested")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+class Tab:
+    """A tab with the host's page; ``ours``: console messages that name our files."""
+
+    def __init__(self, context: Any, host: Host) -> None:
+        self.host, self.page = host, context.new_page()
+        self.ours: list[str] = []
+        self.page.on("console", lambda message: self._heard(f"{message.text} {message.location}"))
+        self.page.on("pageerror", lambda error: self._heard(str(error.stack or error)))
+        self.open()
+
+    def _heard(self, text: str) -> None:
+        if "spectral" in text.lower():
+            self.ours.append(text)
+
+    def open(self) -> None:
+        self.page.goto(f"http://127.0.0.1:{self.host.port}/")
+        self.page.wait_for_function("window.app?.graph && window.app.extensionManager", timeout=60_000)
+        self.page.wait_for_timeout(1500)
+
+    def load(self, workflow: dict[str, Any]) -> None:
+        self.page.evaluate("graph => window.app.loadGraphData(graph)", workflow)
+        self.page.wait_for_timeout(800)
+
+    def node(self, kind: str, body: str) -> Any:
+        """Run ``body`` with ``n``, the first node of a kind."""
+        find = f"const n = app.graph.nodes.find(n => n.comfyClass === 'SpectralAdapters_{kind}');"
+        return self.page.evaluate(f"() => {{ {find} {body} }}")
+
+    def until(self, kind: str, condition: str, seconds: float = 90) -> None:
+        find = f"app.graph.nodes.find(n => n.comfyClass === 'SpectralAdapters_{kind}')"
+        self.page.wait_for_function(
+            f"() => {{ const n = {find}; return {condition}; }}", timeout=1000 * seconds
+        )
+
+    def run(self) -> None:
+        self.page.evaluate("() => void app.queuePrompt(0, 1)")
+
+    def press(self, label: str) -> None:
+        find = f"[...document.querySelectorAll('.spectral button')].find(b => b.textContent === '{label}')"
+        self.page.evaluate(f"() => {find}.click()")
+
+
+@pytest.fixture(params=["canvas", "nodes 2.0"])
+def tab(request: pytest.FixtureRequest, served: Host, chromium: Any) -> Iterator[Tab]:
+    """The page in one of the two ways in which it shows nodes."""
+    settings = {"Comfy.VueNodes.Enabled": request.param == "nodes 2.0", "Comfy.TutorialCompleted": True}
+    for name, value in settings.items():
+        url = f"http://127.0.0.1:{served.port}/settings/{name}"
+        urllib.request.urlopen(urllib.request.Request(url, json.dumps(value).encode(), method="POST"))
+    context = chromium.new_context(viewport={"width": 1500, "height": 1000})
+    opened = Tab(context, served)
+    yield opened
+    context.close()
+    assert not opened.ours, "the console names our files"
+
+
+def workflow(name: str) -> dict[str, Any]:
+    root = Path(__file__).resolve().parents[2]
+    found: dict[str, Any] = json.loads((root / "example_workflows" / f"{name}.json").read_text("utf-8"))
+    return found
