@@ -16,6 +16,7 @@ _LOADER_TOOLTIPS = (
     "The text encoder with the adapter. Needs a connected clip input.",
     "The adapter itself at strength 1, for fusing, scheduling, saving and reports.",
     "What the file holds and where it was put, layer by layer where something did not fit.",
+    "The words that the adapter was trained on, with commas between, for a prompt.",
 )
 
 
@@ -58,6 +59,7 @@ def _put_on(
         results.or_absent(clip, node, "CLIP", "clip"),
         opened.adapter,
         text,
+        results.words_of(opened.adapter),
         spectral_adapters=files.identity(adapter_name, opened.path),
     )
 
@@ -78,8 +80,8 @@ class LoadFouRA:
         "adapt the rank to each step while the picture is made."
     )
     SEARCH_ALIASES = ["foura", "fourier lora", "lora", "load adapter", "spectral adapters"]
-    RETURN_TYPES = ("MODEL", "CLIP", inputs.ADAPTER, "STRING")
-    RETURN_NAMES = ("MODEL", "CLIP", "ADAPTER", "report")
+    RETURN_TYPES = ("MODEL", "CLIP", inputs.ADAPTER, "STRING", "STRING")
+    RETURN_NAMES = ("MODEL", "CLIP", "ADAPTER", "report", "trigger words")
     OUTPUT_TOOLTIPS = _LOADER_TOOLTIPS
     FUNCTION = "load"
 
@@ -163,11 +165,12 @@ class LoadLoRAAsAdapter:
         "steps, saved or examined. Apply it with Apply Adapter."
     )
     SEARCH_ALIASES = ["lora", "import lora", "convert lora", "spectral adapters"]
-    RETURN_TYPES = (inputs.ADAPTER, "STRING")
-    RETURN_NAMES = ("ADAPTER", "report")
+    RETURN_TYPES = (inputs.ADAPTER, "STRING", "STRING")
+    RETURN_NAMES = ("ADAPTER", "report", "trigger words")
     OUTPUT_TOOLTIPS = (
         "The LoRA as an adapter at strength 1.",
         "Its layers and ranks, and what of the file was not used.",
+        "The words that the LoRA was trained on, as far as its file says, for a prompt.",
     )
     FUNCTION = "load"
 
@@ -200,7 +203,7 @@ class LoadLoRAAsAdapter:
 
         self._opened = opened = loras.open_lora(lora_name, lora_model, model, clip)  # held, as above
         text = results.lines(opened.title, summary_text(opened.adapter), *opened.notes)
-        return results.shown(text, opened.adapter, text)
+        return results.shown(text, opened.adapter, text, results.words_of(opened.adapter))
 
     @classmethod
     def VALIDATE_INPUTS(cls, lora_name: Any = None) -> bool | str:

@@ -53,6 +53,12 @@ def lines(*parts: str) -> str:
     return "\n".join(part for part in parts if part)
 
 
+def words_of(*adapters: Any) -> str:
+    """The trigger words of adapters, each once, with commas between."""
+    words = [word for a in adapters for word in (*a.provenance.trigger_words, *a.tokens)]
+    return ", ".join(dict.fromkeys(words))
+
+
 def need_adapter(value: Any, name: str = "adapter") -> Any:
     """The value, if it is an ADAPTER. Raises SpectralAdapterError that says what to connect."""
     if not getattr(value, "is_spectral_adapter", False):

@@ -93,7 +93,7 @@ class AdapterStack:
     def collect(self, rows: str, adapters: Any = None, model: Any = None, clip: Any = None) -> dict[str, Any]:
         from ..spectral_core.errors import SpectralAdapterError
 
-        chain, words, lines = list(results.need_adapters(adapters)), list[str](), list[str]()
+        chain, lines = list(results.need_adapters(adapters)), list[str]()
         self._opened = []  # held while the host keeps this node
         for row in read_rows(rows):
             if not row.is_on:
@@ -105,13 +105,12 @@ class AdapterStack:
             except SpectralAdapterError as error:
                 raise SpectralAdapterError(f"{row.file}: {error}") from error
             self._opened.append(opened)
-            words += [*adapter.provenance.trigger_words, *adapter.tokens]
             lines.append(f"{row.file}: {row.strength_model:g}, {row.strength_clip:g} {row.schedule}".rstrip())
             lines += [f"  {note}" for note in opened.notes]
         if not chain:
             lines.append("no row is on: the list is empty")
         report = results.lines(*lines)
-        return results.shown(report, tuple(chain), ", ".join(dict.fromkeys(words)), report)
+        return results.shown(report, tuple(chain), results.words_of(*chain), report)
 
     @classmethod
     def VALIDATE_INPUTS(cls, rows: Any = None) -> bool | str:

@@ -13,7 +13,7 @@ import json
 import sys
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,36 @@ def as_page(name: str, nodes: Mapping[str, Node], slots: Mapping[str, Slots]) ->
     }
 
 
+# What the page needs for our nodes' widgets, cards and reports, in pixels; read from the page.
+HEIGHTS = {
+    "LoadFouRA": 366,
+    "LoadSpectralAdapter": 390,
+    "LoadLoRAAsAdapter": 298,
+    "AdapterStrength": 494,
+    "AdapterStack": 356,
+    "FuseAdapters": 644,
+    "ApplyAdapter": 298,
+    "SaveAdapter": 278,
+    "ExportAdapterAsLoRA": 258,
+    "LoadDemoModel": 202,
+}
+_GAP = 50  # the title of the lower one, and air
+
+
+def with_room(nodes: dict[str, Node]) -> dict[str, Node]:
+    """The nodes as high as the page makes them, and those below moved down as far as that needs."""
+    placed: dict[str, Node] = {}
+    for key, found in sorted(nodes.items(), key=lambda item: item[1].box[1]):
+        x, y, width, height = found.box
+        height = max(height, HEIGHTS.get(found.kind.rpartition("_")[2], 0))
+        for other in placed.values():
+            left, top, its_width, its_height = other.box
+            if x < left + its_width and left < x + width:
+                y = max(y, top + its_height + _GAP)
+        placed[key] = replace(found, box=(x, y, width, height))
+    return {key: placed[key] for key in nodes}
+
+
 def _bare(key: str, n: Node, slots: Slots, number: int) -> dict[str, Any]:
     x, y, width, height = n.box
     properties = {} if n.kind == "MarkdownNote" else {"Node name for S&R": n.kind}
@@ -127,7 +157,7 @@ def main() -> None:
     slots = {**HOST_NODES, **our_slots()}
     FOLDER.mkdir(exist_ok=True)
     for name, build in {**WORKFLOWS, **TRAINING_WORKFLOWS}.items():
-        page = as_page(name, build(), slots)
+        page = as_page(name, with_room(build()), slots)
         text = json.dumps(page, indent=1, ensure_ascii=False) + "\n"
         (FOLDER / f"{name}.json").write_text(text, encoding="utf-8")
         print(f"{name}: {len(page['nodes'])} nodes, {len(page['links'])} links")

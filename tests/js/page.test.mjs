@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { facts, size } from "../../web/js/lib/card.mjs";
+import { facts, mismatchOf, size } from "../../web/js/lib/card.mjs";
 import { line, movedPoint, readPoints, SHAPES, writePoints } from "../../web/js/lib/curve.mjs";
 import { nodeById } from "../../web/js/lib/page.mjs";
 import { exceptionText, inputErrors, keep, readKept } from "../../web/js/lib/report.mjs";
@@ -78,6 +78,14 @@ test("a card says what is known", () => {
   const shown = facts({ method: ["foura"], rank: [4, 4], layers: 8, base: "", steps: null, bytes: 74752, date: "2026-11-27" });
   assert.deepEqual(shown, [["", "foura"], ["rank", "4"], ["layers", "8"], ["base", "not said"], ["", "73 KiB"], ["", "2026-11-27"]]);
   assert.equal(size(3.5 * 2 ** 20), "3.5 MiB");
+});
+
+test("a base that does not fit is marked, as far as that is known", () => {
+  const demo = { comfyClass: "SpectralAdapters_LoadDemoModel" };
+  const other = { comfyClass: "CheckpointLoaderSimple" };
+  assert.match(mismatchOf("sdxl", demo), /made for sdxl/);
+  assert.match(mismatchOf("mini", other), /demo model/);
+  for (const [base, node] of [["mini", demo], ["sdxl", other], ["", demo], ["mini", null]]) assert.equal(mismatchOf(base, node), "");
 });
 
 test("nodes are found by the host's ids, in subgraphs too", () => {

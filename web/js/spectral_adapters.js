@@ -124,6 +124,7 @@ app.registerExtension({
     setInterval(() => {
       for (const node of allNodes(rootGraph())) {
         node.spectralVerdict?.refresh();
+        node.spectralCard?.look();
         if (node.spectralStack && node.spectralStack.shown !== node.spectralStack.widget.value) node.spectralStack.draw();
       }
     }, 1000);

@@ -41,6 +41,15 @@ export function wordButtons(words) {
   });
 }
 
+// Whether a file's base is not that of the model node before the loader, as far as that can be known unrun.
+export function mismatchOf(base, modelNode) {
+  if (!base || !modelNode) return "";
+  const isDemo = modelNode.comfyClass === "SpectralAdapters_LoadDemoModel";
+  if (isDemo && base !== "mini") return `made for ${base}: it does not fit the demo model`;
+  if (!isDemo && base === "mini" && /Checkpoint|UNET/.test(modelNode.comfyClass ?? "")) return "made for the demo model: it fits no other";
+  return "";
+}
+
 class Card {
   constructor(node, host) {
     [this.widgetName, this.kind] = LOADERS[node.comfyClass];
@@ -54,6 +63,15 @@ class Card {
       node.spectralCard.refresh();
       return result;
     };
+  }
+
+  // Asked now and then: what is connected changes, and nothing tells.
+  look() {
+    const slot = this.node.inputs?.findIndex((input) => input.name === "model") ?? -1;
+    const found = this.shown ? mismatchOf(this.shown.base, slot < 0 ? null : this.node.getInputNode?.(slot)) : "";
+    if (found === (this.mismatch ?? "")) return;
+    this.mismatch = found;
+    this.draw(this.shown);
   }
 
   async refresh() {

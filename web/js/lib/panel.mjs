@@ -52,7 +52,9 @@ export class Panel {
       this.node.properties[PROPERTY] = detail.name;
       await this.restore();
     }
+    const before = this.run.state;
     for (const event of detail.events) take(this.run, { ...event, memory: detail.memory });
+    if (this.run.state !== before) this.note = undefined; // what happened now matters more
     this.draw();
   }
 
