@@ -26,8 +26,8 @@ def test_strengths_act_on_model_and_clip_only(ours: Pack, cat: Any, applied: lis
     out = ours.node(name).load(
         adapter_name=FILE, strength_model=0.5, strength_clip=0.25, model="M", clip="C", **options
     )
-    model, clip, adapter, report = out["result"]
-    assert (model, clip) == ("M+cat", "C+cat")
+    model, clip, adapter, report, words = out["result"]
+    assert (model, clip, words) == ("M+cat", "C+cat", "cat, kitten")
     assert applied[0][1:] == ("M", "C", 0.5, 0.25, "auto", options.get("base_mismatch", "delta"))
     assert adapter.content_hash == cat.content_hash and adapter.strength == 1
     assert out["ui"] == {"text": (report,), "spectral_adapters": ()}, "no prompt has asked for its hash"
@@ -36,13 +36,13 @@ def test_strengths_act_on_model_and_clip_only(ours: Pack, cat: Any, applied: lis
 
 
 def test_unconnected_outputs_explain_themselves(ours: Pack, cat: Any, applied: list[Any]) -> None:
-    model, clip, adapter, report = ours.node("LoadFouRA").load(FILE, 1.0, 1.0, model="M")["result"]
+    model, clip, adapter, report, _ = ours.node("LoadFouRA").load(FILE, 1.0, 1.0, model="M")["result"]
     assert model == "M+cat" and applied[0][2] is None
     for use in (lambda: clip.tokenize("x"), lambda: clip(1), lambda: clip[0], lambda: list(clip)):
         with pytest.raises(ours.error, match=r"Load FouRA has no CLIP output: connect its input 'clip'"):
             use()
     assert not hasattr(clip, "get_ram_usage")  # the host may ask an output such things
-    model, clip, adapter, report = ours.node("LoadFouRA").load(FILE, 1.0, 1.0)["result"]
+    model, clip, adapter, report, _ = ours.node("LoadFouRA").load(FILE, 1.0, 1.0)["result"]
     assert len(applied) == 1 and "neither model nor clip is connected" in report
     assert len(adapter.layers) == len(LAYERS)
     with pytest.raises(ours.error, match="no MODEL output"):
@@ -136,7 +136,7 @@ def test_the_hosts_lora_model_is_taken(ours: Pack) -> None:
     tensors = lora_model()
     with torch.inference_mode():
         out = ours.node("LoadLoRAAsAdapter").load("none", lora_model=tensors)
-    adapter, report = out["result"]
+    adapter, report, _ = out["result"]
     (layer,) = adapter.layers.values()
     update = layer.factors()
     expected = (
@@ -171,7 +171,7 @@ def test_a_lora_file_is_an_adapter(ours: Pack, folders: Any) -> None:
     ours.module("spectral_core.files.lora_export").export_lora(
         adapter, folders.loras / "l.safetensors", dtype=torch.float32
     )
-    read, report = ours.node("LoadLoRAAsAdapter").load("l.safetensors")["result"]
+    read, report, _ = ours.node("LoadLoRAAsAdapter").load("l.safetensors")["result"]
     assert set(read.layers) == set(adapter.layers) and "l.safetensors" in report
     for name, layer in adapter.layers.items():
         ours_, theirs = (each.factors() for each in (layer, read.layers[name]))
