@@ -110,11 +110,13 @@ def export_lora(
     overwrite: bool = False,
     drop_schedule: bool = False,
     names: Mapping[str, str] | None = None,
+    words: bool = False,
 ) -> ExportReport:
     """Write an adapter as an ordinary LoRA file at its present strengths.
 
     names: layer -> its module's name in the file, where a reader's own map knows it better than the rules of
-    kohya's naming, such as rows of a fused weight.
+    kohya's naming, such as rows of a fused weight. words: the adapter's trained words too, as
+    ``bundle_emb.<word>.*``, which Automatic1111 reads and others report as unknown.
 
     Raises SpectralAdapterError for a schedule (a LoRA file cannot hold one; ``drop_schedule`` exports without
     it), layers that the naming cannot name, values that ``dtype`` cannot hold, and everything that saving
@@ -166,7 +168,9 @@ def export_lora(
         down, up, scale = _as_read(written)
         rounding = _distance(Factors(down, up, scale), exact)
         layers[name] = ExportedLayer(folded[name][0].rank, rounding, folded[name][1])
-    notes = _notes(adapter, layers)
+    bundled = _bundled(adapter, path) if words else {}
+    tensors |= bundled
+    notes = _notes(adapter, layers, bool(bundled))
     safewrite.write(tensors, _metadata(adapter, path, layers, tensors), path, overwrite)
     return ExportReport(path, naming, layers, omitted, notes)
 
@@ -342,7 +346,23 @@ def _as_read(written: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, float]:
     return down, up.flatten(1), alpha / len(down)
 
 
-def _notes(adapter: Adapter, layers: Mapping[str, ExportedLayer]) -> tuple[str, ...]:
+def _bundled(adapter: Adapter, path: Path) -> dict[str, Tensor]:
+    """The trained words' rows (k, dim) in Automatic1111's names: one text encoder's, or both of SDXL's."""
+    found: dict[str, Tensor] = {}
+    for word, rows in adapter.tokens.items():
+        if "." in word:
+            raise SpectralAdapterError(
+                f"{path}: word {word!r}: a word with a dot has no name in a LoRA file; export without words"
+            )
+        if len(rows) == 1:
+            keys_of = {"string_to_param.*": next(iter(rows.values()))}
+        else:
+            keys_of = {{"text_encoder": "clip_l", "text_encoder_2": "clip_g"}[p]: r for p, r in rows.items()}
+        found |= {f"bundle_emb.{word}.{k}": r.detach().cpu().float().clone() for k, r in keys_of.items()}
+    return found
+
+
+def _notes(adapter: Adapter, layers: Mapping[str, ExportedLayer], words: bool) -> tuple[str, ...]:
     notes = []
     gated = {name: layer.gate_loss for name, layer in layers.items() if layer.gate_loss is not None}
     if gated:
@@ -354,7 +374,12 @@ def _notes(adapter: Adapter, layers: Mapping[str, ExportedLayer]) -> tuple[str, 
         )
     if adapter.schedule is not None:
         notes.append("the strength schedule was dropped: the file has the full strength all the time")
-    if adapter.tokens:
+    if words:
+        notes.append(
+            f"trained words in the file: {', '.join(adapter.tokens)}; Automatic1111 reads them, Forge, Forge "
+            "Neo and ComfyUI do not"
+        )
+    elif adapter.tokens:
         notes.append(f"trained words are not in a LoRA file: {', '.join(adapter.tokens)}")
     laws = {
         getattr(t.config, "strength_law", "delta") for layer in adapter.layers.values() for t in layer.terms

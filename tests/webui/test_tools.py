@@ -1,0 +1,279 @@
+"""Names, files, the model that is left alone, and what the tab and the routes do; no host."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from spectral_core.adapter.adapter import Adapter, create
+from spectral_core.adapter.schedule import Schedule
+from spectral_core.errors import SpectralAdapterError
+from spectral_core.files import adapter_file
+from spectral_core.files.lora_import import read_lora
+from spectral_core.methods import FouRAConfig, LoRAConfig
+from spectral_core.names.unet_blocks import UNetLayout, unet_table
+from spectral_webui import a1111, api, infotext, places, tab, tools
+from spectral_webui.active import Active
+from spectral_webui.extension import Extension, host_of
+from spectral_webui.library import Library
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "example_workflows" / "adapters" / "examples"
+DEMO = UNetLayout.from_config(json.loads((ROOT / "demo_model/unet/config.json").read_text(encoding="utf-8")))
+SD1 = UNetLayout.sd1()
+CONV = "down_blocks.1.resnets.1.conv1"
+TEXT = "text_encoder.text_model.encoder.layers.0.mlp.fc1"
+
+
+def tree(paths: dict[str, nn.Module]) -> nn.Module:
+    root = nn.Module()
+    for path, module in paths.items():
+        *folders, last = path.split(".")
+        inner = root
+        for step in folders:
+            if not hasattr(inner, step):
+                inner.add_module(step, nn.Module())
+            inner = getattr(inner, step)
+        inner.add_module(last, module)
+    return root
+
+
+def sd_model() -> Any:
+    """A UNet's blocks with native names, one layer in use, and a text encoder's layer, as A1111 has them."""
+    paths: dict[str, nn.Module] = {native: nn.Identity() for native in unet_table(SD1).values()}
+    paths[unet_table(SD1)[CONV]] = nn.Linear(4, 3)
+    text = tree({TEXT.removeprefix("text_encoder."): nn.Linear(2, 5)})
+    stage = SimpleNamespace(wrapped=SimpleNamespace(transformer=text))
+    return SimpleNamespace(
+        model=SimpleNamespace(diffusion_model=tree(paths)), cond_stage_model=stage, text=text
+    )
+
+
+def adapter(config: Any = None, seed: int = 0) -> Adapter:
+    generator = torch.Generator().manual_seed(seed)
+    weights = {f"unet.{CONV}": torch.randn(3, 4, generator=generator), TEXT: torch.randn(5, 2)}
+    made = create(weights, config or LoRAConfig(rank=2))
+    return made.map_terms(
+        lambda _, t: replace(
+            t, params={k: torch.randn(v.shape, generator=generator).to(v.dtype) for k, v in t.params.items()}
+        )
+    )
+
+
+class Words:
+    """A1111's side with its words kept in a list, because the host's database is not here."""
+
+    def __init__(self) -> None:
+        self.known: list[str] = []
+
+    unet = staticmethod(a1111.unet)
+    text_encoders = staticmethod(a1111.text_encoders)
+    progress = staticmethod(a1111.progress)
+
+    def add_words(self, model: Any, words: Any) -> Any:
+        self.known += words
+        return lambda: [self.known.remove(word) for word in words]
+
+
+def modules(model: Any) -> list[nn.Module]:
+    return [*model.model.diffusion_model.modules(), *model.text.modules()]
+
+
+@pytest.mark.parametrize("config", [LoRAConfig(rank=2), FouRAConfig(rank=2)])
+def test_on_the_model_and_off_again_without_a_trace(config: Any) -> None:
+    model, host, active = sd_model(), Words(), Active()
+    layer = model.model.diffusion_model.get_submodule(unet_table(SD1)[CONV])
+    text = model.text.get_submodule(TEXT.removeprefix("text_encoder."))
+    x, y = torch.randn(6, 4), torch.randn(6, 2)
+    before = layer(x), text(y), {k: v.clone() for k, v in layer.state_dict().items()}
+    tokens = {"<w>": {"text_encoder": torch.ones(1, 2)}}
+    given = replace(adapter(config), tokens=tokens).with_layer_strength("unet.down_blocks.*", 0.5)
+    active.put("a", given, host, model)
+    if isinstance(config, LoRAConfig):
+        delta = given.layers[f"unet.{CONV}"].factors(0.5)
+        expected = before[0] + x @ delta.down.T @ delta.scaled_up().T
+        assert torch.allclose(layer(x), expected, atol=1e-5)
+    assert not torch.equal(layer(x), before[0]) and not torch.equal(text(y), before[1])
+    assert host.known == ["<w>"] and not active.notes
+    active.clear()
+    assert host.known == []
+    assert torch.equal(layer(x), before[0]) and torch.equal(text(y), before[1])
+    assert all(torch.equal(v, before[2][k]) for k, v in layer.state_dict().items())
+    assert not any("forward" in vars(module) for module in modules(model))
+
+
+def test_a_schedule_follows_the_steps_in_the_unet_alone() -> None:
+    model, active = sd_model(), Active()
+    layer = model.model.diffusion_model.get_submodule(unet_table(SD1)[CONV])
+    text = model.text.get_submodule(TEXT.removeprefix("text_encoder."))
+    x, y = torch.randn(6, 4), torch.randn(6, 2)
+    base, text_base = layer(x), text(y)
+    active.put("a", adapter().with_schedule(Schedule.window(0.0, 0.5)), Words(), model)
+    on, text_on = layer(x), text(y)
+    active.set_progress(0.9)
+    assert torch.equal(layer(x), base) and not torch.equal(on, base)
+    assert torch.equal(text(y), text_on) and not torch.equal(text_on, text_base)
+    active.clear()
+
+
+def test_a_failure_halfway_leaves_nothing() -> None:
+    class Broken(Words):
+        def add_words(self, model: Any, words: Any) -> Any:
+            raise SpectralAdapterError("no such word")
+
+    model, active = sd_model(), Active()
+    tokens = {"<w>": {"text_encoder": torch.ones(1, 2)}}
+    with pytest.raises(SpectralAdapterError, match="no such word"):
+        active.put("a", replace(adapter(), tokens=tokens), Broken(), model)
+    assert not any("forward" in vars(module) for module in modules(model)) and not active.is_on
+
+
+def test_layers_without_a_place_are_told() -> None:
+    model, active = sd_model(), Active()
+    given = adapter()
+    stray = "text_encoder_2.text_model.encoder.layers.0.mlp.fc1"
+    active.put("a", replace(given, layers={**given.layers, stray: given.layers[TEXT]}), Words(), model)
+    assert "1 layers have no place" in active.notes[0] and stray in active.notes[0]
+    active.clear()
+    with pytest.raises(SpectralAdapterError, match="none of its 1 layers"):
+        active.put("a", Adapter({"unet.no.such": given.layers[TEXT]}), Words(), model)
+
+
+def test_a_layer_of_strength_zero_is_off() -> None:
+    found = places.sides(adapter().with_layer_strength("unet.*", 0.0), SD1, ("text_encoder",))
+    assert list(found.adapters) == ["text_encoder"] and not found.lost
+
+
+class Picture(SimpleNamespace):
+    """What the host calls p."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(sd_model=model, negative_prompts=[""], extra_generation_params={}, comments=[])
+        self.cached_c = ["key", "encoding"]
+
+    def comment(self, text: str) -> None:
+        self.comments.append(text)
+
+
+def test_tags_go_on_and_mistakes_under_the_picture(tmp_path: Path) -> None:
+    extension, model = Extension([tmp_path]), sd_model()
+    adapter_file.save(adapter(), tmp_path / "one.safetensors")
+    p = Picture(model)
+    extension.activate(p, [["one", "0.5"], ["oen"], ["one", "start=x"]])
+    assert [text.partition(":")[0] for text in p.comments] == ["Spectral Adapters"] * 2
+    assert "did you mean one?" in p.comments[0] and "start is 'x'" in p.comments[1]
+    assert p.extra_generation_params[infotext.PROBLEMS].count(";") >= 1
+    assert list(infotext.read(p.extra_generation_params[infotext.KEY])) == ["one"]
+    assert any("forward" in vars(module) for module in modules(model))
+    extension.activate(Picture(model), [])
+    assert not any("forward" in vars(module) for module in modules(model))
+
+
+def test_an_earlier_picture_that_is_forgotten_late_takes_nothing_off(tmp_path: Path) -> None:
+    extension, model = Extension([tmp_path]), sd_model()
+    adapter_file.save(adapter(), tmp_path / "one.safetensors")
+    first, second = Picture(model), Picture(model)
+    extension.activate(first, [["one"]])
+    extension.activate(second, [["one"]])
+    del first
+    assert any("forward" in vars(module) for module in modules(model))
+    del second  # as after an exception in the sampler
+    assert not any("forward" in vars(module) for module in modules(model))
+
+
+def test_a_changed_file_forgets_the_hosts_encodings(tmp_path: Path) -> None:
+    extension, model = Extension([tmp_path]), sd_model()
+    path = adapter_file.save(adapter(), tmp_path / "one.safetensors")
+    p = Picture(model)
+    extension.activate(p, [["one"]])
+    assert p.cached_c == ["key", "encoding"]
+    path.unlink()
+    adapter_file.save(adapter(seed=1).with_provenance(name="another"), path)
+    extension.activate(p, [["one"]])
+    assert p.cached_c == [None, None]
+    extension.clear()
+
+
+def test_the_host_is_told_by_its_model() -> None:
+    assert host_of(SimpleNamespace(forge_objects=None)) is not host_of(SimpleNamespace())
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Library:
+    shutil.copytree(EXAMPLES, tmp_path / "adapters")
+    (tmp_path / "loras").mkdir()
+    return Library([tmp_path / "adapters"], [tmp_path / "loras"])
+
+
+def test_files_are_found_by_name_base_name_and_hash(library: Library) -> None:
+    names = [entry.name for entry in library.entries()]
+    assert names == ["bot_foura", "bot_spectral", "fish_spectral", "house_spectral"]
+    assert library.find("some/folder/bot_foura").name == library.find("BOT_foura.safetensors").name
+    entry = library.find("bot_foura")
+    assert library.by_hash(library.hash_of(entry)) == entry
+    with pytest.raises(SpectralAdapterError, match="did you mean bot_foura"):
+        library.find("bot_fuora")
+
+
+def test_fuse_and_report(library: Library) -> None:
+    name, text, picture = tools.fused(library, ["bot_spectral", "fish_spectral"], [1, 0.5], name="both")
+    assert name == "both" and "both" in text and picture.width > 100
+    assert set(library.load(library.find("both")).tokens) == {"<bot>", "<fish>"}
+    assert tools.fused(library, ["bot_spectral", "fish_spectral"], [], name="both")[0] == "both_2"
+    text, picture = tools.report(library, "bot_foura")
+    assert "<bot>" in text and picture.width > 100
+    for names, weights in ((["bot_foura"], []), (["bot_foura", "fish_spectral"], [1.0])):
+        with pytest.raises(SpectralAdapterError, match="expected"):
+            tools.fused(library, names, weights)
+
+
+@pytest.mark.parametrize("name", ["../out", "/etc/x", "a:b", "", "."])
+def test_new_files_stay_in_their_folder(library: Library, name: str) -> None:
+    with pytest.raises(SpectralAdapterError, match="expected a file name"):
+        tools._new_file(library.folders[0], name)
+
+
+def test_export_uses_the_models_own_block_numbers_and_takes_the_words(library: Library) -> None:
+    path, text = tools.exported(library, "bot_spectral", library.lora_folders[0], "fp32", layout=DEMO)
+    with safe_open(path, "pt") as file:
+        keys = list(file.keys())
+        row = file.get_tensor("bundle_emb.<bot>.string_to_param.*")
+    layers = {key.split(".")[0] for key in keys} - {"bundle_emb"}
+    flat = {"lora_unet_" + native.replace(".", "_") for native in unet_table(DEMO).values()}
+    assert layers <= flat and all("_blocks_" in layer for layer in layers)
+    original = library.load(library.find("bot_spectral"))
+    assert torch.equal(row, original.tokens["<bot>"]["text_encoder"].float())
+    again = read_lora(path, DEMO)
+    assert set(again.adapter.layers) == set(original.layers)
+    assert "Automatic1111 reads them" in text
+    with pytest.raises(SpectralAdapterError, match="no such block"):
+        tools.exported(
+            library, "bot_spectral", library.lora_folders[0], layout=UNetLayout(((0,),), 0, ((0,),))
+        )
+
+
+def test_progress_of_both_kinds_of_samplers() -> None:
+    sigma = torch.tensor([3.0, 3.0])
+    by_step = SimpleNamespace(sigma=torch.tensor([999.0]), denoiser=SimpleNamespace(inner_model=object()))
+    inner = SimpleNamespace(sigma_to_t=lambda s: torch.full_like(s, 333.0))
+    by_sigma = SimpleNamespace(sigma=sigma, denoiser=SimpleNamespace(inner_model=inner))
+    assert a1111.progress(None, by_step) == 0.0
+    assert a1111.progress(None, by_sigma) == pytest.approx(1 - 333 / 999)
+
+
+def test_small_inputs_of_tab_and_routes() -> None:
+    assert tab.numbers("1, 0.5;2") == [1, 0.5, 2]
+    with pytest.raises(SpectralAdapterError, match="'x' is no number"):
+        tab.numbers("1, x")
+    known = api.credentials("a:b, c:d:e")
+    assert api.is_known(known, "a", "b") and api.is_known(known, "c", "d:e")
+    assert not api.is_known(known, "a", "c") and not api.is_known(known, "z", "")
