@@ -30,8 +30,12 @@ def unet(sd_model: Any) -> nn.Module:
 def text_encoders(sd_model: Any) -> dict[str, nn.Module]:
     """Part -> the module whose layers have transformers' names."""
     stage = sd_model.forge_objects.clip.cond_stage_model
-    found = {part: getattr(getattr(stage, name, None), "transformer", None) for name, part in _PARTS.items()}
-    return {part: module for part, module in found.items() if isinstance(module, nn.Module)}
+    found: dict[str, nn.Module] = {}
+    for name, part in _PARTS.items():  # of clip_l and clip_h a model has one
+        module = getattr(getattr(stage, name, None), "transformer", None)
+        if isinstance(module, nn.Module):
+            found.setdefault(part, module)
+    return found
 
 
 def add_words(sd_model: Any, words: Mapping[str, Mapping[str, Tensor]]) -> Callable[[], None]:

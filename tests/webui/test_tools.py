@@ -21,7 +21,7 @@ from spectral_core.files import adapter_file
 from spectral_core.files.lora_import import read_lora
 from spectral_core.methods import FouRAConfig, LoRAConfig
 from spectral_core.names.unet_blocks import UNetLayout, unet_table
-from spectral_webui import a1111, api, infotext, places, tab, tools
+from spectral_webui import a1111, api, forge, infotext, places, tab, tools
 from spectral_webui.active import Active
 from spectral_webui.extension import Extension, host_of
 from spectral_webui.library import Library
@@ -205,6 +205,47 @@ def test_a_changed_file_forgets_the_hosts_encodings(tmp_path: Path) -> None:
 
 def test_the_host_is_told_by_its_model() -> None:
     assert host_of(SimpleNamespace(forge_objects=None)) is not host_of(SimpleNamespace())
+
+
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        (["clip_l"], ["text_encoder"]),
+        (["clip_h"], ["text_encoder"]),
+        (["clip_l", "clip_g"], ["text_encoder", "text_encoder_2"]),
+        (["t5xxl"], []),
+    ],
+)
+def test_forges_text_encoders(names: list[str], parts: list[str]) -> None:
+    inner = {name: SimpleNamespace(transformer=nn.Linear(1, 1)) for name in names}
+    clip = SimpleNamespace(cond_stage_model=SimpleNamespace(**inner))
+    found = forge.text_encoders(SimpleNamespace(forge_objects=SimpleNamespace(clip=clip)))
+    assert list(found) == parts
+
+
+def test_forges_words_come_and_go_and_the_users_own_stay() -> None:
+    class Database:
+        expected_shape = 2
+
+        def __init__(self) -> None:
+            self.word_embeddings: dict[str, Any] = {"<w>": "the user's"}
+
+        def register_embedding_by_name(self, embedding: Any, name: str) -> None:
+            self.word_embeddings.pop(name, None)
+            if embedding is not None:
+                self.word_embeddings[name] = embedding
+
+    database = Database()
+    engine = SimpleNamespace(embeddings=database, embedding_key="clip_l")
+    model = SimpleNamespace(text_processing_engine=engine)
+    rows = {"text_encoder": torch.ones(3, 2)}
+    undo = forge.add_words(model, {"<w>": rows, "<v>": rows})
+    assert database.word_embeddings["<v>"].vectors == 3 and database.word_embeddings["<w>"] != "the user's"
+    undo()
+    assert database.word_embeddings == {"<w>": "the user's"}
+    with pytest.raises(SpectralAdapterError, match="rows of 5 numbers, expected 2"):
+        forge.add_words(model, {"<v>": rows, "<u>": {"text_encoder": torch.ones(1, 5)}})
+    assert database.word_embeddings == {"<w>": "the user's"}
 
 
 @pytest.fixture
