@@ -59,6 +59,10 @@ class Extension:
                 wanted.append(found)
             except SpectralAdapterError as error:
                 self._tell(p, str(error))
+            except Exception as error:  # a fault of ours; the host prints where, and draws on
+                self._tell(p, f"{pieces[0]} was not applied: {type(error).__name__}: {error}")
+                self.clear()
+                raise
         self._requests = tuple(wanted)
         for note in self.active.notes:
             self._tell(p, note)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..adapter.adapter import AdapterLayer, Term
+from ..maths.compiling import is_compiling
 from ..maths.layers import LayerShape
 from ..maths.lowrank import Factors, concatenate
 from ..maths.precision import full_precision
@@ -67,7 +68,7 @@ class Piece:
         if found is not None:
             return found
         # The decorator would do the same, and import the compiler with this module: a second of everyone's.
-        keep = torch.compiler.disable(self._keep) if torch.compiler.is_compiling() else self._keep
+        keep = torch.compiler.disable(self._keep) if is_compiling() else self._keep
         kept: Ready = keep(key, device, dtype, strength)
         return kept
 

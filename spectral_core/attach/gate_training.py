@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from ..gates.formula import FLOOR, NORM_EPS, energy, network, tokens_of
 from ..gates.runtime import GateRuntime
+from ..maths.compiling import is_compiling
 from ..maths.layers import channel_view
 from ..maths.precision import autocast_dtype
 from . import products
@@ -259,7 +260,7 @@ def fits(x: Tensor, kind: str, mode: str) -> bool:
     A hard gate has no gradients, so there is nothing to save.
     """
     plain = kind == "mlp" and mode != "hard" and x.dtype != torch.float64 and torch.is_grad_enabled()
-    return plain and autocast_dtype(x.device.type) is None and not torch.compiler.is_compiling()
+    return plain and autocast_dtype(x.device.type) is None and not is_compiling()
 
 
 class Opened(NamedTuple):

@@ -21,6 +21,7 @@ from ..adapter.schedule import Schedule
 from ..errors import SpectralAdapterError
 from ..gates import formula as gates
 from ..gates.formula import GateRuntime
+from ..maths.compiling import is_compiling
 from ..maths.layers import Geometry, channel_view, expand, project
 from ..maths.precision import autocast_dtype
 from ..names.layer_name import LayerName
@@ -153,7 +154,7 @@ class LayerUpdate:
     def begins(self, x: Tensor) -> bool:
         """Whether the update projects x before its module runs."""
         plain = not (self.trained and torch.is_grad_enabled())
-        if plain or self.is_convolution or x.dim() < 2 or torch.compiler.is_compiling():
+        if plain or self.is_convolution or x.dim() < 2 or is_compiling():
             return False
         strength = self._strength_now()
         return self._dtype_for(x) == x.dtype and (isinstance(strength, Tensor) or strength != 0)
