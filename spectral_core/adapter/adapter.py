@@ -30,6 +30,8 @@ from ..methods import Basis, MethodConfig, config_to_dict, method_of
 from ..names.layer_name import LayerName, matches
 from .schedule import Schedule
 
+MOST_STRENGTH = 1e6  # far above any use; what is computed with it stays finite
+
 
 class _Value:
     """A value that nobody changes: a copy of it is itself."""
@@ -52,7 +54,7 @@ class Term(_Value):
     def __post_init__(self) -> None:
         if not getattr(self.params, "is_immutable", False):  # such as one that reads a file when asked
             object.__setattr__(self, "params", MappingProxyType(dict(self.params)))
-        _check_finite(self.weight, "weight of a term")
+        _check_strength(self.weight, "weight of a term")
 
     def __repr__(self) -> str:
         return f"Term({self.config!r}, weight={self.weight:g})"
@@ -134,9 +136,9 @@ class Adapter(_Value):
     def __post_init__(self) -> None:
         for name in self.layers:
             LayerName.parse(name)
-        _check_finite(self.strength, "strength")
+        _check_strength(self.strength, "strength")
         for pattern, multiplier in self.layer_strengths:
-            _check_finite(multiplier, f"strength of the layers {pattern!r}")
+            _check_strength(multiplier, f"strength of the layers {pattern!r:.80}")
         object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
         object.__setattr__(
             self, "tokens", MappingProxyType({t: MappingProxyType(dict(p)) for t, p in self.tokens.items()})
@@ -198,6 +200,7 @@ class Adapter(_Value):
         for pattern, multiplier in self.layer_strengths:
             if matches(name, pattern):
                 value *= multiplier
+        _check_strength(value, f"layer {name}: its strength, all multipliers together,")
         return value
 
     def scaled(self, strength: float) -> Adapter:
@@ -251,9 +254,12 @@ def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-def _check_finite(value: object, what: str) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise SpectralAdapterError(f"{what} is {value!r}: expected a finite number")
+def _check_strength(value: object, what: str) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or abs(value) > MOST_STRENGTH:  # type: ignore[arg-type]
+        raise SpectralAdapterError(
+            f"{what} is {value!r:.40}: expected a finite number, at most {MOST_STRENGTH:g} either way"
+        )
 
 
 def _counted(words: Iterable[str]) -> str:

@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 
 from ..errors import SpectralAdapterError
 from ..names import spellings as keys
-from ..names.layer_name import matches
+from ..names.layer_name import check_glob, matches
 from ..names.unet_blocks import unet_table
 from .adapter import Adapter
+
+MOST_ENTRIES = 256
 
 _SHORT: dict[str, tuple[str, ...]] = {
     "IN": ("*.down_blocks.*", "*.input_blocks.*"),
@@ -64,6 +66,8 @@ def parse(text: str) -> list[tuple[str, float]]:
         for entry in re.split(r"[,;]", line.partition("#")[0]):
             if entry.strip():
                 found.append(_entry(entry.strip()))
+                if len(found) > MOST_ENTRIES:
+                    raise SpectralAdapterError(f"block weights: more than {MOST_ENTRIES} entries")
     return found
 
 
@@ -75,8 +79,9 @@ def _entry(entry: str) -> tuple[str, float]:
         value = math.nan
     if not pattern.strip() or not math.isfinite(value):
         raise SpectralAdapterError(
-            f"block weights: {entry!r} is no entry; expected block: strength, such as down_blocks.1: 0.5"
+            f"block weights: {entry!r:.80} is no entry; expected block: strength, such as down_blocks.1: 0.5"
         )
+    check_glob(pattern.strip(), "block weights:")
     return pattern.strip(), value
 
 

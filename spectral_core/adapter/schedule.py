@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import SpectralAdapterError
 
 MOST_POINTS = 4096
+MOST_MULTIPLIER = 1e6
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,11 @@ class Schedule:
             raise SpectralAdapterError(
                 f"schedule points {self._shown}: expected (progress, multiplier), progress ascending in 0…1"
             )
-        if not all(math.isfinite(p) and math.isfinite(m) for p, m in self.points):
-            raise SpectralAdapterError(f"schedule points {self._shown}: expected finite numbers")
+        if not all(math.isfinite(p) and abs(m) <= MOST_MULTIPLIER for p, m in self.points):
+            raise SpectralAdapterError(
+                f"schedule points {self._shown}: expected finite numbers, multipliers of at most "
+                f"{MOST_MULTIPLIER:g} either way"
+            )
 
     @property
     def _shown(self) -> str:

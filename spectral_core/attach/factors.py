@@ -19,7 +19,7 @@ from torch import Tensor
 from ..adapter.adapter import AdapterLayer, Term
 from ..maths.compiling import is_compiling
 from ..maths.layers import LayerShape
-from ..maths.lowrank import Factors, concatenate
+from ..maths.lowrank import Factors, check_usable, concatenate
 from ..maths.precision import full_precision
 from ..methods import Fold, fold_many, method_of
 from .gate_training import Opened, Stack
@@ -45,6 +45,7 @@ class Piece:
     trained: bool = False
     given: Factors | None = None
     stack: Stack | None = None
+    name: str = ""
     _cache: dict[Any, Ready] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -84,9 +85,15 @@ class Piece:
         # An inference tensor could not be saved for a later backward pass, so none is ever kept.
         with torch.inference_mode(False), torch.no_grad():
             down, up, gate = self._fold(device, dtype, strength)
+            self._check(down, up)
             kept = _plain(down), _plain(up), {k: _plain(v) for k, v in gate.items()}
         self._cache[key] = kept
         return kept
+
+    def _check(self, down: Tensor, up: Tensor) -> None:
+        """Once, on what the forward pass computes with."""
+        place = f"layer {self.name}" if self.name else "a layer"
+        check_usable(Factors(down, up), f"{place}: applied live in {down.dtype}")
 
     def _fold(self, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
         """The factors in float32 or better, and the one cast to the precision of the forward pass."""
@@ -147,9 +154,9 @@ def pieces_of(name: str, layer: AdapterLayer, trained: bool) -> tuple[Piece, ...
     together = [
         t for t in layer.terms if t.mergeable and getattr(t.config, "strength_law", "delta") == "delta"
     ]
-    pieces = [Piece(layer.shape, tuple(together), "", trained)] if together else []
+    pieces = [Piece(layer.shape, tuple(together), "", trained, name=name)] if together else []
     alone = [(i, t) for i, t in enumerate(layer.terms) if all(t is not other for other in together)]
-    pieces += [Piece(layer.shape, (t,), term_name(name, i), trained) for i, t in alone]
+    pieces += [Piece(layer.shape, (t,), term_name(name, i), trained, name=name) for i, t in alone]
     return tuple(pieces)
 
 

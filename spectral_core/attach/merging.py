@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..adapter.adapter import Adapter, AdapterLayer
 from ..errors import SpectralAdapterError
 from ..maths.layers import as_fp32
-from ..maths.lowrank import delta
+from ..maths.lowrank import check_usable, delta
 from ..names.layer_name import LayerName
 from .placement import AttachReport, Placement, joined, place
 from .targets import weight_problem
@@ -41,7 +41,7 @@ class _Change:
         return self.layer.content_hash, self.strength
 
     def add_to(self, weight: Tensor) -> None:
-        factors = self.layer.factors(self.strength)
+        factors = check_usable(self.layer.factors(self.strength), f"layer {self.name}")
         on_device = type(factors)(factors.down.to(weight), factors.up.to(weight), factors.scale)
         rows = self.name.rows
         target = weight if rows is None else weight[rows[0] : rows[1]]
@@ -72,9 +72,25 @@ class _Record:
                 for change in sorted(changes, key=lambda c: c.order) if len(changes) > 1 else changes:
                     change.add_to(total)
                 weight.copy_(total)
+                _check_finite(changes[-1].name, weight, self.original)
             else:
                 weight.copy_(self.original)
         self.version = None if weight.is_inference() else weight._version
+
+
+def _check_finite(name: LayerName, weight: Tensor, original: Tensor) -> None:
+    """Refuse a weight that holds NaN or infinity, and say whether it did before."""
+    if bool(torch.isfinite(weight).all()):
+        return
+    if not bool(torch.isfinite(original).all()):
+        raise SpectralAdapterError(
+            f"layer {name}: the model's own weight holds NaN or infinite values, before anything is merged: "
+            "load the model again, or another one"
+        )
+    raise SpectralAdapterError(
+        f"layer {name}: merged, its weight leaves the range of {weight.dtype} (largest "
+        f"{torch.finfo(weight.dtype).max:g}): lower the strength, or load the model in a wider dtype"
+    )
 
 
 class Merged:

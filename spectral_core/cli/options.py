@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SpectralAdapterError
+from ..files.container import strict_json
+from ..files.reading import read_text
 from ..training.config.reading import reader_of
 from ..training.config.setting import Setting, one_of, settings_of
 
@@ -163,16 +164,15 @@ def _checked(path: Path, option: Option, value: Any) -> Any:
 
 def read_table(path: Path) -> dict[str, Any]:
     """A JSON or TOML file's table."""
+    text = read_text(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpectralAdapterError(f"{path}: cannot be read ({error})") from error
-    try:
-        values = _toml(path, text) if path.suffix == ".toml" else json.loads(text)
-    except ValueError as error:
+        values = _toml(path, text) if path.suffix == ".toml" else strict_json(text)
+    except (ValueError, RecursionError) as error:
         raise SpectralAdapterError(
             f"{path}: not valid {path.suffix.lstrip('.') or 'JSON'}: {error}"
         ) from error
+    except SpectralAdapterError as error:
+        raise SpectralAdapterError(f"{path}: {error}") from error
     if not isinstance(values, dict):
         raise SpectralAdapterError(f"{path}: expected a table of settings")
     return values

@@ -270,7 +270,7 @@ def _open(path: str | os.PathLike[str]) -> tuple[SafeFile, FileConfig]:
             f"(metadata {VERSION_KEY})"
         )
     if version != VERSION:
-        newer = version.isdecimal() and len(version) < 9 and int(version) > int(VERSION)
+        newer = version.isascii() and version.isdecimal() and len(version) < 9 and int(version) > int(VERSION)
         advice = (
             "it was made by a newer version: update this package" if newer else "it is damaged or not of ours"
         )
@@ -279,7 +279,10 @@ def _open(path: str | os.PathLike[str]) -> tuple[SafeFile, FileConfig]:
         )
     if CONFIG_KEY not in file.metadata:
         raise SpectralAdapterError(f"{file.path}: the metadata has no {CONFIG_KEY}: the file is damaged")
-    text = file.metadata[CONFIG_KEY].encode()
+    try:
+        text = file.metadata[CONFIG_KEY].encode()
+    except UnicodeEncodeError as error:
+        raise SpectralAdapterError(f"{file.path}: damaged configuration: {error}") from error
     config = _config(file.path, text)
     if CONFIG_KEY in file.entries:
         file = _without_config_tensor(file, text)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..adapter.adapter import Adapter, AdapterLayer, Provenance, Term
 from ..errors import SpectralAdapterError
-from ..maths.layers import LayerShape, as_fp32
+from ..maths.layers import LayerShape
 from ..methods import LoRAConfig
 from ..names import spellings as keys
 from ..names.layer_name import LayerName
@@ -397,8 +397,8 @@ def _multiplied_out(place: str, down: Tensor, mid: Tensor) -> Tensor:
     is_sound = down.dim() >= 2 and mid.dim() >= 2 and down.numel() == down.shape[0] * down.shape[1]
     if not is_sound or mid.shape[1] != down.shape[0]:
         raise SpectralAdapterError(f"{place}: mid {tuple(mid.shape)} and down {tuple(down.shape)} do not fit")
-    product = torch.einsum("pq...,qi->pi...", as_fp32(mid), as_fp32(down.flatten(1)))
-    return product.to(torch.float64 if down.dtype == torch.float64 else torch.float32)
+    dtype = torch.float64 if torch.float64 in (down.dtype, mid.dtype) else torch.float32
+    return torch.einsum("pq...,qi->pi...", mid.to(dtype), down.flatten(1).to(dtype))
 
 
 def _provenance(

@@ -12,8 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..errors import SpectralAdapterError
 from .layers import LayerShape, as_fp32
 from .precision import full_precision
+
+MOST_NORM = 1e30  # of an update: far above any adapter, and its products stay finite in float32
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,12 @@ class Factors:
     down: Tensor
     up: Tensor
     scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.down.dtype != self.up.dtype:  # a layer's tensors may be stored in different precisions
+            dtype = torch.promote_types(self.down.dtype, self.up.dtype)
+            object.__setattr__(self, "down", self.down.to(dtype))
+            object.__setattr__(self, "up", self.up.to(dtype))
 
     @property
     def rank(self) -> int:
@@ -45,6 +54,22 @@ def delta(factors: Factors) -> Tensor:
     down = factors.down.flatten(1)
     with full_precision(down.device):
         return (factors.scaled_up() @ down).reshape(factors.shape.weight_shape)
+
+
+def check_usable(factors: Factors, place: str, strength: float = 1.0) -> Factors:
+    """The factors, where what is computed with them stays finite: no NaN, and ‖up‖·‖down‖·scale in bounds.
+
+    Raises SpectralAdapterError that begins with ``place``.
+    """
+    norms = [float(torch.linalg.vector_norm(t.detach().double())) for t in (factors.up, factors.down)]
+    size = norms[0] * norms[1] * abs(factors.scale * strength)
+    if not size <= MOST_NORM:  # NaN is not
+        raise SpectralAdapterError(
+            f"{place}: its update is not usable: the factors' norms are {norms[0]:.3g} and {norms[1]:.3g}, "
+            f"its strength {factors.scale * strength:.3g}, their product at most {MOST_NORM:g}. The file is "
+            "damaged, or its training failed"
+        )
+    return factors
 
 
 def concatenate(terms: list[Factors]) -> Factors:

@@ -84,9 +84,11 @@ def fold(
 def fold_many(folds: Sequence[common.Fold]) -> list[Factors]:
     """:func:`fold` of many layers: those of one rank are rotated together."""
 
+    names = ("s", "q_u", "q_v", "s_scale")
+
     def alike(each: common.Fold) -> Hashable:
         angle = each.strength if each.config.strength_law == "rotation" else 1.0
-        kinds = (each.params[name] for name in ("s", "q_u"))
+        kinds = (each.params[name] for name in names if name in each.params)
         return each.config.rank, each.config.train_scale, angle, *((p.device, p.dtype) for p in kinds)
 
     return common.together(folds, alike, _fold_alike)
@@ -96,8 +98,11 @@ def _fold_alike(folds: Sequence[common.Fold]) -> list[Factors]:
     config, rotates = folds[0].config, folds[0].config.strength_law == "rotation"
     angle = folds[0].strength if rotates else 1.0
 
+    given = [folds[0].params[name] for name in ("s", "q_u", "q_v", "s_scale") if name in folds[0].params]
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in given) else torch.float32
+
     def stacked(*names: str) -> Tensor:
-        return torch.stack([as_fp32(fold.params[name]) for name in names for fold in folds])
+        return torch.stack([fold.params[name].to(dtype) for name in names for fold in folds])
 
     s, q = stacked("s"), stacked("q_u", "q_v")
     k_u, k_v = cayley_minus_identity(q if angle == 1 else q * angle, config.rank).chunk(2)
@@ -109,12 +114,20 @@ def _fold_alike(folds: Sequence[common.Fold]) -> list[Factors]:
     with full_precision(s.device):
         core = turned + s[:, :, None] * k_v.mT + turned @ k_v.mT
         core = core if change is None else core + torch.diag_embed(change)
-        ups = [as_fp32(fold.params["u"]) @ each for fold, each in zip(folds, core.unbind(), strict=True)]
+        ups = [
+            _times(as_fp32(fold.params["u"]), each) for fold, each in zip(folds, core.unbind(), strict=True)
+        ]
     found = []
     for fold, up in zip(folds, ups, strict=True):
         down = as_fp32(fold.params["v"]).mT.reshape(-1, fold.shape.in_features, *fold.shape.kernel)
         found.append(Factors(down, up, 1.0 if rotates else fold.strength))
     return found
+
+
+def _times(a: Tensor, b: Tensor) -> Tensor:
+    """a · b, of different precisions in the better one."""
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    return a.to(dtype) @ b.to(dtype)
 
 
 def mergeable(config: SpectralRConfig) -> bool:

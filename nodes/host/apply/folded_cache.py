@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ....spectral_core.adapter.adapter import AdapterLayer, Term
 from ....spectral_core.attach.factors import Piece, Ready, pieces_of
-from ....spectral_core.maths.lowrank import concatenate
+from ....spectral_core.maths.lowrank import check_usable, concatenate
 from ....spectral_core.methods import method_of
 from ..files.reread import set_down
 
@@ -77,7 +77,7 @@ def _fold(layer: AdapterLayer, terms: Sequence[Term], strength: float) -> tuple[
             params = {name: value.detach().to("cpu") for name, value in term.params.items()}
             method = method_of(term.config)
             parts.append(method.fold(term.config, layer.shape, params, strength * term.weight))
-        factors = concatenate(parts)
+        factors = check_usable(concatenate(parts), f"a layer ({layer.shape})")
         folded_ = _plain(factors.scaled_up()), _plain(factors.down)
     for term in terms:
         if is_linear(term):  # another one is folded again for every strength

@@ -92,7 +92,8 @@ def files_of(folder: Path, base: Mapping[str, Any]) -> list[Use]:
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if hidden or not is_adapter_file(path):
             continue
-        with contextlib.suppress(SpectralAdapterError):  # damaged: nobody will fuse it
+        # damaged, whatever way: nobody will fuse it, and it must not stop the training of another
+        with contextlib.suppress(SpectralAdapterError, ValueError, TypeError, KeyError, OSError):
             summary = inspect(path)
             columns = frozenset(
                 c

@@ -108,6 +108,15 @@ class Trainer:
 
     def _resume(self, found: State) -> list[str]:
         """Take over a checkpoint; what the user should know about it."""
+        try:
+            return self._taken_over(found)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+            raise SpectralAdapterError(
+                f"run folder {self.run.folder}: its checkpoint does not fit this run "
+                f"({type(error).__name__}: {error}): start the run anew under another name"
+            ) from error
+
+    def _taken_over(self, found: State) -> list[str]:
         if unlike := differences(found.values["identity"], self._identity()):
             raise SpectralAdapterError(
                 f"run folder {self.run.folder}: holds a run with other settings ({'; '.join(unlike[:4])}): "

@@ -7,6 +7,7 @@ Shapes: whatever the parameters and optimisers have.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -21,10 +22,12 @@ from ...errors import SpectralAdapterError
 from ...files import writing as safewrite
 from ...files.container import open_safely
 
-VERSION = "1"
+VERSION = "2"
 VERSION_KEY = "spectral_adapters.checkpoint"
 VALUES_KEY = "spectral_adapters.values"
-_NAME = re.compile(r"checkpoint-(\d{8,})\.safetensors")
+DIGEST_KEY = "spectral_adapters.digest"
+_TRAINED = ("parameters.", "averages.", "optimiser.")
+_NAME = re.compile(r"checkpoint-([0-9]{8,18})\.safetensors")
 
 
 @dataclass
@@ -52,13 +55,24 @@ def write(state: State, folder: Path, step: int) -> Path:
     """Write the checkpoint of a step, in place of one of the same step. Raises as
     :func:`..safewrite.write`."""
     text = json.dumps(state.values)
-    return safewrite.write(
-        state.tensors, {VERSION_KEY: VERSION, VALUES_KEY: text}, path_of(folder, step), overwrite=True
-    )
+    metadata = {VERSION_KEY: VERSION, VALUES_KEY: text, DIGEST_KEY: _digest(state.tensors, text)}
+    return safewrite.write(state.tensors, metadata, path_of(folder, step), overwrite=True)
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    """SHA-256 over all that a checkpoint holds: every name, dtype, shape and byte, and the numbers."""
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"|{name}|{value.dtype}|{tuple(value.shape)}|".encode("utf-8", "surrogatepass"))
+        if value.numel():
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read(path: Path) -> State:
-    """A checkpoint; SpectralAdapterError where it is damaged, of another version or no checkpoint."""
+    """A checkpoint; SpectralAdapterError where it is damaged, of another version or no checkpoint, and where
+    what it trains is not finite."""
     file = open_safely(path)
     version = file.metadata.get(VERSION_KEY)
     if version != VERSION:
@@ -66,11 +80,19 @@ def read(path: Path) -> State:
             f"{path}: checkpoint version {version!r}, expected {VERSION!r}: it was written by another "
             "version of this package, or is no checkpoint; start the run anew under another name"
         )
+    text, tensors = file.metadata.get(VALUES_KEY, ""), file.read()
+    if _digest(tensors, text) != file.metadata.get(DIGEST_KEY):
+        raise SpectralAdapterError(f"{path}: damaged checkpoint: it is not what was written (SHA-256)")
+    for name, value in tensors.items():
+        if name.startswith(_TRAINED) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise SpectralAdapterError(
+                f"{path}: {name} holds NaN or infinite values: the training had failed"
+            )
     try:
-        values = json.loads(file.metadata[VALUES_KEY])
-    except (KeyError, ValueError) as error:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise SpectralAdapterError(f"{path}: damaged checkpoint: {error}") from error
-    return State(file.read(), values)
+    return State(tensors, values)
 
 
 def listed(folder: Path) -> list[tuple[int, Path]]:

@@ -78,15 +78,17 @@ class EventLog:
     def __init__(self, folder: Path | None, listener: Listener | None) -> None:
         self._path = None if folder is None else folder / FILE
         self._listener = listener
+        self._before = ""
 
     def say(self, kind: str, step: int, values: Mapping[str, Any]) -> Event:
         event = {"event": kind, "step": step} | {k: _plain(v) for k, v in values.items()}
         if self._path is not None:
             try:
                 with self._path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(event) + "\n")
-            except OSError:
-                self._path = None  # a full disk: the training matters more than its log
+                    file.write(self._before + json.dumps(event) + "\n")
+                self._before = ""
+            except OSError:  # a full disk: the training matters more than its log, which goes on afterwards
+                self._before = "\n"  # what was cut off ends there
         if self._listener is not None:
             self._listener(event)
         return event
@@ -114,11 +116,11 @@ def read_events(path: Path) -> list[Event]:
 
 def _lines(path: Path) -> list[tuple[str, Event]]:
     found = []
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
                 event = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(event, dict):
                 found.append((line if line.endswith("\n") else line + "\n", event))

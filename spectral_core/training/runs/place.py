@@ -9,7 +9,6 @@ Shapes: none.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 from PIL.Image import Image
 
 from ...errors import SpectralAdapterError
+from ...files.reading import read_text
 from ..data.locks import FileLock
 from . import checkpoint
 from .events import Listener
@@ -140,11 +140,24 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
-    """The settings that a run's folder was made with; None where there are none."""
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else None
-    return None
+    """The settings that a run's folder was made with; None where there are none.
+
+    Raises SpectralAdapterError for a file that cannot be read: the run is neither resumed nor begun anew
+    beside itself.
+    """
+    path = folder / SETTINGS_FILE
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(read_text(path))
+        if not isinstance(found, dict):
+            raise ValueError("no table")
+    except (SpectralAdapterError, ValueError, RecursionError) as error:
+        raise SpectralAdapterError(
+            f"{path}: the settings of this run cannot be read ({error}): put the file back from a copy, take "
+            "the folder away, or choose another name for the run"
+        ) from error
+    return found
 
 
 def _same(known: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
