@@ -209,12 +209,12 @@ class Adapter(_Value):
         >>> Adapter({}, Provenance("vase")).scaled(0.5).scaled(0.5).strength
         0.25
         """
-        _check_finite(strength, "strength")
+        _check_strength(strength, "strength")
         return replace(self, strength=self.strength * strength)
 
     def with_layer_strength(self, pattern: str, multiplier: float) -> Adapter:
         """Layers whose name fits the glob scaled by ``multiplier``; a pattern that fits none is refused."""
-        _check_finite(multiplier, f"strength of the layers {pattern!r}")
+        _check_strength(multiplier, f"strength of the layers {pattern!r}")
         self._require_match(pattern)
         return replace(self, layer_strengths=(*self.layer_strengths, (pattern, multiplier)))
 
