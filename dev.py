@@ -4,6 +4,7 @@
     python dev.py demo [args]    train two new concepts on the embedded model, fuse them, draw a contact sheet
     python dev.py test [args]    ruff, mypy and pytest; args go to pytest (python dev.py test -k gate)
     python dev.py bench NAME     one of benchmarks/speed and quality, written to benchmarks/results/NAME.json
+    python dev.py fuzz [args]    hostile inputs for every reader (python dev.py fuzz --minutes 30 --seed 2)
     python dev.py venv           only make the environment and print its Python
 
 Every command first makes the private environment `.venv` beside this file, or repairs it: it is rebuilt when
@@ -232,6 +233,10 @@ def bench(python, args):
     return run_job([python, "-m", bench_names()[args[0]], *args[1:]], cwd=ROOT)
 
 
+def fuzz(python, args):
+    return run_job([python, "-m", "tests.fuzz.run", *args], cwd=ROOT)
+
+
 def cores():
     """The processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -265,7 +270,8 @@ def venv_only(python, args):
     return 0
 
 
-JOBS = {"demo": (demo, "demo"), "test": (test, "test"), "bench": (bench, "test"), "venv": (venv_only, "test")}
+JOBS = {"demo": (demo, "demo"), "test": (test, "test"), "bench": (bench, "test"), "fuzz": (fuzz, "test")}
+JOBS["venv"] = (venv_only, "test")
 
 
 def main(argv):

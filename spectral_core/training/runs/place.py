@@ -9,6 +9,7 @@ Shapes: none.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -76,7 +77,15 @@ def locked(folder: Path | None) -> Iterator[None]:
             f"run folder {folder}: another training is using it; wait for it, stop it, or choose another name"
         )
     with lock:
+        _remove_unfinished(folder)
         yield
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Files that a dead training had not finished writing: who holds the folder's lock is its only writer."""
+    for path in (*folder.glob("*.part"), *folder.glob(".*.part")):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 @dataclass(frozen=True)
