@@ -68,6 +68,11 @@ def run(options: argparse.Namespace) -> int:
             raise SpectralAdapterError(
                 f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least 1"
             )
+    if options.size and any(side % 8 for side in options.size):
+        raise SpectralAdapterError(
+            f"--size {options.size[0]}x{options.size[1]}: expected multiples of 8 pixels, such as "
+            f"{options.size[0] // 8 * 8 or 8}x{options.size[1] // 8 * 8 or 8}"
+        )
     pipe = open_model(options.model, options.dtype, options.device)
     adapters = [adapter_of(text, pipe) for text in options.adapter]
     prompts = [prompt for prompt in options.prompt for _ in range(options.count)]

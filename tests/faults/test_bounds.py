@@ -26,6 +26,7 @@ from spectral_core.files.container import MAX_TABLES, MAX_TENSORS, open_safely, 
 from spectral_core.files.lora_import import read_lora
 from spectral_core.methods import LoRAConfig, SpectralAConfig
 from spectral_core.names.layer_name import LayerName
+from spectral_core.training.config import reading
 from spectral_core.training.data import folder
 from spectral_core.training.data.order import Order
 from tests.fuzz import crafted
@@ -199,3 +200,13 @@ def test_a_sparse_file_is_refused_before_memory_is_taken(tmp_path: Path) -> None
     except OSError:
         pytest.skip("no sparse files of this size here")
     refused(lambda: read_lora(path), "GiB of memory|larger than the memory")
+
+
+@pytest.mark.parametrize("text", ["0-999999999999", "9" * 5000, "0-4095," * 1000, "5-3", "a"])
+def test_column_lists(text: str) -> None:
+    refused(lambda: reading.columns(text), "columns")
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "0", "100000", "8x-8", "x", "512x99999"])
+def test_sizes(text: str) -> None:
+    refused(lambda: reading.size(text), "size")

@@ -10,7 +10,8 @@ from ...errors import SpectralAdapterError
 from .setting import Setting
 
 MOST_COLUMNS = 4096
-_COLUMNS = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
+MOST_PIXELS = 16_384  # of a side
+_COLUMNS = re.compile(r"([0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?")
 
 
 def reader_of(row: Setting) -> Callable[[str], Any]:
@@ -29,18 +30,23 @@ def columns(text: str) -> tuple[int, ...]:
         match = _COLUMNS.fullmatch(item)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if not 0 <= last - first < MOST_COLUMNS:
-            raise SpectralAdapterError(f"columns {text!r}: expected something like 0-7 or 0,2,4")
+            raise SpectralAdapterError(f"columns {text!r:.80}: expected something like 0-7 or 0,2,4")
         found += range(first, last + 1)
+        if len(found) > MOST_COLUMNS:
+            raise SpectralAdapterError(f"columns {text!r:.80}: at most {MOST_COLUMNS} are trained")
     return tuple(found)
 
 
 def size(text: str) -> tuple[int, int]:
     """``512`` or ``768x512``, width first."""
     width, _, height = text.lower().replace("×", "x").partition("x")
-    try:
-        return int(width), int(height or width)
-    except ValueError:
-        raise SpectralAdapterError(f"size {text!r}: expected pixels, like 512 or 768x512") from None
+    sides = (width.strip(), (height or width).strip())
+    if not all(re.fullmatch("[0-9]{1,9}", side) for side in sides):
+        raise SpectralAdapterError(f"size {text!r:.80}: expected pixels, like 512 or 768x512")
+    found = int(sides[0]), int(sides[1])
+    if not all(8 <= side <= MOST_PIXELS for side in found):
+        raise SpectralAdapterError(f"size {text!r:.80}: expected 8 to {MOST_PIXELS} pixels a side")
+    return found
 
 
 def pair(text: str) -> tuple[float, float]:
