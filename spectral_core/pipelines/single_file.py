@@ -128,7 +128,11 @@ def find_family(shapes: Mapping[str, tuple[int, ...]], source: str) -> str:
         raise refuse(f"{len(shapes)} tensors (such as {next(iter(shapes), 'none')!r}) without such a UNet")
     if first[1] != 4:
         raise refuse(OTHER_INPUTS.get(first[1], f"a UNet with {first[1]} input channels"))
-    attended = (s[-1] for n, s in shapes.items() if n.startswith(UNET) and n.endswith(".attn2.to_k.weight"))
+    attended = (
+        s[-1]
+        for n, s in shapes.items()
+        if len(s) > 1 and n.startswith(UNET) and n.endswith(".attn2.to_k.weight")
+    )
     widths = sorted(set(attended))
     family = next((name for name, f in FAMILIES.items() if widths == [f.text_width]), None)
     if family is None:

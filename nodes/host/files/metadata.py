@@ -54,7 +54,8 @@ def on_prompt(request: Any) -> Any:
         return request
     info = _table(request, "extra_data", "extra_pnginfo")
     _learn(info)
-    if _fill(request):
+    _fill(request)
+    if _unknown(request):
         _WAITING.append(request)
     return request
 
@@ -64,7 +65,8 @@ def file_opened(path: Path) -> None:
 
     So a prompt's files are hashed only once it runs, and neither the server nor the loader waits for it.
     """
-    if not store.known_digest(path):
+    is_wanted = any(path in _unknown(request) for request in list(_WAITING))
+    if is_wanted and not store.known_digest(path):
         threading.Thread(target=_hash, args=(path,), daemon=True).start()
 
 
@@ -76,17 +78,28 @@ def _hash(path: Path) -> None:
         logging.debug("spectral adapters: no hash for %s: %s", path, error)
         return
     for request in list(_WAITING):
-        if not _fill(request):
+        _fill(request)
+        if not _unknown(request):
             with contextlib.suppress(ValueError):  # another thread has taken it away
                 _WAITING.remove(request)
 
 
-def _fill(request: dict[str, Any]) -> bool:
-    """Write what is known of the prompt's files into it; whether a hash is missing still."""
+def _unknown(request: dict[str, Any]) -> set[Path]:
+    """The prompt's files whose hashes are missing still."""
+    found = set()
+    for name, key in files_of(request.get("prompt")):
+        with contextlib.suppress(SpectralAdapterError, OSError, ValueError):
+            path = paths.resolve(name, key).path
+            if not store.known_digest(path):
+                found.add(path)
+    return found
+
+
+def _fill(request: dict[str, Any]) -> None:
+    """Write what is known of the prompt's files into it."""
     used = [entry for name, key in files_of(request.get("prompt")) if (entry := _entry(name, key))]
     if used:
         _write(request, {entry["name"]: entry for entry in used if entry["sha256"]})
-    return any(not entry["sha256"] for entry in used)
 
 
 def files_of(prompt: Any) -> Iterator[tuple[str, str]]:
