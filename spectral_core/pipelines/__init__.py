@@ -2,12 +2,11 @@
 
 The headless API in short::
 
-    from spectral_core.pipelines import apply, generate, load_pipeline
-    from spectral_core.fileformat import load
+    import spectral_core as sc
 
-    pipe = load_pipeline("path/to/model")
-    with apply(pipe, load("dog.safetensors").scaled(0.8), load("cat.safetensors")):
-        pictures = generate(pipe, ["a <dog> and a <cat>"], seeds=[1])
+    pipe = sc.load_pipeline("path/to/model")
+    with sc.apply(pipe, sc.load("dog.safetensors").scaled(0.8), sc.load("cat.safetensors")):
+        pictures = sc.generate(pipe, ["a <dog> and a <cat>"], seeds=[1])
 """
 
 from .applying import Applied, apply, generate

@@ -1,8 +1,8 @@
 """Train an adapter on a diffusers pipeline as a named run: resumed, returned when finished, never
 overwritten.
 
-    done = train_adapter(pipe, Job("pictures/vase", "<vase>"), TrainConfig(), Output(Path("adapters"),
-    "vase"))
+    job, output = Job("pictures/vase", "<vase>"), Output(Path("adapters"), "vase")
+    done = train_adapter(pipe, job, TrainConfig(), output)
 
 The run's folder ``<adapters>/.runs/<name>`` holds its checkpoints, events, samples and ``start.safetensors``,
 the adapter that it began with: its singular columns are never looked for twice. The finished adapter is
