@@ -28,7 +28,6 @@ from ..methods import method_of
 from .dispatcher import Dispatcher
 from .factors import folded_together, term_name
 from .placement import AttachReport, joined, place
-from .shared_inputs import forget, gates_stacked, relate
 from .update import Control, LayerUpdate
 
 
@@ -57,7 +56,6 @@ class Attachment:
         """Take the adapters off; with the last one of a module it is exactly as it was before the first."""
         for dispatcher, update in reversed(self._updates):
             dispatcher.take_off(update)
-        forget(update for _, update in self._updates)
 
     def set_progress(self, progress: float | Tensor) -> None:
         """Where the denoising is, 0 = noisiest … 1 = cleanest: one number, or (B,) for the rows of a batch.
@@ -95,19 +93,14 @@ class Attachment:
 
     @contextmanager
     def folded_together(self) -> Iterator[None]:
-        """For a training step: inside, all layers' factors are folded at once, in few operations, and the
-        tensors of their gates stacked.
+        """For a training step: inside, all layers' factors are folded at once, in few operations.
 
         Around one forward pass and its backward; no parameter may change in between. Without it every layer
         folds its own when it runs, which gives the same up to rounding. The parameters of a layer that does
         not run may get a gradient of zeros inside, where they get none outside.
         """
-        updates = [update for _, update in self._updates]
-        with folded_together(piece for update in updates for piece in update.pieces), gates_stacked(updates):
-            try:
-                yield
-            finally:
-                forget(updates)
+        with folded_together(piece for _, update in self._updates for piece in update.pieces):
+            yield
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         """(layer name, module) of every adapted layer."""
@@ -182,8 +175,6 @@ def attach(
                 attachment._updates.append((dispatcher, update))
                 dispatcher.insert(update)
                 update.prepare(cast(Tensor, p.module.weight))
-        if trainable:
-            relate(update for _, update in attachment._updates)
     except BaseException:  # an interrupt too must not leave half of it behind
         attachment.remove()
         raise

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,9 +22,6 @@ from ..maths.layers import LayerShape
 from ..maths.lowrank import Factors, check_usable, concatenate
 from ..maths.precision import full_precision
 from ..methods import Fold, fold_many, method_of
-from .gate_training import Opened, Stack
-
-_KEPT = 2  # folded factors kept per piece: of one (device, dtype) in use, and of one before
 
 Ready = tuple[Tensor, Tensor, Mapping[str, Tensor]]
 """down (R, in, *kernel), up (out, R) with the scale in it, and the gate's tensors, on the device of the
@@ -36,15 +33,16 @@ class Piece:
     """Terms that act through one pair of factors; a term with an adaptive gate is a piece of its own.
 
     trained: the terms hold leaf tensors that an optimiser changes. given: their factors at strength 1, while
-    :func:`folded_together` lasts. stack: the tensors of the gate and its siblings, likewise.
+    :func:`folded_together` lasts.
     """
+
+    most_kept: ClassVar[int] = 2  # folded factors: of one (device, dtype) in use, and of one before
 
     shape: LayerShape
     terms: tuple[Term, ...]
     gate_name: str
     trained: bool = False
     given: Factors | None = None
-    stack: Stack | None = None
     name: str = ""
     _cache: dict[Any, Ready] = field(default_factory=dict, repr=False)
 
@@ -63,7 +61,7 @@ class Piece:
         counting up its version.
         """
         if self.trained:
-            return self._fold(device, dtype, strength)
+            return self.fold(device, dtype, strength)
         key = (device, dtype, strength)
         found = self._cache.get(key)
         if found is not None:
@@ -80,11 +78,11 @@ class Piece:
 
     def _keep(self, key: object, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
         """Fold once and keep it; a compiled model breaks its graph here once, and traces no fold."""
-        if len(self._cache) >= _KEPT:
-            self._cache.clear()
+        if len(self._cache) >= self.most_kept:
+            self.release()
         # An inference tensor could not be saved for a later backward pass, so none is ever kept.
         with torch.inference_mode(False), torch.no_grad():
-            down, up, gate = self._fold(device, dtype, strength)
+            down, up, gate = self.fold(device, dtype, strength)
             self._check(down, up)
             kept = _plain(down), _plain(up), {k: _plain(v) for k, v in gate.items()}
         self._cache[key] = kept
@@ -95,7 +93,11 @@ class Piece:
         place = f"layer {self.name}" if self.name else "a layer"
         check_usable(Factors(down, up), f"{place}: applied live in {down.dtype}")
 
-    def _fold(self, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
+    def release(self) -> None:
+        """Keep nothing of what was folded; it is folded again when it is used."""
+        self._cache.clear()
+
+    def fold(self, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
         """The factors in float32 or better, and the one cast to the precision of the forward pass."""
         if self.given is not None and strength == 1.0:
             factors = self.given
@@ -166,11 +168,10 @@ def term_name(layer: str, index: int) -> str:
 
 
 class Started(NamedTuple):
-    """A piece before its module runs: its factors, z where it was projected, what its gate did with it."""
+    """A piece before its module runs: its factors, and z where it was projected."""
 
     ready: Ready
     z: Tensor | None = None
-    opened: Opened | None = None
 
 
 Begun = list[Started]

@@ -4,112 +4,57 @@ Left to autograd, the update costs two passes over activations that nothing need
 made once by the layer and once by the update and then added, and the gradient of a factor's frozen columns
 is made and dropped. Here the update's share is accumulated into the gradient that the layer has just made.
 
-    x, (z,) = project(x, [down])   before the layer, which takes the x that comes back
-    y = add(y, z, up, …)           after it
+    x, z = project(x, down)   before the layer, which takes the x that comes back
+    y = add(y, z, up, …)      after it
 
-Several layers that read one x may have their first products made together. Saved for backward: x, z and the
-factors, as for a plain LoRA.
+Saved for backward: x, z and the factors, as for a plain LoRA.
 
 Shapes: x (…, in), down (R, in), z (…, R), up (out, R), y (…, out), factor (B, R).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Ties = Sequence[Tensor | None]
-"""For each down: (R/2,), what is trained in its second half is this times what is trained in its first; or
-None. With one, the whole gradient is given to the first half, in one product instead of two."""
-
 
 class _Project(torch.autograd.Function):
-    """(x, down₁·x, down₂·x, …), one product for all of them.
-
-    The gradient of the first output has to be a tensor that nobody else holds.
-    """
+    """(x, down·x). The gradient of the first output has to be a tensor that nobody else holds."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ties: Ties, *downs: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, down: Tensor, tie: Tensor | None) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x if any(ctx.needs_input_grad[2:]) else None, *downs)
-        ctx.ties = ties
-        return x, *F.linear(x, joined(downs)).split([len(down) for down in downs], -1)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, down)
+        ctx.tie = tie
+        return x, F.linear(x, down)
 
     @staticmethod
-    def backward(ctx: Any, dx: Tensor | None, *dz: Tensor | None) -> tuple[Any, ...]:
-        x, *downs = ctx.saved_tensors
-        together = side_by_side(dz, [len(down) for down in downs])
-        dx, d_downs = project_gradients(x, downs, ctx.ties, dx, together, ctx.needs_input_grad[0])
-        # a layer that did not run has no gradient, which is not a gradient of zero
-        return dx, None, *(None if part is None else found for part, found in zip(dz, d_downs, strict=True))
+    def backward(ctx: Any, dx: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, down = ctx.saved_tensors
+        if dz is None:
+            return dx, None, None
+        d_rows = dz.flatten(0, -2)
+        d_down = None if x is None else _down_gradient(d_rows, x.flatten(0, -2), ctx.tie)
+        if not ctx.needs_input_grad[0]:
+            return None, d_down, None
+        if dx is None:
+            return dz @ down, d_down, None
+        if torch.is_grad_enabled() or not dx.is_contiguous():  # a graph of the backward pass is asked for
+            return torch.addmm(dx.flatten(0, -2), d_rows, down).view_as(dx), d_down, None
+        dx.flatten(0, -2).addmm_(d_rows, down)
+        return dx, d_down, None
 
 
-def joined(downs: Sequence[Tensor]) -> Tensor:
-    """Several down as one (ΣR, in)."""
-    return downs[0] if len(downs) == 1 else torch.cat(tuple(downs))
-
-
-def side_by_side(parts: Sequence[Tensor | None], widths: Sequence[int]) -> Tensor | None:
-    """The parts joined along their last axis, zeros for one that is missing; nothing where all are."""
-    given = [part for part in parts if part is not None]
-    if len(given) < 2 and len(given) == len(parts):
-        return given[0]
-    if not given:
-        return None
-    like = given[0]
-    filled = [
-        like.new_zeros(*like.shape[:-1], width) if part is None else part
-        for part, width in zip(parts, widths, strict=True)
-    ]
-    return torch.cat(filled, -1)
-
-
-def project_gradients(
-    x: Tensor | None,
-    downs: Sequence[Tensor],
-    ties: Ties,
-    dx: Tensor | None,
-    dz: Tensor | None,
-    of_x: bool,
-) -> tuple[Tensor | None, list[Tensor | None]]:
-    """The gradient of x (where ``of_x``), added to dx in place where that can be, and those of every down.
-
-    x: None where no down needs one. dz (…, ΣR) of all.
-    """
-    if dz is None:
-        return dx, [None] * len(downs)
-    d_rows = dz.flatten(0, -2)
-    d_downs = [None] * len(downs) if x is None else _down_gradients(d_rows, x.flatten(0, -2), downs, ties)
-    if not of_x:
-        return None, d_downs
-    down = joined(downs)
-    if dx is None:
-        return dz @ down, d_downs
-    if torch.is_grad_enabled() or not dx.is_contiguous():  # a graph of the backward pass is asked for
-        return torch.addmm(dx.flatten(0, -2), d_rows, down).view_as(dx), d_downs
-    dx.flatten(0, -2).addmm_(d_rows, down)
-    return dx, d_downs
-
-
-def _down_gradients(d_rows: Tensor, x: Tensor, downs: Sequence[Tensor], ties: Ties) -> list[Any]:
-    """d_rowsᵀ·x (R, in) for every down, from d_rows (T, ΣR); of a tied one all in its first half."""
-    rows = [len(down) for down in downs]
-    tied = [tie for tie in ties if tie is not None]
-    if not tied:
-        return list((d_rows.mT @ x).split(rows))
-    if len(tied) < len(rows) or len(set(rows)) > 1:
-        parts = zip(d_rows.split(rows, 1), downs, ties, strict=True)
-        return [_down_gradients(part, x, [down], [tie])[0] for part, down, tie in parts]
-    halves = d_rows.unflatten(1, (len(rows), 2, -1))
-    both = torch.addcmul(halves[:, :, 0], halves[:, :, 1], torch.stack(tied))
-    found = x.new_zeros(len(rows), rows[0], x.shape[1])
-    found[:, : rows[0] // 2] = (both.flatten(1).mT @ x).unflatten(0, (len(rows), -1))
-    return list(found.unbind())
+def _down_gradient(d_rows: Tensor, x: Tensor, tie: Tensor | None) -> Tensor:
+    """d_rowsᵀ·x (R, in) from d_rows (T, R); of a tied one all in its first half."""
+    if tie is None:
+        return d_rows.mT @ x
+    first, second = d_rows.chunk(2, 1)
+    found = torch.addcmul(first, second, tie).mT @ x
+    return torch.cat([found, torch.zeros_like(found)])
 
 
 class _Add(torch.autograd.Function):
@@ -207,12 +152,14 @@ def gated_gradients(
     return torch.bmm(dy, up * each), (outer * each).sum(0), d_factor if scale == 1.0 else d_factor * scale
 
 
-def project(x: Tensor, downs: Sequence[Tensor], ties: Ties | None = None) -> tuple[Tensor, list[Tensor]]:
-    """(x for the layers, z = down·x for each down).
+def project(x: Tensor, down: Tensor, tie: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(x for the layer, z = down·x).
 
-    Where x needs a gradient, the layers' gradients of it have to be fresh.
+    Where x needs a gradient, the layer's gradient of it has to be fresh. tie: (R/2,), what is trained in the
+    second half of down is this times what is trained in its first; the whole gradient is then given to the
+    first half, in one product instead of two.
     """
-    given, *z = _Project.apply(x, ties or [None] * len(downs), *downs)  # type: ignore[no-untyped-call]
+    given, z = _Project.apply(x, down, tie)  # type: ignore[no-untyped-call]
     return given if x.requires_grad else x, z  # else the layer would make a gradient that nobody needs
 
 

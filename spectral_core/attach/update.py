@@ -25,11 +25,8 @@ from ..maths.compiling import is_compiling
 from ..maths.layers import Geometry, channel_view, expand, project
 from ..maths.precision import autocast_dtype
 from ..names.layer_name import LayerName
-from . import gate_training as gate_node
 from . import products
 from .factors import Begun, Piece, Ready, Started, pieces_of, term_name
-from .shared_inputs import Siblings, on_up
-from .shared_inputs import project as project_together
 from .targets import WEIGHT_DTYPES
 
 
@@ -90,7 +87,6 @@ class LayerUpdate:
             "text_encoder"
         )  # those run once, before the denoising
         self.trained = trained
-        self.siblings: Siblings | None = None
         self._digest: str | None = None
 
     def snapshot(self, gate_buffers: Mapping[str, Mapping[str, Tensor]]) -> AdapterLayer:
@@ -108,7 +104,7 @@ class LayerUpdate:
             gates_ = GateRuntime(self.control.gates.mode, self.control.gates.temperature, settle_steps=0)
             memo[id(self.control)] = replace(self.control, gates=gates_)
         twin = copy.copy(self)
-        twin.control, twin.trained, twin.siblings = memo[id(self.control)], False, None
+        twin.control, twin.trained = memo[id(self.control)], False
         twin.layer = self.snapshot(self.control.gates.buffers()) if self.trained else self.layer
         twin.pieces = pieces_of(str(self.name), twin.layer, trained=False)
         return twin
@@ -137,18 +133,16 @@ class LayerUpdate:
         """The x that the module has to take, and the down projections of it; (x, None) outside of training.
 
         In training the projections come first, so that their backward comes last and finds the gradient that
-        the module made of x (:mod:`.products`). They are made together with those of the layers that read the
-        same x (:mod:`.shared_inputs`).
+        the module made of x (:mod:`.products`).
         """
         if not self.begins(x):
             return x, None
-        if self.siblings is None:
-            x, (begun,) = project_together([self], x)
-        else:
-            x, begun = self.siblings.begin(self, x)
-        for piece, started in zip(self.pieces, begun, strict=True):
-            if started.opened is not None:
-                self.gate_of(piece, started.ready[2]).watch(started.opened)
+        begun: Begun = []
+        for piece in self.pieces:
+            ready, z = self.ready(piece, x), None
+            if len(ready[0]):  # a frozen gate may have closed every row
+                x, z = products.project(x, ready[0], piece.tie(x.device, x.dtype))
+            begun.append(Started(ready, z))
         return x, begun
 
     def begins(self, x: Tensor) -> bool:
@@ -162,18 +156,6 @@ class LayerUpdate:
     def ready(self, piece: Piece, x: Tensor) -> Ready:
         """The piece's factors for x."""
         return piece.ready(x.device, x.dtype, self._split(self._strength_now(), piece)[2])
-
-    def gate_of(self, piece: Piece, params: Mapping[str, Tensor]) -> gate_node.Gate:
-        """The gate of a piece that :meth:`has_gate_node`, with these tensors."""
-        config: Any = piece.terms[0].config
-        place = self.is_convolution, self.control.gates, piece.gate_name
-        return gate_node.Gate(params, config.rows_per_gate, *place, piece.stack)
-
-    def has_gate_node(self, piece: Piece, x: Tensor) -> bool:
-        """Whether the piece's gate is one node of the graph."""
-        config: Any = piece.terms[0].config
-        fits = piece.gated and gate_node.fits(x, config.gate_kind, self.control.gates.mode)
-        return self.trained and fits
 
     def add(self, x: Tensor, y: Tensor, in_place: bool, begun: Begun | None = None) -> Tensor:
         """y + strength · ΔW·x, in y's dtype; written into y where ``in_place`` allows it.
@@ -208,7 +190,7 @@ class LayerUpdate:
                 continue
             z = project(x, down, self.geometry) if started.z is None else started.z
             trained = begun is not None and self.name.rows is None and z.dtype == y.dtype
-            z, factor = self._row_factors(z, piece, started, rows, trained and not on_up(z, up))
+            factor = self._row_factors(z, piece, started, rows)
             if trained and y.is_contiguous():
                 y = self._add_trained(y, z, factor, up, scale, piece, in_place)
             else:
@@ -221,31 +203,22 @@ class LayerUpdate:
         """y + scale · up·(factor·z) in training. With a bias y is a view, and is left as it is."""
         in_place = fresh and not self.gives_view
         if factor is not None and z.dim() == 3:
-            return products.add_gated(y, z, up, factor, scale, on_up(z, up), in_place)
+            return products.add_gated(y, z, up, factor, scale, _on_up(z, up), in_place)
         if factor is not None:
             z = z * channel_view(factor, z, False)
         return products.add(y, z, up, scale, piece.frozen_columns, in_place)
 
-    def _row_factors(
-        self, z: Tensor, piece: Piece, started: Started, rows: Tensor | None, multiply: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """(z, what multiplies it, (B, R) or (B, 1)): the gate's values and the schedule's; None for nothing.
-
-        multiply: the gate's values may be in z already.
-        """
+    def _row_factors(self, z: Tensor, piece: Piece, started: Started, rows: Tensor | None) -> Tensor | None:
+        """What multiplies z, (B, R) or (B, 1): the gate's values and the schedule's; None for nothing."""
         found = None
-        if started.opened is not None:
-            found = started.opened.values
-        elif self.has_gate_node(piece, z):
-            z, found = self.gate_of(piece, started.ready[2]).open_rows(z, multiply)
-        elif piece.gated:
+        if piece.gated:
             config: Any = piece.terms[0].config
             place = self.is_convolution, self.control.gates, piece.gate_name
             found = gates.values(z, started.ready[2], config.gate_kind, config.rows_per_gate, *place)
         if rows is None:
-            return z, found
+            return found
         per_row = self._per_row(rows, z)[:, None]
-        return z, per_row if found is None else found * per_row
+        return per_row if found is None else found * per_row
 
     def _split(self, strength: float | Tensor, piece: Piece) -> tuple[float, Tensor | None, float]:
         """strength as (a number for the product, multipliers per row, a number for the fold)."""
@@ -277,7 +250,7 @@ class LayerUpdate:
         """
         fused = z.dim() == 3 and z.dtype == y.dtype and not self.is_convolution
         right = up.mT.expand(z.shape[0], -1, -1) if z.dim() == 3 else up.mT
-        per_row = factor is not None and fused and on_up(z, up)
+        per_row = factor is not None and fused and _on_up(z, up)
         if factor is not None and per_row:
             right = right * factor[:, :, None]
         elif factor is not None:
@@ -299,3 +272,8 @@ class LayerUpdate:
         else:
             part.addmm_(z, right, alpha=scale)
         return y
+
+
+def _on_up(z: Tensor, up: Tensor) -> bool:
+    """Whether factors of z's rows go on ``up``: a batch row's copy of it is smaller than its z."""
+    return z.dim() == 3 and z.shape[1] > up.shape[0]

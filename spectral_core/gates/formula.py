@@ -51,8 +51,7 @@ __all__ = [
 Kind = Literal["mlp", "entropy"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 INITIAL_LOGIT = 2.0
-FLOOR = 1e-12  # of the mean energy, before its logarithm
-NORM_EPS = 1e-5  # of the LayerNorm
+_FLOOR = 1e-12  # of the mean energy, before its logarithm
 
 Params = Mapping[str, Tensor]
 
@@ -96,54 +95,30 @@ def init(rank: int, kind: str, generator: Generator | None) -> dict[str, Tensor]
     return params
 
 
-def tokens_of(z: Tensor, is_convolution: bool) -> tuple[int, ...]:
-    """The axes of z that a gate averages over: tokens or space; none of a 2-D z."""
-    return tuple(range(2, z.dim())) if is_convolution else tuple(range(1, z.dim() - 1))
-
-
-def energy(z: Tensor, rows_per_gate: int, is_convolution: bool) -> tuple[Tensor, int]:
-    """(Σ over tokens or space of |z|², (B, rank), in float32 from before the squaring; how many those are).
+def features(z: Tensor, rows_per_gate: int, is_convolution: bool) -> Tensor:
+    """φ (B, rank) = log(mean over tokens or space of |z|² + 1e-12), in float32 from before the squaring.
 
     A 2-D z is (B, R): every row is its own batch row. rows_per_gate 2 pairs row i with row i + rank: Re² +
     Im².
     """
-    over = tokens_of(z, is_convolution)
-    found = as_fp32(z).square()
+    over = tuple(range(2, z.dim())) if is_convolution else tuple(range(1, z.dim() - 1))
+    energy = as_fp32(z).square()
     if over:
-        found = found.sum(over)
+        energy = energy.mean(over)
     if rows_per_gate == 2:
-        real, imaginary = found.chunk(2, 1)
-        found = real + imaginary
-    tokens = 1
-    for axis in over:
-        tokens *= z.shape[axis]
-    return found, tokens
-
-
-def features(z: Tensor, rows_per_gate: int, is_convolution: bool) -> Tensor:
-    """φ (B, rank) = log(mean over tokens or space of |z|² + 1e-12), in float32."""
-    total, tokens = energy(z, rows_per_gate, is_convolution)
-    return torch.log(total / tokens + FLOOR)
-
-
-def network(seen: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(W₁·seen + b₁, its SiLU, bias + W₂·SiLU); seen (B, rank + 1), or (n, B, rank + 1) as for ``logits``."""
-    product = torch.addmm if seen.dim() == 2 else torch.baddbmm
-    hidden = product(b1, seen, w1.mT)
-    active = F.silu(hidden)
-    return hidden, active, product(bias, active, w2.mT)
+        real, imaginary = energy.chunk(2, 1)
+        energy = real + imaginary
+    return torch.log(energy + _FLOOR)
 
 
 def logits(params: Params, phi: Tensor, kind: str) -> Tensor:
-    """(B, rank) from φ (B, rank): positive where the gate is open, before the temperature.
-
-    Also for n gates of one rank at once: φ (n, B, rank) and tensors stacked to (n, 1, …), matrices (n, …).
-    """
+    """(B, rank) from φ (B, rank): positive where the gate is open, before the temperature."""
     w1, b1, w2, bias, *entropy = (params[name].to(phi.dtype) for name in trainable(kind))
     with full_precision(phi.device):  # a product in half precision would move the threshold
         level = phi.mean(-1, keepdim=True) - params["gate.mu"].to(phi.dtype)
-        seen = torch.cat([F.layer_norm(phi, phi.shape[-1:], eps=NORM_EPS), level], -1)
-        out = network(seen, w1, b1, w2, bias)[-1]
+        seen = torch.cat([F.layer_norm(phi, phi.shape[-1:]), level], -1)
+        hidden = F.silu(F.linear(seen, w1, b1))
+        out = F.linear(hidden, w2, bias)
     if kind == "entropy":
         scale, shift = entropy
         p = torch.sigmoid(out)

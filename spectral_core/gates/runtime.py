@@ -215,10 +215,6 @@ class GateRuntime:
         settled = name in self._mu and self._mu[name].count >= self.settle_steps
         return self.mode != "hard" and self.settle_steps > 0 and not settled
 
-    def watches(self, name: str) -> bool:
-        """Whether :meth:`watch` has anything to do for this layer."""
-        return self.wants_p or self.recorder is not None or self._learns_level(name)
-
     def _count(self) -> None:
         """Add what was seen to the means."""
         for means, place in ((self._levels, 1), (self._open, 2)):

@@ -250,22 +250,6 @@ def guided_rows_gate_themselves():
         assert (alone - both[row : row + 1]).abs().max() <= 1e-4 * both.abs().max()
 
 
-def gates_evaluated_together():
-    """q, k and v, and all keys and values of the text, share their gates; each alone gives the same."""
-    adapted = put("foura-adaptive")
-    together = predictions(adapted)
-    plan = live.stack_of(adapted)._plan(model.model)
-    sizes = sorted(len(group.members) for group in plan.groups if len(group.members) > 1)
-    layers = len(ADAPTIVE.layers)
-    assert sizes[-1] == layers // 4 and sizes[0] == 3 and sum(sizes) == layers * 5 // 8, (sizes, layers)
-    assert not any(group._x is not None or group._stacked for group in plan.groups), "kept after the run"
-    for group in plan.groups:
-        for member in group.members:
-            member.group = None
-    for one, two in zip(together, predictions(adapted), strict=True):
-        assert (one - two).abs().max() <= 1e-5 * one.abs().max()
-
-
 def progress_for_every_kind_of_noise():
     kinds = [
         model_sampling.ModelSamplingDiscrete,
@@ -379,7 +363,6 @@ CHECKS = [
     torch_compile_around_it,
     text_encoder_adapters,
     guided_rows_gate_themselves,
-    gates_evaluated_together,
     progress_for_every_kind_of_noise,
     records_of_the_last_run,
     warnings_and_reports,

@@ -4,6 +4,7 @@ Fused q, k and v (SD3), SDXL's names, weights in float8, partly offloaded or qua
 that are not the adapter's.
 """
 
+import gc
 from dataclasses import replace
 
 import comfy.latent_formats
@@ -18,6 +19,7 @@ applying = pack("nodes.host.apply.adapters")
 demo = pack("nodes.host.demo.model")
 keys = pack("nodes.host.model.places")
 originals = pack("nodes.host.apply.rebase")
+records = pack("nodes.host.apply.gate_records")
 base_weights = pack("nodes.host.model.base_weights")
 errors = pack("spectral_core.errors")
 adapters = pack("spectral_core.adapter.adapter")
@@ -244,6 +246,45 @@ def weights_in_float8():
     assert torch.equal(original, small.model.state_dict()[key].float())
 
 
+def gates_in_half_precision():
+    """Live on a model that computes in bfloat16: as on its weights in float32 but for rounding, every factor
+    cast once."""
+    small, wide = with_dtype(torch.bfloat16, None), with_dtype(torch.float32, None)
+    for name, value in wide.model.diffusion_model.state_dict().items():
+        value.copy_(small.model.diffusion_model.state_dict()[name].float())
+    given, held = adapter("foura-adaptive"), []
+    shapes = [f for x in given.layers.values() for f in factor_shapes(x)]
+    changes = []
+    for on in (small, wide):
+        adapted = applying.apply(given, on, None, 1.0, 1.0, "live").model
+        with torch.no_grad():
+            hook = adapted.model.diffusion_model.out[0].register_forward_hook(
+                lambda *_: held.append(bytes_of(torch.bfloat16, set(shapes)))
+            )
+            changes.append(predict(adapted, *inputs())[2].float() - predict(on, *inputs())[2].float())
+            hook.remove()
+        opened = records.of(given).summary()["mean_effective_rank"]
+        assert 0 < sum(opened) < 4 * len(opened), opened
+    small_change, wide_change = changes
+    assert (small_change - wide_change).norm() <= 0.1 * wide_change.norm()
+    expected = sum(2 * rows * columns for rows, columns in shapes)
+    assert held[0] == expected, (held, expected)
+    assert bytes_of(torch.bfloat16, set(shapes)) == 0, "held after the run"
+
+
+def factor_shapes(layer):
+    rank = layer.terms[0].config.rank
+    return [(rank, layer.shape.in_features), (layer.shape.out_features, rank)]
+
+
+def bytes_of(dtype, shapes):
+    """Of all tensors of a type and such shapes in the process, each piece of memory once."""
+    gc.collect()
+    found = [x for x in gc.get_objects() if type(x) is torch.Tensor and x.dtype == dtype]
+    stored = [x.untyped_storage() for x in found if tuple(x.shape) in shapes]
+    return sum({x.data_ptr(): x.nbytes() for x in stored}.values())
+
+
 class Quantised(torch.nn.Module):
     """A linear layer as quantising packs bring them: not nn.Linear, its weight two halves of a byte."""
 
@@ -364,6 +405,7 @@ CHECKS = [
     partial_loading,
     sampling_with_everything_partly_loaded,
     weights_in_float8,
+    gates_in_half_precision,
     layers_quantised_by_others,
     bases_that_are_not_the_adapters,
 ]

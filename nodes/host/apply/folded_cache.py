@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -46,27 +47,6 @@ def folded(layer: AdapterLayer, terms: Sequence[int], strength: float = 1.0) -> 
                 del kept[other]
         kept[key] = _fold(layer, [layer.terms[i] for i in terms], strength)
     return kept[key]
-
-
-def stacked_down(layers: Sequence[AdapterLayer], terms: Sequence[int]) -> Tensor:
-    """The down factors of several layers of one rank and width in one tensor (n·R, in).
-
-    What is kept of each layer becomes a part of it, so that this takes no memory of its own.
-    """
-    pairs = [folded(layer, terms) for layer in layers]
-    rank, first = pairs[0][1].shape[0], pairs[0][1]
-    whole = first._base
-    if whole is None or any(
-        down._base is not whole
-        or down.data_ptr() != whole[i * rank :].data_ptr()
-        or len(whole) != rank * len(pairs)
-        for i, (_, down) in enumerate(pairs)
-    ):
-        with torch.inference_mode(False), torch.no_grad():
-            whole = torch.cat([down for _, down in pairs])
-            for i, (layer, (up, _)) in enumerate(zip(layers, pairs, strict=True)):
-                _KEPT[layer][(tuple(terms), 1.0)] = up, whole[i * rank : (i + 1) * rank]
-    return whole
 
 
 def _fold(layer: AdapterLayer, terms: Sequence[Term], strength: float) -> tuple[Tensor, Tensor]:
@@ -107,15 +87,10 @@ class KeptPiece(Piece):
     layer: AdapterLayer | None = None
     indices: tuple[int, ...] = ()
 
-    @torch.compiler.disable
-    def _keep(self, key: object, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
-        """Cast once; where nothing is to be cast, the kept factors themselves."""
-        self._cache.clear()
-        with torch.inference_mode(False), torch.no_grad():
-            self._cache[key] = self._fold(device, dtype, strength)
-        return self._cache[key]
+    most_kept: ClassVar[int] = 1  # where nothing is to be cast, it is the kept factors themselves
 
-    def _fold(self, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
+    def fold(self, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
+        """The kept factors, cast."""
         up, down = self._masters(strength)
         gate = {name: value.to(device) for name, value in self._gate.items()}
         return down.to(device, dtype), up.to(device, dtype), gate

@@ -18,7 +18,6 @@ from ....spectral_core.errors import SpectralAdapterError
 from ....spectral_core.names.layer_name import LayerName
 from ..model import compat
 from ..model.places import Place
-from .gate_groups import Group
 
 
 @dataclass(eq=False)
@@ -26,13 +25,11 @@ class Plan:
     """A model's modules and what they are given; valid while the tree is the one it was made for.
 
     modules: one per place of every entry. edges: (children of a module, name, child) along every path.
-    groups: gates that are evaluated together. hooks: (the module's __dict__, its own
-    ``forward`` there or None, ours).
+    hooks: (the module's __dict__, its own ``forward`` there or None, ours).
     """
 
     modules: list[nn.Module] = field(default_factory=list)
     edges: list[tuple[Any, str, Any]] = field(default_factory=list)
-    groups: list[Group] = field(default_factory=list)
     hooks: list[tuple[dict[str, Any], Any, Dispatcher]] = field(default_factory=list)
     is_on: bool = False
     watches: list[Watched] | None = None
@@ -68,8 +65,6 @@ class Plan:
             watched.off()
         if any(watched.is_bypassed for watched in self.watches or ()):
             self.watches = None  # looked at again in the next call
-        for group in self.groups:
-            group.reset()
         for own_dict, own, dispatcher in self.hooks:
             if own_dict.get("forward") is not dispatcher:
                 if own_dict.get("forward") is not own:

@@ -22,14 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from ....spectral_core.adapter.schedule import Schedule
-from ....spectral_core.attach.update import Control
+from ....spectral_core.attach.update import Control, LayerUpdate
 from ....spectral_core.gates.formula import GateRuntime
 from ..model import compat, memory, noise
 from ..model.places import Place
 from . import folded_cache as factors
 from . import gate_records as records
 from . import module_plan as plans
-from .gate_groups import SharedUpdate, groups_of
 from .module_plan import Plan
 
 KEY = "spectral_adapters"
@@ -126,13 +125,10 @@ class Stack:
 
     def release(self, patcher: Any = None) -> None:
         """At the end of a run: give back what was cast for its device."""
-        for plan in self._plans.values():
-            for group in plan.groups:
-                group.release()
         for pieces in self._pieces:
             for layer in pieces:
                 for piece in layer:
-                    piece._cache.clear()
+                    piece.release()
 
     def needed(self, dtype: torch.dtype) -> int:
         """Bytes of all factors in the model's precision, and of the gates. Folds what is not folded yet."""
@@ -148,15 +144,12 @@ class Stack:
             return plan
         modules, updates = iter(plan.modules), []
         for entry, control, pieces in zip(self.entries, self.controls, self._pieces, strict=True):
-            own = []
             for place, strength, kept in zip(entry.places, entry.strengths, pieces, strict=True):
                 name = plans.layer_name(place)
-                update = SharedUpdate(name, place.layer, strength, control, next(modules), trained=False)
+                update = LayerUpdate(name, place.layer, strength, control, next(modules), trained=False)
                 update.pieces = kept
                 update._digest = factors.digest(place.layer)
-                own.append(update)
-            plan.groups += groups_of(zip(entry.places, own, strict=True))
-            updates += own
+                updates.append(update)
         plans.hook(plan, updates)
         return plan
 

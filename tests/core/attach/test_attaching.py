@@ -381,8 +381,8 @@ def test_a_new_strength_folds_nothing(model: Mixed, monkeypatch: pytest.MonkeyPa
     from spectral_core.attach.factors import Piece
 
     folds: list[float] = []
-    original = Piece._fold
-    monkeypatch.setattr(Piece, "_fold", lambda self, *a: folds.append(a[2]) or original(self, *a))
+    original = Piece.fold
+    monkeypatch.setattr(Piece, "fold", lambda self, *a: folds.append(a[2]) or original(self, *a))
     x = mixed_input()
     with (
         torch.no_grad(),
