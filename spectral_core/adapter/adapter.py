@@ -61,7 +61,7 @@ class Term(_Value):
 
     @property
     def mergeable(self) -> bool:
-        return method_of(self.config).mergeable(self.config)
+        return self.config.adaptive_gate is None
 
     def factors(self, shape: LayerShape, strength: float = 1.0) -> Factors:
         """Exact factors of strength · weight · ΔW; of an adaptive gate, with every row open."""
@@ -322,5 +322,5 @@ def create(
 
 
 def _columns(config: MethodConfig, weight: Tensor) -> Basis:
-    found = select_columns(weight, Columns.listed(config.columns))  # type: ignore[union-attr]
+    found = select_columns(weight, Columns.listed(config.singular_columns))
     return found.u, found.s, found.v

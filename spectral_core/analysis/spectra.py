@@ -126,13 +126,7 @@ def summary(adapter: Adapter) -> dict[str, Any]:
 
 def describe(config: MethodConfig) -> str:
     """A configuration in a few words: ``foura dct, adaptive gate, rank 8``."""
-    words = [config.method]
-    if transform := getattr(config, "transform", ""):
-        words[0] += f" {transform}"
-        words.append(f"{config.gate} gate" if getattr(config, "gate", "none") != "none" else "no gate")  # type: ignore[union-attr]
-    columns = getattr(config, "columns", ())
-    words.append(f"{len(columns)} columns from {min(columns)}" if columns else f"rank {config.rank}")
-    return ", ".join(words)
+    return config.summary
 
 
 def summary_text(adapter: Adapter) -> str:

@@ -49,9 +49,9 @@ class Piece:
     def __post_init__(self) -> None:
         self.gated = not self.terms[0].mergeable
         alone = self.terms[0].config if len(self.terms) == 1 else None
-        self.frozen_columns: int = getattr(alone, "frozen_columns", 0)  # of up, the last ones: never trained
-        self._tied: str = getattr(alone, "tied_rows", "")
-        self.linear = all(getattr(t.config, "strength_law", "delta") == "delta" for t in self.terms)
+        self.frozen_columns = 0 if alone is None else alone.frozen_columns
+        self._tied = "" if alone is None else alone.tied_rows
+        self.linear = all(term.config.is_linear for term in self.terms)
 
     def ready(self, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
         """down, up and the gate's tensors of strength · ΔW; folded once, or each time where they are trained.
@@ -153,9 +153,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 def pieces_of(name: str, layer: AdapterLayer, trained: bool) -> tuple[Piece, ...]:
     """One piece for all terms whose ΔW is fixed and linear in the strength, one for each other term."""
-    together = [
-        t for t in layer.terms if t.mergeable and getattr(t.config, "strength_law", "delta") == "delta"
-    ]
+    together = [t for t in layer.terms if t.mergeable and t.config.is_linear]
     pieces = [Piece(layer.shape, tuple(together), "", trained, name=name)] if together else []
     alone = [(i, t) for i, t in enumerate(layer.terms) if all(t is not other for other in together)]
     pieces += [Piece(layer.shape, (t,), term_name(name, i), trained, name=name) for i, t in alone]

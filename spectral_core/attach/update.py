@@ -211,10 +211,10 @@ class LayerUpdate:
     def _row_factors(self, z: Tensor, piece: Piece, started: Started, rows: Tensor | None) -> Tensor | None:
         """What multiplies z, (B, R) or (B, 1): the gate's values and the schedule's; None for nothing."""
         found = None
-        if piece.gated:
-            config: Any = piece.terms[0].config
-            place = self.is_convolution, self.control.gates, piece.gate_name
-            found = gates.values(z, started.ready[2], config.gate_kind, config.rows_per_gate, *place)
+        gate = piece.terms[0].config.adaptive_gate
+        if gate is not None:
+            name, runtime = piece.gate_name, self.control.gates
+            found = gates.values(z, started.ready[2], *gate, self.is_convolution, runtime, name)
         if rows is None:
             return found
         per_row = self._per_row(rows, z)[:, None]

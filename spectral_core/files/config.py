@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ..adapter.adapter import Adapter, Provenance
 from ..adapter.schedule import Schedule
 from ..errors import SpectralAdapterError
 from ..maths.layers import LayerShape
-from ..methods import MethodConfig, config_from_dict, config_to_dict, method_of
+from ..methods import MethodConfig, config_from_dict, config_to_dict
 from ..names.layer_name import LayerName, check_glob
 from .container import is_count, strict_json
 
@@ -165,8 +165,9 @@ def _method_config(entry: object) -> MethodConfig:
         is_list = isinstance(value, list) and all(map(is_count, value))
         _expect(is_plain or is_list, f"setting {setting!r}", value, "a word, a number or a list of indices")
     config = config_from_dict(entry)
-    for setting in ("train_scale",):
-        value = getattr(config, setting, False)
+    yes_or_no = [each.name for each in fields(config) if each.type in ("bool", bool)]
+    for setting in yes_or_no:
+        value = getattr(config, setting)
         _expect(isinstance(value, bool), f"setting {setting!r} of {config.method}", value, "true or false")
     return config
 
@@ -204,9 +205,10 @@ def _layer(name: str, entry: object, configs: list[MethodConfig]) -> LayerPlan:
         shape, tuple(TermPlan(configs[i], float(w)) for i, w in zip(terms, weights, strict=True))
     )
     for term in plan.terms:
-        if method_of(term.config).needs_basis and max(term.config.columns) >= shape.max_rank:  # type: ignore[union-attr]
+        largest = max(term.config.singular_columns, default=-1)
+        if largest >= shape.max_rank:
             raise SpectralAdapterError(
-                f"layer {name} ({shape}): singular column {max(term.config.columns)} of {shape.max_rank}"  # type: ignore[union-attr]
+                f"layer {name} ({shape}): singular column {largest} of {shape.max_rank}"
             )
     return plan
 

@@ -28,8 +28,7 @@ from ..adapter.adapter import Adapter, AdapterLayer, Term, require_adapter
 from ..errors import SpectralAdapterError
 from ..maths.layers import LayerShape
 from ..maths.lowrank import Factors, concatenate
-from ..methods import FouRAConfig
-from ..methods.foura import freeze_params
+from ..methods import method_of
 from ..names import spellings as keys
 from ..names.layer_name import LayerName
 from ..words import OneLine, chosen
@@ -183,11 +182,11 @@ def _fold(layer: AdapterLayer, strength: float) -> tuple[Factors, float | None]:
     """One pair of factors, its scale the method's own (alpha / rank), and the frozen gates' expected loss."""
     terms = []
     for term in layer.terms:
-        if isinstance(term.config, FouRAConfig):
-            config, params = freeze_params(term.config, term.params)
+        if not term.mergeable:
+            config, params = method_of(term.config).freeze(term.config, term.params)
             term = replace(term, config=config, params=params)
         factors = term.factors(layer.shape, strength)
-        own = float(getattr(term.config, "scale", 1.0))
+        own = term.config.scale
         terms.append(replace(factors, up=factors.up * (factors.scale / own), scale=own) if own else factors)
     return concatenate(terms), None if layer.mergeable else _gate_loss(layer)
 
@@ -209,12 +208,12 @@ def _gate_squares(term: Term, shape: LayerShape) -> tuple[float, float]:
 
     With G the Gram matrix of the rows' rank-one updates: Σᵢⱼ E[dᵢdⱼ] Gᵢⱼ, d = g − mask; likewise with g.
     """
-    assert isinstance(term.config, FouRAConfig)
+    assert term.config.adaptive_gate is not None
     p = term.params["gate.mean_open"].double().cpu()
-    mask = freeze_params(term.config, term.params)[1]["gate.mask"].double().cpu()
+    mask = method_of(term.config).freeze(term.config, term.params)[1]["gate.mask"].double().cpu()
     factors = term.factors(shape)
     gram = _gram(factors).cpu()
-    rank, pairs = term.config.rank, term.config.rows_per_gate
+    rank, pairs = term.config.rank, term.config.adaptive_gate.rows_per_gate
     gram = gram.reshape(pairs, rank, pairs, rank).sum((0, 2))  # row i and, for dft, its imaginary twin
     spread = (p * (1 - p) * gram.diagonal()).sum()
     lost = (p - mask) @ gram @ (p - mask) + spread
@@ -381,10 +380,7 @@ def _notes(adapter: Adapter, layers: Mapping[str, ExportedLayer], words: bool) -
         )
     elif adapter.tokens:
         notes.append(f"trained words are not in a LoRA file: {', '.join(adapter.tokens)}")
-    laws = {
-        getattr(t.config, "strength_law", "delta") for layer in adapter.layers.values() for t in layer.terms
-    }
-    if "rotation" in laws:
+    if not all(term.config.is_linear for layer in adapter.layers.values() for term in layer.terms):
         notes.append("layers whose strength turns the rotation are exact at this strength only")
     return tuple(notes)
 

@@ -13,7 +13,7 @@ import json
 from datetime import datetime, timezone
 
 from ..adapter.adapter import Adapter
-from ..methods import MethodConfig
+from ..methods import METHODS, MethodConfig
 
 IMPLEMENTATION = "comfyui-spectral-adapters"
 _ARCHITECTURES = {
@@ -22,13 +22,6 @@ _ARCHITECTURES = {
     "sdxl": "stable-diffusion-xl-v1-base",
 }
 _KOHYA_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
-_NAMES = {
-    "foura": "FouRA",
-    "spectral_a": "Spectral Adapter (additive)",
-    "spectral_r": "Spectral Adapter (rotational)",
-    "lora": "LoRA",
-    "orthogonal": "Orthogonal Adaptation",
-}
 _TRAINING = {  # provenance.training -> kohya's word, where a run has recorded it under this name
     "steps": "ss_steps",
     "epochs": "ss_num_epochs",
@@ -48,7 +41,7 @@ BASE = {"base_architecture": "modelspec.architecture", "base_version": "ss_base_
 def describe(adapter: Adapter, title: str, network_module: str, adapter_kind: str) -> dict[str, str]:
     """The shown metadata. ``network_module`` and ``adapter_kind`` say what the file's tensors are."""
     provenance = adapter.provenance
-    methods = ", ".join(_NAMES[method] for method in adapter.methods)
+    methods = ", ".join(METHODS[method].config.title for method in adapter.methods)
     found = {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": provenance.name or title,
@@ -89,5 +82,4 @@ def _rank_and_alpha(adapter: Adapter) -> dict[str, str]:
 
 
 def _alpha(config: MethodConfig) -> float:
-    alpha = getattr(config, "alpha", None)
-    return float(config.rank if alpha is None else alpha)
+    return round(config.scale * config.rank, 6)

@@ -15,7 +15,6 @@ from itertools import combinations
 
 from ..adapter.adapter import Adapter, AdapterLayer
 from ..errors import SpectralAdapterError
-from ..methods import SpectralAConfig, SpectralRConfig
 
 
 @dataclass(frozen=True)
@@ -32,13 +31,7 @@ class ColumnUse:
 
 def columns_of(layer: AdapterLayer) -> tuple[int, ...]:
     """The singular columns that a layer's terms use, ascending; empty without spectral terms."""
-    used = {
-        c
-        for t in layer.terms
-        if isinstance(t.config, SpectralAConfig | SpectralRConfig)
-        for c in t.config.columns
-    }
-    return tuple(sorted(used))
+    return tuple(sorted({c for term in layer.terms for c in term.config.singular_columns}))
 
 
 def column_uses(labels: Sequence[str], adapters: Sequence[Adapter]) -> tuple[ColumnUse, ...]:

@@ -19,8 +19,7 @@ from ..adapter.adapter import Adapter, Term
 from ..errors import SpectralAdapterError
 from ..maths.layers import LayerShape
 from ..maths.lowrank import Factors, concatenate, kept_rank, norm, recompress
-from ..methods import FouRAConfig
-from ..methods.foura import freeze_params
+from ..methods import method_of
 from ..statistics.moments import Statistics, wide
 from .activations import metric_of
 from .linear import is_rotation, plain_term
@@ -44,9 +43,9 @@ def freeze(adapter: Adapter) -> Adapter:
     """
 
     def frozen(name: str, term: Term) -> Term:
-        if not isinstance(term.config, FouRAConfig) or term.mergeable:
+        if term.mergeable:
             return term
-        config, params = freeze_params(term.config, term.params)
+        config, params = method_of(term.config).freeze(term.config, term.params)
         return replace(term, config=config, params=params)
 
     return adapter.map_terms(frozen)

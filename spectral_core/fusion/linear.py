@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from ..adapter.adapter import Term
 from ..maths.lowrank import Factors
-from ..methods import LoRAConfig, SpectralRConfig
+from ..methods import LoRAConfig
 from .options import FusionOptions
 from .sources import LayerSources, Source
 
@@ -37,7 +37,7 @@ def plain_term(factors: Factors) -> Term:
 
 def is_rotation(term: Term) -> bool:
     """Whether the term's strength turns angles instead of scaling ΔW."""
-    return isinstance(term.config, SpectralRConfig) and term.config.strength_law == "rotation"
+    return not term.config.is_linear
 
 
 def sum_layer(layer: LayerSources, options: FusionOptions) -> Combined:

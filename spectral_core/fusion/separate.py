@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..adapter.adapter import Adapter, Term
-from ..methods import SpectralAConfig, SpectralRConfig
+from ..methods import SpectralAConfig
 from ..statistics.moments import wide
 
 
@@ -44,10 +44,9 @@ def _columns(others: Sequence[Adapter], name: str, key: str, own: Sequence[int])
     found: dict[int, Tensor] = {}
     for other in others:
         for term in other.layers[name].terms if name in other.layers else ():
-            if isinstance(term.config, SpectralAConfig | SpectralRConfig):
-                for place, column in enumerate(term.config.columns):
-                    if column not in own:
-                        found[column] = term.params[key][:, place]
+            for place, column in enumerate(term.config.singular_columns):
+                if column not in own:
+                    found[column] = term.params[key][:, place]
     if not found:
         return None
     made: Tensor = torch.linalg.qr(wide(torch.stack(list(found.values()), 1)))[0]

@@ -8,7 +8,7 @@ once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Generator, Tensor
@@ -18,7 +18,7 @@ from ..maths.layers import LayerShape
 from ..maths.lowrank import Factors
 from ..words import expected
 from . import foura, lora, orthogonal, spectral_a, spectral_r
-from .common import Fold, FoldMany, one_by_one, together
+from .common import AdaptiveGate, Fold, FoldMany, MethodConfig, one_by_one, together
 from .foura import FouRAConfig
 from .lora import LoRAConfig
 from .orthogonal import OrthogonalConfig
@@ -27,6 +27,7 @@ from .spectral_r import SpectralRConfig
 
 __all__ = [
     "METHODS",
+    "AdaptiveGate",
     "Basis",
     "Fold",
     "FouRAConfig",
@@ -43,7 +44,6 @@ __all__ = [
     "method_of",
 ]
 
-MethodConfig = FouRAConfig | LoRAConfig | OrthogonalConfig | SpectralAConfig | SpectralRConfig
 Params = Mapping[str, Tensor]
 Basis = tuple[Tensor, Tensor, Tensor]
 """U (out, r), S (r,), V (fan_in, r): the chosen singular columns of the pretrained weight."""
@@ -53,13 +53,16 @@ Basis = tuple[Tensor, Tensor, Tensor]
 class Method:
     """One method's functions; ``config`` is the first argument of each.
 
+    A method is a file with a :class:`.common.MethodConfig` and these functions, and its row in ``METHODS``;
+    ``fold_many`` and ``freeze`` only where it has something to do there.
+
     =====================================  ==================================================================
     tensor_shapes(config, shape)           every tensor a layer carries -> its shape; the file reader's check
     trainable(config)                      the names of those that training changes
     init(config, shape, basis, generator)  initial float32 tensors, ΔW = 0; a basis only where needs_basis
     fold(config, shape, params, strength)  exact Factors of strength·ΔW with every gate open, differentiable
     fold_many(folds)                       the same for many layers, in fewer operations where it can be
-    mergeable(config)                      whether the factors are all of the method: no adaptive gate
+    freeze(config, params)                 both with an adaptive gate fixed as it was on average
     =====================================  ==================================================================
     """
 
@@ -71,7 +74,7 @@ class Method:
     init: Callable[[Any, LayerShape, Basis | None, Generator | None], dict[str, Tensor]]
     fold: Callable[[Any, LayerShape, Params, float], Factors]
     fold_many: FoldMany
-    mergeable: Callable[[Any], bool]
+    freeze: Callable[[Any, Params], tuple[Any, dict[str, Tensor]]]
 
 
 def _method(module: Any, config: type[Any], needs_basis: bool) -> Method:
@@ -84,8 +87,12 @@ def _method(module: Any, config: type[Any], needs_basis: bool) -> Method:
         module.init,
         module.fold,
         getattr(module, "fold_many", None) or one_by_one(module.fold),
-        module.mergeable,
+        getattr(module, "freeze", None) or _unchanged,
     )
+
+
+def _unchanged(config: MethodConfig, params: Params) -> tuple[MethodConfig, dict[str, Tensor]]:
+    return config, dict(params)
 
 
 METHODS: dict[str, Method] = {
@@ -121,7 +128,7 @@ def config_from_dict(values: Mapping[str, Any]) -> MethodConfig:
     if name not in METHODS:
         raise SpectralAdapterError(f"unknown method {name!r}: {expected(name, METHODS)}")
     config = METHODS[name].config
-    known = set(config.__dataclass_fields__)
+    known = {field.name for field in fields(config)}
     if unknown := set(values) - known:
         raise SpectralAdapterError(
             f"unknown setting {min(unknown)!r} for method {name}: {expected(min(unknown), sorted(known))}"
@@ -136,5 +143,5 @@ def config_from_dict(values: Mapping[str, Any]) -> MethodConfig:
 
 def config_to_dict(config: MethodConfig) -> dict[str, Any]:
     """The plain dictionary of a configuration, for files; inverse of :func:`config_from_dict`."""
-    plain = {name: getattr(config, name) for name in config.__dataclass_fields__}
+    plain = {field.name: getattr(config, field.name) for field in fields(config)}
     return {"method": config.method} | {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -18,6 +18,64 @@ from ..maths.lowrank import Factors
 from ..words import expected
 
 MOST_RANK = 65_536  # more than the smaller side of any layer that there is
+
+
+class AdaptiveGate(NamedTuple):
+    """A gate that the layer's input opens and closes: its kind and its rows of z (:mod:`..gates.formula`)."""
+
+    kind: str
+    rows_per_gate: int
+
+
+class MethodConfig:
+    """What others ask of a configuration, with the answers of a plain low-rank method."""
+
+    method: ClassVar[str]  # in files and commands
+    title: ClassVar[str]  # for people
+    if TYPE_CHECKING:  # a real property would become the default of the field in a subclass
+
+        @property
+        def rank(self) -> int: ...
+
+        __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def scale(self) -> float:
+        """The factor of ΔW besides the strength: alpha / rank."""
+        return 1.0
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether ΔW is proportional to the strength."""
+        return True
+
+    @property
+    def adaptive_gate(self) -> AdaptiveGate | None:
+        """The gate between both factors, which no fixed weight can stand for; None without one."""
+        return None
+
+    @property
+    def singular_columns(self) -> tuple[int, ...]:
+        """The pretrained weight's singular columns that are changed, 0 the largest; none by default."""
+        return ()
+
+    @property
+    def frozen_columns(self) -> int:
+        """How many of the last columns of ``up`` training does not change."""
+        return 0
+
+    @property
+    def tied_rows(self) -> str:
+        """The tensor (R/2,) that the second half of ``down`` is to the first in all that is trained; empty
+        for no such thing."""
+        return ""
+
+    @property
+    def summary(self) -> str:
+        """The configuration in a few words."""
+        columns = self.singular_columns
+        size = f"{len(columns)} columns from {min(columns)}" if columns else f"rank {self.rank}"
+        return f"{self.method}, {size}"
 
 
 class Fold(NamedTuple):

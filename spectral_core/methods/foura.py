@@ -30,13 +30,14 @@ GATES: tuple[Gate, ...] = get_args(Gate)
 
 
 @dataclass(frozen=True)
-class FouRAConfig:
+class FouRAConfig(common.MethodConfig):
     """rank ≥ 1; alpha None means alpha = rank; transform dct / dft / none; gate none / adaptive / frozen.
 
     gate_kind ``mlp`` is the gate of this project, ``entropy`` the one nearest to the formula as printed.
     """
 
     method: ClassVar[str] = "foura"
+    title: ClassVar[str] = "FouRA"
     rank: int
     alpha: float | None = None
     transform: transforms.Transform = "dct"
@@ -53,6 +54,16 @@ class FouRAConfig:
     @property
     def scale(self) -> float:
         return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    @property
+    def adaptive_gate(self) -> common.AdaptiveGate | None:
+        adapts = self.gate == "adaptive"
+        return common.AdaptiveGate(self.gate_kind, self.rows_per_gate) if adapts else None
+
+    @property
+    def summary(self) -> str:
+        gate = "no gate" if self.gate == "none" else f"{self.gate} gate"
+        return f"{self.method} {self.transform}, {gate}, rank {self.rank}"
 
     @property
     def rows_per_gate(self) -> int:
@@ -113,11 +124,7 @@ def _fold_alike(folds: Sequence[common.Fold]) -> list[Factors]:
     return [Factors(down, up, fold.config.scale * fold.strength) for fold, down, up in each]
 
 
-def mergeable(config: FouRAConfig) -> bool:
-    return config.gate != "adaptive"
-
-
-def freeze_params(config: FouRAConfig, params: Mapping[str, Tensor]) -> tuple[FouRAConfig, dict[str, Tensor]]:
+def freeze(config: FouRAConfig, params: Mapping[str, Tensor]) -> tuple[FouRAConfig, dict[str, Tensor]]:
     """The adapter with its gate frozen to the rows that were open on average, E[p] > ½ (``gate.mean_open``).
 
     Other configurations come back as they are. The rank stays; ``fold`` leaves the closed rows out.

@@ -20,10 +20,11 @@ from . import common
 
 
 @dataclass(frozen=True)
-class LoRAConfig:
+class LoRAConfig(common.MethodConfig):
     """rank ≥ 1; alpha None means alpha = rank, a scale of 1."""
 
     method: ClassVar[str] = "lora"
+    title: ClassVar[str] = "LoRA"
     rank: int
     alpha: float | None = None
 
@@ -58,7 +59,3 @@ def fold(
     config: LoRAConfig, shape: LayerShape, params: Mapping[str, Tensor], strength: float = 1.0
 ) -> Factors:
     return Factors(as_fp32(params["down"]), as_fp32(params["up"]), config.scale * strength)
-
-
-def mergeable(config: LoRAConfig) -> bool:
-    return True

@@ -30,10 +30,11 @@ from . import common
 
 
 @dataclass(frozen=True)
-class OrthogonalConfig:
+class OrthogonalConfig(common.MethodConfig):
     """rank ≥ 1; alpha None means alpha = rank; block k: rows [k·rank, (k+1)·rank) of the O of ``seed``."""
 
     method: ClassVar[str] = "orthogonal"
+    title: ClassVar[str] = "Orthogonal Adaptation"
     rank: int
     alpha: float | None = None
     block: int = 0
@@ -92,7 +93,3 @@ def fold(
     config: OrthogonalConfig, shape: LayerShape, params: Mapping[str, Tensor], strength: float = 1.0
 ) -> Factors:
     return Factors(as_fp32(params["down"]), as_fp32(params["up"]), config.scale * strength)
-
-
-def mergeable(config: OrthogonalConfig) -> bool:
-    return True

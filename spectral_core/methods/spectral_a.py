@@ -24,10 +24,11 @@ from . import common
 
 
 @dataclass(frozen=True)
-class SpectralAConfig:
+class SpectralAConfig(common.MethodConfig):
     """columns: indices of the singular columns, 0 the largest; train_scale adds a trained additive S."""
 
     method: ClassVar[str] = "spectral_a"
+    title: ClassVar[str] = "Spectral Adapter (additive)"
     columns: tuple[int, ...]
     train_scale: bool = False
 
@@ -37,6 +38,10 @@ class SpectralAConfig:
     @property
     def rank(self) -> int:
         return len(self.columns)
+
+    @property
+    def singular_columns(self) -> tuple[int, ...]:
+        return self.columns
 
     @property
     def frozen_columns(self) -> int:
@@ -89,7 +94,3 @@ def fold(
         second = a_v * s
     down = torch.cat([v + a_v, second], 1).mT.reshape(-1, shape.in_features, *shape.kernel)
     return Factors(down, torch.cat([a_u * s, u], 1), strength)
-
-
-def mergeable(config: SpectralAConfig) -> bool:
-    return True

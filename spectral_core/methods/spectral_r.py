@@ -27,7 +27,7 @@ STRENGTH_LAWS: tuple[StrengthLaw, ...] = get_args(StrengthLaw)
 
 
 @dataclass(frozen=True)
-class SpectralRConfig:
+class SpectralRConfig(common.MethodConfig):
     """columns: indices of the singular columns, 0 the largest; train_scale trains the singular values too.
 
     strength_law ``delta`` scales ΔW, as every method does. ``rotation`` scales the angles instead,
@@ -36,6 +36,7 @@ class SpectralRConfig:
     """
 
     method: ClassVar[str] = "spectral_r"
+    title: ClassVar[str] = "Spectral Adapter (rotational)"
     columns: tuple[int, ...]
     train_scale: bool = False
     strength_law: StrengthLaw = "delta"
@@ -47,6 +48,14 @@ class SpectralRConfig:
     @property
     def rank(self) -> int:
         return len(self.columns)
+
+    @property
+    def singular_columns(self) -> tuple[int, ...]:
+        return self.columns
+
+    @property
+    def is_linear(self) -> bool:
+        return self.strength_law == "delta"
 
 
 def tensor_shapes(config: SpectralRConfig, shape: LayerShape) -> dict[str, tuple[int, ...]]:
@@ -128,7 +137,3 @@ def _times(a: Tensor, b: Tensor) -> Tensor:
     """a · b, of different precisions in the better one."""
     dtype = torch.promote_types(a.dtype, b.dtype)
     return a.to(dtype) @ b.to(dtype)
-
-
-def mergeable(config: SpectralRConfig) -> bool:
-    return True

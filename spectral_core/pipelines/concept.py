@@ -109,7 +109,7 @@ def basis_source(method: MethodConfig, cache: SVDCache | None) -> Callable[[str,
     """Where a spectral method gets its singular columns: the cache, or computed afresh."""
     if not method_of(method).needs_basis:
         return None
-    columns = Columns.listed(method.columns)  # type: ignore[union-attr]
+    columns = Columns.listed(method.singular_columns)
 
     def basis(_: str, weight: Tensor) -> Basis:
         found = select_columns(weight, columns) if cache is None else cache.get_or_compute(weight, columns)

@@ -195,7 +195,7 @@ def _start(
 
 def adapter_columns(adapter: Adapter) -> tuple[int, ...]:
     """The singular columns that an adapter uses in any layer."""
-    found = (getattr(t.config, "columns", ()) for layer in adapter.layers.values() for t in layer.terms)
+    found = (t.config.singular_columns for layer in adapter.layers.values() for t in layer.terms)
     return tuple(sorted({c for columns in found for c in columns}))
 
 

@@ -32,7 +32,7 @@ from ..gates import formula as gates
 from ..gates.formula import GateRuntime
 from ..maths.layers import Geometry, as_fp32, project
 from ..maths.precision import full_precision
-from ..methods import FouRAConfig
+from ..methods import AdaptiveGate
 from ..words import chosen
 from .moments import GatedRows, Statistics, row_basis
 
@@ -91,7 +91,7 @@ class _Gate:
     adapter: int
     index: int
     down: Tensor
-    config: FouRAConfig
+    kind: AdaptiveGate
     params: Mapping[str, Tensor]
     name: str
 
@@ -100,8 +100,7 @@ class _Gate:
         is_convolution = self.down.dim() > 2
         z = project(x, self.down.to(x), geometry)
         params = {key: value.to(x.device) for key, value in self.params.items()}
-        kind, pairs = self.config.gate_kind, self.config.rows_per_gate
-        opened = gates.values(z, params, kind, pairs, is_convolution, GateRuntime(), self.name)
+        opened = gates.values(z, params, *self.kind, is_convolution, GateRuntime(), self.name)
         shown = opened.reshape(len(opened), opened.shape[1], *(1,) * (z.dim() - 2))
         if not is_convolution:
             shown = shown.movedim(1, -1)
@@ -303,8 +302,9 @@ def _watched(name: str, adapters: Sequence[Adapter]) -> _Watched:
         for index, term in enumerate(layer.terms):
             down = term.factors(layer.shape).down.detach()
             downs.append(down)
-            if isinstance(term.config, FouRAConfig) and not term.mergeable:
-                found.append(_Gate(place_, index, down, term.config, term.params, name))
+            gate = term.config.adaptive_gate
+            if gate is not None:
+                found.append(_Gate(place_, index, down, gate, term.params, name))
         layers.append((layer, found))
     if len({layer.shape for layer, _ in layers}) > 1:
         raise SpectralAdapterError(

@@ -29,11 +29,6 @@ _KEPT: WeakKeyDictionary[AdapterLayer, dict[object, tuple[Tensor, Tensor]]] = We
 _DIGESTS: WeakKeyDictionary[AdapterLayer, str] = WeakKeyDictionary()
 
 
-def is_linear(term: Term) -> bool:
-    """Whether ΔW is proportional to the strength."""
-    return getattr(term.config, "strength_law", "delta") == "delta"
-
-
 def folded(layer: AdapterLayer, terms: Sequence[int], strength: float = 1.0) -> tuple[Tensor, Tensor]:
     """(up, down) of the sum of the terms with these indices, of adaptive gates with every row open.
 
@@ -60,7 +55,7 @@ def _fold(layer: AdapterLayer, terms: Sequence[Term], strength: float) -> tuple[
         factors = check_usable(concatenate(parts), f"a layer ({layer.shape})")
         folded_ = _plain(factors.scaled_up()), _plain(factors.down)
     for term in terms:
-        if is_linear(term):  # another one is folded again for every strength
+        if term.config.is_linear:  # another one is folded again for every strength
             set_down(term)
     return folded_
 
@@ -115,5 +110,6 @@ def kept_pieces(name: str, layer: AdapterLayer) -> tuple[KeptPiece, ...]:
     found = []
     for piece in pieces_of(name, layer, trained=False):
         indices = tuple(i for i, term in enumerate(layer.terms) if any(term is t for t in piece.terms))
-        found.append(KeptPiece(piece.shape, piece.terms, piece.gate_name, layer=layer, indices=indices))
+        kept = KeptPiece(piece.shape, piece.terms, piece.gate_name, name=name, layer=layer, indices=indices)
+        found.append(kept)
     return tuple(found)

@@ -41,7 +41,7 @@ def add(patcher: Any, places: Iterable[Place], strength_of: Callable[[str], floa
             continue
         count += 1
         everything = range(len(place.layer.terms))
-        if all(factors.is_linear(term) for term in place.layer.terms):
+        if all(term.config.is_linear for term in place.layer.terms):
             up, down = factors.folded(place.layer, everything)
         else:
             up, down = factors.folded(place.layer, everything, strength)

@@ -96,7 +96,7 @@ def begin(
 
 
 def _columns(adapter: Adapter) -> tuple[int, ...]:
-    found = (getattr(t.config, "columns", ()) for layer in adapter.layers.values() for t in layer.terms)
+    found = (t.config.singular_columns for layer in adapter.layers.values() for t in layer.terms)
     return tuple(sorted({c for columns in found for c in columns}))
 
 

@@ -123,7 +123,7 @@ def fitting(weights: Mapping[str, Tensor], config: MethodConfig) -> tuple[dict[s
     use a rank above the layer's size, which only wastes parameters.
     """
     needs_basis = method_of(config).needs_basis
-    needed = max(config.columns) + 1 if needs_basis else config.rank  # type: ignore[union-attr]
+    needed = max(config.singular_columns) + 1 if needs_basis else config.rank
     small = [name for name, weight in weights.items() if LayerShape.of(weight).max_rank < needed]
     if not small:
         return dict(weights), []

@@ -21,7 +21,6 @@ from ...adapter.fingerprint import compare_bases
 from ...errors import SpectralAdapterError
 from ...files.adapter_file import inspect, is_adapter_file
 from ...fusion.columns import ranges
-from ...methods import SpectralAConfig, SpectralRConfig
 from ..data.locks import FileLock
 
 FOLDER = ".columns"
@@ -99,8 +98,7 @@ def files_of(folder: Path, base: Mapping[str, Any]) -> list[Use]:
                 c
                 for plan in summary.layers.values()
                 for term in plan.terms
-                if isinstance(term.config, SpectralAConfig | SpectralRConfig)
-                for c in term.config.columns
+                for c in term.config.singular_columns
             )
             if columns and _same_base(summary.config.provenance.base, base, set(summary.layers)):
                 found.append(Use(path.relative_to(folder).as_posix(), columns))

@@ -18,7 +18,6 @@ from ...adapter.adapter import Adapter
 from ...attach.attaching import Attachment
 from ...gates.record import GateRecorder
 from ...gates.runtime import ANNEALED_FRACTION
-from ...methods import FouRAConfig
 from ..config.config import TrainConfig
 from ..runs.outcome import GateReport
 
@@ -124,7 +123,7 @@ def gate_report(adapter: Adapter, counted: OpenGates | None = None) -> GateRepor
     found = {}
     for name, layer in adapter.layers.items():
         for term in layer.terms:
-            if isinstance(term.config, FouRAConfig) and term.config.gate == "adaptive":
+            if not term.mergeable:
                 found[name] = tuple(term.params["gate.mean_open"].tolist())
     if not found:
         return None

@@ -256,7 +256,7 @@ def test_tensors_are_the_declared_ones(layer: str, config: str) -> None:
         case.config, case.shape
     )
     assert set(method.trainable(case.config)) <= set(case.params)
-    assert method.mergeable(case.config)
+    assert case.config.adaptive_gate is None
     again = config_from_dict(config_to_dict(case.config))
     assert again == case.config
 
@@ -344,12 +344,12 @@ def test_ranks(config: str, rows: int, rank: int) -> None:
 def test_freezing_keeps_the_gates_that_were_open(transform: str) -> None:
     shape = LayerShape(7, 9)
     config = FouRAConfig(5, transform=transform)
-    assert not foura.mergeable(config)
+    assert config.adaptive_gate is not None
     params = foura.init(config, shape, None, torch.Generator().manual_seed(0))
     params["b"] = torch.randn(7, 5)
     params["gate.mean_open"] = torch.tensor([0.9, 0.1, 0.51, 0.5, 1.0])
-    frozen, kept = foura.freeze_params(config, params)
-    assert frozen.gate == "frozen" and foura.mergeable(frozen)
+    frozen, kept = foura.freeze(config, params)
+    assert frozen.gate == "frozen" and frozen.adaptive_gate is None
     assert {k: tuple(v.shape) for k, v in kept.items()} == foura.tensor_shapes(frozen, shape)
     factors = foura.fold(frozen, shape, kept)
     assert factors.rank == 3 * config.rows_per_gate
@@ -357,7 +357,7 @@ def test_freezing_keeps_the_gates_that_were_open(transform: str) -> None:
     wanted = lowrank.delta(foura.fold(FouRAConfig(5, transform=transform, gate="none"), shape, open_only))
     assert torch.allclose(lowrank.delta(factors), wanted, atol=1e-5)
     plain = FouRAConfig(5, gate="none")
-    assert foura.freeze_params(plain, params)[0] is plain
+    assert foura.freeze(plain, params)[0] is plain
 
 
 def test_a_gate_frozen_shut_adds_nothing() -> None:
