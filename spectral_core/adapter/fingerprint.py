@@ -27,8 +27,6 @@ import torch
 from torch import Tensor
 
 from ..errors import SpectralAdapterError
-from ..maths.layers import as_fp32
-from .adapter import Adapter
 
 KIND = "signs-1"
 PROJECTIONS = 6
@@ -127,28 +125,6 @@ def verdict_of(distance: float) -> str:
     if distance <= SAME:
         return "same"
     return "close" if distance <= CLOSE else "different"
-
-
-def basis_distance(adapter: Adapter, weights: Mapping[str, Tensor]) -> dict[str, float]:
-    """‖U₁ᵀ W V₁ − S₁‖ / ‖S₁‖ per layer with a stored basis: how far its singular columns are from this
-    model's.
-
-    Layers that the weights lack, or have in another shape, are infinitely far.
-    """
-    found: dict[str, float] = {}
-    for name, layer in adapter.layers.items():
-        for term in layer.terms:
-            if "u" not in term.params:
-                continue
-            u, s, v = (as_fp32(term.params[key]) for key in ("u", "s", "v"))
-            weight = weights.get(name)
-            if weight is None or tuple(weight.shape) != layer.shape.weight_shape:
-                distance = math.inf
-            else:
-                core = u.mT @ as_fp32(weight.detach()).to(u.device).flatten(1) @ v - torch.diag(s)
-                distance = float(core.norm() / s.norm().clamp_min(torch.finfo(s.dtype).tiny))
-            found[name] = max(distance, found.get(name, 0.0))
-    return found
 
 
 def _short(value: float) -> float:

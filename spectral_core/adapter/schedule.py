@@ -10,9 +10,6 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from ..errors import SpectralAdapterError
 
 MOST_POINTS = 4096
@@ -68,8 +65,3 @@ class Schedule:
             return self.points[-1][1]
         (p0, m0), (p1, m1) = self.points[after - 1], self.points[after]
         return m0 + (m1 - m0) * (progress - p0) / (p1 - p0)
-
-    def at_rows(self, progress: Tensor) -> Tensor:
-        """The multiplier of each batch row (B,), for rows at different noise levels."""
-        values = [self.at(float(p)) for p in progress.detach().cpu().flatten()]
-        return torch.tensor(values, dtype=torch.float32, device=progress.device)

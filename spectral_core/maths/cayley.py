@@ -47,9 +47,3 @@ def cayley_minus_identity(entries: Tensor, r: int) -> Tensor:
     identity = torch.eye(r, dtype=q.dtype, device=q.device)
     made: Tensor = torch.linalg.solve(identity - q, 2 * q)
     return made
-
-
-def cayley(entries: Tensor, r: int) -> Tensor:
-    """R = I + K, (…, r, r), orthogonal."""
-    k = cayley_minus_identity(entries, r)
-    return torch.eye(r, dtype=k.dtype, device=k.device) + k

@@ -23,15 +23,6 @@ TRANSFORMS: tuple[Transform, ...] = get_args(Transform)
 _TOGETHER = 2**18  # numbers in one transform of several factors: what it holds on the way stays small
 
 
-def dct_matrix(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """C (n, n), C[k, j] = √(2/n)·c_k·cos(π(2j+1)k / 2n), c_0 = √½: the definition, for tests and small n."""
-    k = torch.arange(n, dtype=torch.float64)[:, None]
-    j = torch.arange(n, dtype=torch.float64)[None, :]
-    matrix = torch.cos(math.pi * (2 * j + 1) * k / (2 * n)) * math.sqrt(2 / n)
-    matrix[0] /= math.sqrt(2)
-    return matrix.to(dtype)
-
-
 @dataclass(frozen=True)
 class _Plan:
     """What a transform of length n needs besides its FFT: index lists and twiddles, made once.

@@ -115,7 +115,7 @@ def test_schedules_at_the_bound_are_quick() -> None:
     points = tuple((i / (count - 1), float(i % 2)) for i in range(count))
     schedule = Schedule(points)
     with bounded():
-        assert schedule.at_rows(torch.linspace(0, 1, 1000)).shape == (1000,)
+        assert all(0 <= schedule.at(i / 1000) <= 1 for i in range(1000))
         assert schedule_words.product(schedule, Schedule.window(0.0, 0.5)).at(0.75) == 0
     refused(lambda: schedule_words.parse("0:1," * 100_000), f"at most {MOST_POINTS}")
     refused(lambda: schedule_words.product(schedule, schedule), f"at most {MOST_POINTS}")

@@ -9,10 +9,8 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from spectral_core.adapter.fingerprint import CLOSE, SAME, basis_distance, compare, fingerprint
+from spectral_core.adapter.fingerprint import CLOSE, SAME, compare, fingerprint
 from spectral_core.errors import SpectralAdapterError
-from spectral_core.methods import SpectralAConfig
-from tests.core.adapter_cases import trained
 
 
 def model(seed: int = 0, layers: int = 40) -> dict[str, Tensor]:
@@ -97,19 +95,6 @@ def test_the_numbers_are_frozen() -> None:
 
 
 FROZEN: list[object] = [[3, 4], 12.083, [14.0, -2.0, 18.0, -6.0, 0.0, 0.0]]
-
-
-def test_distance_of_a_stored_basis() -> None:
-    base = {"unet.a": torch.randn(20, 12, generator=Generator().manual_seed(0))}
-    adapter = trained(SpectralAConfig((0, 1, 2)), base)
-    assert basis_distance(adapter, base)["unet.a"] < 1e-5
-    u, s, v = (adapter.layers["unet.a"].terms[0].params[k].double() for k in "usv")
-    other = {"unet.a": base["unet.a"] + 0.1}
-    expected = (u.mT @ other["unet.a"].double() @ v - torch.diag(s)).norm() / s.norm()
-    assert basis_distance(adapter, other)["unet.a"] == pytest.approx(float(expected), rel=1e-4)
-    assert basis_distance(adapter, {"unet.a": base["unet.a"].half()})["unet.a"] < 1e-3
-    assert math.isinf(basis_distance(adapter, {"unet.a": torch.ones(3, 3)})["unet.a"])
-    assert math.isinf(basis_distance(adapter, {})["unet.a"])
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,12 +35,6 @@ def test_window(a: float, b: float, progress: float) -> None:
         return
     inside = (start <= progress or start == 0) and (progress < end or end == 1)
     assert Schedule.window(start, end).at(progress) == float(inside)
-
-
-def test_rows() -> None:
-    schedule = Schedule(((0.0, 0.0), (1.0, 4.0)))
-    rows = schedule.at_rows(torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64))
-    assert rows.tolist() == [0.0, 1.0, 4.0]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from spectral_core.adapter.fingerprint import fingerprint
 from spectral_core.adapter.schedule import Schedule
 from spectral_core.errors import SpectralAdapterError
 from spectral_core.fusion import FUSIONS, column_allocation, freeze, fuse, recompress, rename_token
-from spectral_core.maths.cayley import cayley
+from spectral_core.maths.cayley import cayley_minus_identity
 from spectral_core.maths.layers import LayerShape
 from spectral_core.maths.lowrank import delta
 from spectral_core.methods import FouRAConfig, LoRAConfig, SpectralAConfig, SpectralRConfig, method_of
@@ -124,9 +124,8 @@ def paper_formula(shape: LayerShape, concepts, base: int = 0) -> torch.Tensor:
             continue
         rotation = config.strength_law == "rotation"
         angle, scale = (strength, 1.0) if rotation else (1.0, strength)
-        identity = torch.eye(len(at), dtype=torch.float64)
-        u_new[:, at] += scale * u[:, at] @ (cayley(params["q_u"] * angle, len(at)) - identity)
-        v_new[:, at] += scale * v[:, at] @ (cayley(params["q_v"] * angle, len(at)) - identity)
+        u_new[:, at] += scale * u[:, at] @ cayley_minus_identity(params["q_u"] * angle, len(at))
+        v_new[:, at] += scale * v[:, at] @ cayley_minus_identity(params["q_v"] * angle, len(at))
         if config.train_scale:
             s_new[at] += strength * s[at] * params["s_scale"]
     return ((u_new * s_new) @ v_new.mT - (u * s) @ v.mT).reshape(shape.weight_shape)

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from spectral_core.errors import SpectralAdapterError
-from spectral_core.maths.cayley import cayley, cayley_minus_identity, skew_from_entries, skew_size
+from spectral_core.maths.cayley import cayley_minus_identity, skew_from_entries, skew_size
+
+
+def cayley(entries: torch.Tensor, r: int) -> torch.Tensor:
+    """R = I + K."""
+    k = cayley_minus_identity(entries, r)
+    return torch.eye(r, dtype=k.dtype) + k
 
 
 def entries(r: int, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> torch.Tensor:

@@ -28,7 +28,6 @@ def definition(n: int) -> Tensor:
 @every_length
 def test_dct_is_its_definition_on_any_axis(n: int) -> None:
     c = definition(n)
-    assert torch.allclose(transforms.dct_matrix(n), c, atol=1e-13)
     assert torch.allclose(c @ c.mT, torch.eye(n).double(), atol=1e-12)
     x = torch.randn(3, n, 2, dtype=torch.float64)
     assert torch.allclose(transforms.dct(x, 1), torch.einsum("kj,ajb->akb", c, x), atol=1e-12)
