@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import SpectralAdapterError
+from ..maths.grouping import alike
 from ..words import chosen
 from .record import GateRecorder
 
@@ -218,12 +219,9 @@ class GateRuntime:
     def _count(self) -> None:
         """Add what was seen to the means."""
         for means, place in ((self._levels, 1), (self._open, 2)):
-            alike: dict[Any, list[tuple[str, Tensor]]] = {}
-            for seen in self._seen:
-                value = seen[place]
-                if isinstance(value, Tensor):
-                    alike.setdefault((value.shape, value.device), []).append((seen[0], value))
-            for group in alike.values():
+            values = [(seen[0], seen[place]) for seen in self._seen]
+            kept = [(name, value) for name, value in values if isinstance(value, Tensor)]
+            for group in alike(kept, lambda each: (each[1].shape, each[1].device)):
                 together = torch.stack([value for _, value in group])
                 totals = (together.mean(2) if means is self._levels else together).sum(1)
                 for (name, _), total in zip(group, totals.unbind(), strict=True):

@@ -18,6 +18,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from .grouping import alike
+
 Transform = Literal["dct", "dft", "none"]
 TRANSFORMS: tuple[Transform, ...] = get_args(Transform)
 _TOGETHER = 2**18  # numbers in one transform of several factors: what it holds on the way stays small
@@ -204,11 +206,10 @@ def fold_many(factors: Sequence[tuple[Tensor, int]], transform: str) -> list[Ten
     found = [x for x, _ in factors]
     if transform == "none":
         return found
-    alike: dict[Any, list[int]] = {}
-    for i, (x, dim) in enumerate(factors):
-        if x.numel() and (transform == "dft" or x.shape[dim] > 1):  # a frozen gate may have closed every row
-            alike.setdefault((x.shape[dim], x.dtype, x.device), []).append(i)
-    for places in alike.values():
+    lengths = [x.shape[dim] for x, dim in factors]
+    # a frozen gate may have closed every row
+    wanted = [i for i, x in enumerate(found) if x.numel() and (transform == "dft" or lengths[i] > 1)]
+    for places in alike(wanted, lambda i: (lengths[i], found[i].dtype, found[i].device)):
         for group in _chunks(places, [x.numel() for x, _ in factors]):
             dims = tuple(factors[i][1] for i in group)
             folded = _Folded.apply(transform, dims, *(factors[i][0] for i in group))  # type: ignore[no-untyped-call]

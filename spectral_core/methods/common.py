@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..errors import SpectralAdapterError
+from ..maths.grouping import alike
 from ..maths.layers import LayerShape
 from ..maths.lowrank import Factors
 from ..words import expected
@@ -97,11 +98,8 @@ def one_by_one(fold: Callable[..., Factors]) -> FoldMany:
 
 def together(folds: Sequence[Fold], key: Callable[[Fold], Hashable], fold_alike: FoldMany) -> list[Factors]:
     """The factors of every fold in its place, computed by those groups that ``key`` makes."""
-    alike: dict[Hashable, list[int]] = {}
-    for i, each in enumerate(folds):
-        alike.setdefault(key(each), []).append(i)
     found: dict[int, Factors] = {}
-    for group in alike.values():
+    for group in alike(range(len(folds)), lambda i: key(folds[i])):
         found.update(zip(group, fold_alike([folds[i] for i in group]), strict=True))
     return [found[i] for i in range(len(folds))]
 

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..maths.layers import Geometry
+from ..maths.layers import Geometry, LayerShape
 from ..names.layer_name import LayerName
 from ..names.spellings import path_spellings
+from ..statistics.collect import patches
 from .loading import parts_of
 
 
@@ -54,18 +54,10 @@ def _recorder(
 ) -> Callable[[nn.Module, Any], None]:
     def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].detach()
-        flat = _patches(module, x) if hasattr(module, "kernel_size") else x.reshape(-1, x.shape[-1])
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        flat = patches(x, LayerShape.of(weight).kernel, Geometry.of(module))
         chosen = torch.randint(0, len(flat), (per_call,), generator=generator)
         into.append(flat[chosen.to(flat.device)].float().cpu())
 
     return record
-
-
-def _patches(module: nn.Module, x: Tensor) -> Tensor:
-    """The patches that a 2-D convolution multiplies with its flattened weight: (B·positions, in·kh·kw)."""
-    geometry = Geometry.of(module)
-    if geometry.padding_mode != "zeros":
-        x = F.pad(x, geometry.pad_sides, mode=geometry.padding_mode)
-    padding: Any = geometry.padding if geometry.padding_mode == "zeros" else 0
-    columns = F.unfold(x, module.kernel_size, geometry.dilation, padding, geometry.stride)  # type: ignore
-    return columns.transpose(1, 2).reshape(-1, columns.shape[1])

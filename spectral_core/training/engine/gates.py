@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from ...adapter.adapter import Adapter
 from ...attach.attaching import Attachment
 from ...gates.record import GateRecorder
 from ...gates.runtime import ANNEALED_FRACTION
+from ...maths.grouping import alike
 from ..config.config import TrainConfig
 from ..runs.outcome import GateReport
 
@@ -41,11 +41,8 @@ class OpenGates(GateRecorder):
 
     def step(self) -> dict[str, float]:
         """Layer -> mean open gates of the step just done; one transfer for all layers of a shape."""
-        alike: dict[Any, list[str]] = {}
-        for layer, seen in self._step.items():
-            alike.setdefault(tuple((one.shape, one.device) for one in seen), []).append(layer)
         counted: dict[str, float] = {}
-        for layers in alike.values():
+        for layers in alike(self._step, lambda layer: tuple((x.shape, x.device) for x in self._step[layer])):
             passes = zip(*(self._step[layer] for layer in layers), strict=True)
             means = torch.stack([torch.stack(seen).sum(2).float().mean(1) for seen in passes]).mean(0)
             counted.update(zip(layers, means.tolist(), strict=True))
