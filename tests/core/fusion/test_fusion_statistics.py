@@ -293,7 +293,7 @@ def test_refused():
     modules = modules_of(model, adapters, "unet")
     with pytest.raises(SpectralAdapterError, match=r"exact statistics of 2 layers need .* \(space='rank'\)"):
         Collector(modules, adapters, "exact", torch.float32, 500)
-    with pytest.raises(SpectralAdapterError, match="'wide' space"):
+    with pytest.raises(SpectralAdapterError, match="space 'wide'"):
         Collector(modules, adapters, "wide", torch.float32, 500)
     with pytest.raises(SpectralAdapterError, match="no layer to watch"):
         Collector({"unet.z": model.a}, adapters, "rank", torch.float32, 500)
