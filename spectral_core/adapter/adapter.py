@@ -115,6 +115,14 @@ class Provenance:
     training: Mapping[str, Any] = field(default_factory=dict)
     parents: tuple[Mapping[str, Any], ...] = ()
 
+    @property
+    def frozen_gates(self) -> str:
+        """What the training measured of freezing its adaptive gates, in words; empty where it did not."""
+        loss, frozen = self.training.get("gates_loss"), self.training.get("gates_loss_frozen")
+        if not (isinstance(loss, float) and isinstance(frozen, float) and 0 < loss < frozen * 1e6):
+            return ""
+        return f"measured in training: loss {loss:.4f}, frozen {frozen:.4f} ({frozen / loss - 1:+.1%})"
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Adapter(_Value):

@@ -100,6 +100,7 @@ def default_settings(pipe: Any, options: argparse.Namespace) -> DemoSettings:
             learning_rate=rate,
             token_learning_rate=2e-2 if embedded else 5e-4,
             schedule="cosine",
+            target_open=0.0,  # in so few steps a target costs score
             seed=options.seed,
         )
         for method, rate in rates.items()

@@ -371,6 +371,8 @@ def _notes(adapter: Adapter, layers: Mapping[str, ExportedLayer], words: bool) -
             f"to lose up to {gated[worst]:.1%} of the gated update's norm ({worst}), for inputs without a "
             "preferred direction"
         )
+        if adapter.provenance.frozen_gates:
+            notes.append(f"frozen gates, {adapter.provenance.frozen_gates}")
     if adapter.schedule is not None:
         notes.append("the strength schedule was dropped: the file has the full strength all the time")
     if words:

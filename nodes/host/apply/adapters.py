@@ -166,7 +166,8 @@ def _choose(adapter: Adapter, side: _Side, mode: str) -> tuple[str, str]:
             )
         return "merged", "as chosen"
     if adaptive:
-        return "live", f"{adaptive} layers have adaptive gates"
+        told = adapter.provenance.frozen_gates
+        return "live", f"{adaptive} layers have adaptive gates" + (f"; {told}" if told else "")
     if scheduled:
         return "live", "its strength follows a schedule"
     if problems:

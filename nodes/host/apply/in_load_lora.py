@@ -60,7 +60,8 @@ class _File:
 
 def _text(adapter: Adapter) -> str:
     gates = sum(not layer.mergeable for layer in adapter.layers.values())
-    lost = [f"{gates} adaptive gates run frozen here (Load FouRA lets them adapt)"] if gates else []
+    cost = f"; {told}" if (told := adapter.provenance.frozen_gates) else ""
+    lost = [f"{gates} adaptive gates run frozen here (Load FouRA lets them adapt{cost})"] if gates else []
     lost += ["its schedule does not act"] if adapter.schedule is not None else []
     lost += ["its trained words do not act"] if adapter.tokens else []
     name = adapter.provenance.name or "an adapter"

@@ -21,7 +21,7 @@ from spectral_core.training.runs.place import Run
 from tests.core.training.training_toy import Toy
 
 RANK = 8
-TOY = 0.1  # of two layers with few rows; a model of many layers comes within half of it
+TOY = 0.1  # of two layers with few rows; a model of many layers came within half of it
 
 
 def toy(kind: str = "mlp", rank: int = RANK) -> Toy:
