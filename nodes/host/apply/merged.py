@@ -71,7 +71,7 @@ def rounding(patcher: Any, places: Iterable[Place], strength_of: Callable[[str],
 
 def _rounding_error(patcher: Any, place: Place, strength: float) -> float:
     everything = range(len(place.layer.terms))
-    is_linear = all(factors.is_linear(term) for term in place.layer.terms)
+    is_linear = all(term.config.is_linear for term in place.layer.terms)
     up, down = factors.folded(place.layer, everything, 1.0 if is_linear else strength)
     change = (up @ down.flatten(1)) * (strength if is_linear else 1.0)
 
