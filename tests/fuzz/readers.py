@@ -69,7 +69,7 @@ def used(adapter: Adapter) -> None:
         update = delta(check_usable(concatenate(terms), f"layer {name}"))
         assert bool(torch.isfinite(update.float()).all()), f"accepted and not finite: {name}"
     if adapter.schedule is not None:
-        adapter.schedule.at_rows(torch.linspace(0, 1, 8))
+        [adapter.schedule.at(i / 7) for i in range(8)]
 
 
 def _adapter(path: Path) -> None:
