@@ -17,6 +17,15 @@ from .resize import ResizeAdapter
 from .stack import AdapterStack
 from .strength import AdapterStrength
 from .train import TrainAdapter
+from .train_options import (
+    TrainGate,
+    TrainLayers,
+    TrainMemory,
+    TrainNoiseAndLoss,
+    TrainOptimiser,
+    TrainRegularisation,
+    TrainTextEncoder,
+)
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {
     "SpectralAdapters_LoadFouRA": LoadFouRA,
@@ -31,6 +40,13 @@ NODE_CLASS_MAPPINGS: dict[str, type] = {
     "SpectralAdapters_AdapterReport": AdapterReport,
     "SpectralAdapters_LoadDemoModel": LoadDemoModel,
     "SpectralAdapters_TrainAdapter": TrainAdapter,
+    "SpectralAdapters_TrainLayers": TrainLayers,
+    "SpectralAdapters_TrainOptimiser": TrainOptimiser,
+    "SpectralAdapters_TrainNoiseAndLoss": TrainNoiseAndLoss,
+    "SpectralAdapters_TrainGate": TrainGate,
+    "SpectralAdapters_TrainTextEncoder": TrainTextEncoder,
+    "SpectralAdapters_TrainMemory": TrainMemory,
+    "SpectralAdapters_TrainRegularisation": TrainRegularisation,
     "SpectralAdapters_DistilAdapters": DistilAdapters,
     "SpectralAdapters_AdapterStack": AdapterStack,
 }
@@ -48,6 +64,13 @@ NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
     "SpectralAdapters_AdapterReport": "Adapter Report",
     "SpectralAdapters_LoadDemoModel": "Load Demo Model",
     "SpectralAdapters_TrainAdapter": "Train Adapter",
+    "SpectralAdapters_TrainLayers": "Training: Layers",
+    "SpectralAdapters_TrainOptimiser": "Training: Optimiser",
+    "SpectralAdapters_TrainNoiseAndLoss": "Training: Noise and Loss",
+    "SpectralAdapters_TrainGate": "Training: Gate",
+    "SpectralAdapters_TrainTextEncoder": "Training: Text Encoder",
+    "SpectralAdapters_TrainMemory": "Training: Memory",
+    "SpectralAdapters_TrainRegularisation": "Training: Regularisation",
     "SpectralAdapters_DistilAdapters": "Distil Adapters",
     "SpectralAdapters_AdapterStack": "Adapter Stack",
 }

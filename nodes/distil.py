@@ -2,50 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from . import fuse, inputs, results, tensors, train
-from .train_inputs import number
+from . import fuse, inputs, results, tensors, train, train_inputs
+from .train_inputs import widget
 
 _LOOKING_STEPS = 4  # of the fusion that the training begins with
 
 
-def _required() -> dict[str, Any]:
+def _required(table: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "model": inputs.model("The model that the concepts are for. It is not changed."),
         "clip": inputs.clip("The text encoder that the concepts are for. It is not changed."),
-        "run_name": (
-            "STRING",
-            {
-                "default": "my_distilled",
-                "tooltip": "The name of the run and of the adapter's file. The same name with the same "
-                "settings resumes a stopped run, or returns the finished file; other settings begin name-2.",
-            },
-        ),
+        "run_name": train_inputs.run_name("my_distilled"),
         "weight_1": inputs.strength("How strong the first concept is in the result; 0 leaves it out."),
         "weight_2": inputs.strength("How strong the second concept is in the result; 0 leaves it out."),
-        "steps": number("INT", 200, 1, 1_000_000, "How many times the adapter is improved."),
-        "learning_rate": number(
-            "FLOAT",
-            0.0,
-            0.0,
-            100.0,
-            "How large each improvement is. 0 chooses it from the size of the adapters, which suits every "
-            "model.",
-            step=0.000001,
-            round=False,
+        "steps": widget(table["steps"], 200),
+        "learning_rate": widget(
+            table["learning_rate"],
+            tooltip="How large each improvement is. 0 chooses it from the size of the adapters, which suits "
+            "every model.",
         ),
-        "batch_size": number("INT", 4, 1, 1024, "Samples per step. More is smoother and needs memory."),
-        "seed": number(
-            "INT",
-            0,
-            0,
-            0xFFFFFFFF,
-            "The same seed and settings give the same adapter. It never changes by itself.",
-            control_after_generate=False,
-        ),
+        "batch_size": widget(table["batch_size"], 4, "Samples per step. More is smoother and needs memory."),
+        "seed": widget(table["seed"], max=0xFFFFFFFF, control_after_generate=False),
     }
 
 
@@ -65,7 +46,7 @@ def _sockets() -> dict[str, Any]:
     }
 
 
-def _choices() -> dict[str, Any]:
+def _choices(table: Mapping[str, Any], samples: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "prompts": (
             "STRING",
@@ -85,32 +66,26 @@ def _choices() -> dict[str, Any]:
                 "adapters. Empty: a list of everyday ones. A single - : none.",
             },
         ),
-        "target_rank": number(
-            "INT", 0, 0, 4096, "The rank of every layer. 0: all the adapters' ranks together."
+        "target_rank": (
+            "INT",
+            {
+                "default": 0,
+                "min": 0,
+                "max": 4096,
+                "tooltip": "The rank of every layer. 0: all the adapters' ranks together.",
+            },
         ),
-        "samples": number(
-            "INT", 16, 1, 4096, "Pictures drawn of every concept to learn on, and of what is preserved."
+        "samples": widget(samples["samples"]),
+        "sample_steps": widget(samples["sample_steps"]),
+        "sample_cfg": widget(
+            samples["guidance"],
+            0.0,
+            "Guidance of these pictures. Take the one that you draw with; 0: what suits the model.",
         ),
-        "sample_steps": number("INT", 20, 1, 1000, "Denoising steps of each of these pictures."),
-        "sample_cfg": number(
-            "FLOAT",
-            4.0,
-            1.0,
-            30.0,
-            "Guidance of these pictures. Take the one that you draw with; 1 for models without guidance.",
-            step=0.1,
-        ),
-        "accumulation": number("INT", 1, 1, 1024, "Batches per step: a larger batch without the memory."),
-        "precision": inputs.combo(
-            ("auto", "fp32", "bf16", "fp16"),
-            "What the model computes in; auto leaves it as it is. The adapter itself is always fp32.",
-        ),
-        "gradient_checkpointing": inputs.combo(
-            ("none", "selective", "full"), "Less memory for more time; the result is the same."
-        ),
-        "checkpoint_every": number(
-            "INT", 100, 0, 100_000, "Steps between checkpoints. One is always written when the run ends."
-        ),
+        "accumulation": widget(table["accumulation"]),
+        "precision": widget(table["precision"]),
+        "checkpointing": widget(table["checkpointing"]),
+        "checkpoint_every": widget(table["checkpoint_every"]),
     }
 
 
@@ -136,8 +111,13 @@ class DistilAdapters:
 
     @classmethod
     def INPUT_TYPES(cls) -> inputs.Inputs:
-        choices = {name: (kind, {**more, "advanced": True}) for name, (kind, more) in _choices().items()}
-        return {"required": _required(), "optional": {**_sockets(), **choices}}
+        from ..spectral_core.training.config.adapter import SampleSettings
+        from ..spectral_core.training.config.setting import settings_of
+
+        table = train_inputs.rows()
+        given = _choices(table, settings_of(SampleSettings))
+        choices = {name: (kind, {**more, "advanced": True}) for name, (kind, more) in given.items()}
+        return {"required": _required(table), "optional": {**_sockets(), **choices}}
 
     def distil(
         self,
@@ -160,15 +140,16 @@ class DistilAdapters:
         target_rank: int = 0,
         samples: int = 16,
         sample_steps: int = 20,
-        sample_cfg: float = 4.0,
+        sample_cfg: float = 0.0,
         accumulation: int = 1,
         precision: str = "auto",
-        gradient_checkpointing: str = "none",
+        checkpointing: str = "none",
         checkpoint_every: int = 100,
     ) -> dict[str, Any]:
         from ..spectral_core.errors import SpectralAdapterError
         from ..spectral_core.training.objectives.distillation import DISTIL
         from .host.fusing import distil
+        from .host.training.defaults import usual_guidance
 
         connected, weights = fuse.collected((adapter_1, adapter_2), (weight_1, weight_2), adapters)
         given, texts = _concepts(connected, weights, prompts)
@@ -177,6 +158,7 @@ class DistilAdapters:
                 "fused and target_rank: the rank is that of the fused adapter; set target_rank to 0, or in "
                 "Fuse Adapters"
             )
+        sample_cfg = sample_cfg or usual_guidance(model)
         begin = None if fused is None else results.need_adapter(fused, "fused")
         looking = (latent, _LOOKING_STEPS, sample_cfg, seed)
         config = replace(
@@ -185,7 +167,7 @@ class DistilAdapters:
             batch_size=batch_size,
             accumulation=accumulation,
             learning_rate=learning_rate,
-            checkpointing=gradient_checkpointing,
+            checkpointing=checkpointing,
             seed=seed,
         )
         job = distil.Job(

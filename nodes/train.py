@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from . import images as pictures
-from . import inputs, results, train_inputs
+from . import inputs, results, train_inputs, train_options
 
 _SHOWN_NOTES = 12
 
@@ -53,92 +54,50 @@ class TrainAdapter:
     def train(
         self,
         model: Any,
-        run_name: Any,
         images: Any,
+        trigger_word: Any,
+        preset: Any,
         method: Any,
         rank: Any,
         steps: Any,
-        learning_rate: Any,
-        batch_size: Any,
-        seed: Any,
+        sample_every: Any,
+        sample_prompt: Any,
+        run_name: Any,
+        clip: Any = None,
+        vae: Any = None,
         latents: Any = None,
         conditioning: Any = None,
-        vae: Any = None,
-        clip: Any = None,
         adapter: Any = None,
-        columns: Any = "",
-        targets: Any = "attention",
-        trigger_word: Any = "",
-        resolution: Any = 512,
-        keep_proportions: Any = False,
-        accumulation: Any = 1,
-        optimiser: Any = "adamw",
-        schedule: Any = "constant",
-        warmup: Any = 10,
-        caption_dropout: Any = 0.1,
-        timesteps: Any = "uniform",
-        weighting: Any = "none",
-        precision: Any = "auto",
-        gradient_checkpointing: Any = "none",
-        gate: Any = "adaptive",
-        target_open: Any = 0.5,
-        freeze_gates: Any = False,
-        train_scale: Any = False,
-        ema: Any = 0.0,
-        checkpoint_every: Any = 100,
-        init_words: Any = "",
-        text_targets: Any = "",
-        text_learning_rate: Any = 0.0,
-        sample_every: Any = 0,
-        sample_prompt: Any = "",
-        prior_images: Any = "none",
-        prior_weight: Any = 1.0,
+        options: Any = None,
     ) -> dict[str, Any]:
-        given = {name: _first(value) for name, value in locals().items() if name != "self"}
-        given |= {"latents": _listed(latents), "conditioning": _conditionings(conditioning)}
         from .host.training import named_run as training
 
-        with_adapter = None if given["adapter"] is None else results.need_adapter(given["adapter"])
+        widgets = {
+            "images": _first(images),
+            "trigger_word": _first(trigger_word),
+            "method": _first(method),
+            "rank": _first(rank),
+            "steps": _first(steps),
+            "sample_every": _first(sample_every),
+            "sample_prompt": _first(sample_prompt),
+            "run_name": _first(run_name),
+        }
+        continued = None if _first(adapter) is None else results.need_adapter(_first(adapter))
+        chosen = train_options.need_options(_first(options))
+        job, notes = job_of(widgets, _first(preset), chosen, continued)
         connected = training.Inputs(
-            given["model"], given["latents"], given["conditioning"], given["vae"], given["clip"]
+            _first(model), _listed(latents), _conditionings(conditioning), _first(vae), _first(clip)
         )
-        done = training.run(job_of(given, with_adapter), connected)
-        return shown(done, int(given["steps"]))
+        done = training.run(job, connected, notes)
+        return shown(done, job.config.steps)
 
     @classmethod
-    def VALIDATE_INPUTS(cls, images: Any = None, prior_images: Any = None) -> bool | str:
-        from ..spectral_core.errors import SpectralAdapterError
-        from .host.training import data as training_data
-
-        try:
-            for name in _folders(images, prior_images):
-                training_data.folder_named(name)
-        except SpectralAdapterError as error:
-            return str(error)
-        return True
+    def VALIDATE_INPUTS(cls, images: Any = None) -> bool | str:
+        return train_options.folder_error([_first(images)])
 
     @classmethod
-    def IS_CHANGED(cls, images: Any = None, prior_images: Any = None, **_others: Any) -> str:
-        from ..spectral_core.errors import SpectralAdapterError
-        from .host.training import data as training_data
-
-        try:
-            return " ".join(training_data.state_of_folder(name) for name in _folders(images, prior_images))
-        except SpectralAdapterError as error:
-            return str(error)
-
-
-def _folders(*given: Any) -> list[str]:
-    """The folders among the values of widgets."""
-    names = (_first(value) for value in given)
-    return [name for name in names if isinstance(name, str) and _chosen(name)]
-
-
-def _chosen(name: str) -> str:
-    """A folder's name, empty for the choice of none."""
-    from .host.training import data as training_data
-
-    return "" if name == training_data.NO_FOLDER else name
+    def IS_CHANGED(cls, images: Any = None, **_others: Any) -> str:
+        return train_options.folder_state([_first(images)])
 
 
 def _listed(value: Any) -> list[Any]:
@@ -153,50 +112,47 @@ def _conditionings(value: Any) -> list[Any]:
     return [value] if is_single and isinstance(value[0][1], dict) else list(value)
 
 
-def job_of(given: dict[str, Any], adapter: Any = None) -> Any:
-    """The widgets' values as a :class:`.host.training.job.Job`; SpectralAdapterError for what cannot be."""
-    from ..spectral_core.training.config.config import TrainConfig
-    from .host.training.job import Job, parse_columns
+def job_of(
+    widgets: Mapping[str, Any], preset: str, options: Mapping[str, Any], adapter: Any = None
+) -> tuple[Any, list[str]]:
+    """What the node is told as a :class:`.host.training.job.Job`, and what to say about it.
 
-    config = TrainConfig(
-        steps=given["steps"],
-        batch_size=given["batch_size"],
-        accumulation=given["accumulation"],
-        learning_rate=given["learning_rate"],
-        text_learning_rate=given["text_learning_rate"],
-        optimiser=given["optimiser"],
-        warmup=given["warmup"],
-        schedule=given["schedule"],
-        ema=given["ema"],
-        checkpointing=given["gradient_checkpointing"],
-        caption_dropout=given["caption_dropout"],
-        timesteps=given["timesteps"],
-        weighting=given["weighting"],
-        target_open=given["target_open"],
-        freeze_gates=given["freeze_gates"],
-        prior_weight=given["prior_weight"],
-        seed=given["seed"],
+    The options go before the preset, and the node's own widgets before both where they are not 0.
+    SpectralAdapterError for what cannot be.
+    """
+    from ..spectral_core.training.config.config import TrainConfig
+    from ..spectral_core.training.config.presets import NAMES, PRESETS
+    from ..spectral_core.training.config.setting import one_of, settings_of
+    from .host.training.job import Job
+
+    one_of("preset", preset, NAMES)
+    table, of_job = train_inputs.rows(), settings_of(Job)
+    for name in options:
+        one_of("training option", name, tuple(table))
+    own = {name: value for name, value in widgets.items() if name not in ("rank", "steps") or value}
+    given = {**PRESETS[preset], **options, **own}
+    given = {name: train_inputs.value_of(table[name], v) if name in table else v for name, v in given.items()}
+    for name in ("images", "prior_images"):
+        given[name] = train_options.chosen(given.get(name, ""))
+    config = TrainConfig(**{n: v for n, v in given.items() if n in table and n not in of_job})
+    told = {n: v for n, v in given.items() if n in of_job or n not in table}
+    job = Job(config=config, continued=adapter, **told)
+    taken = {n: v for n, v in PRESETS[preset].items() if n not in own and n not in options}
+    notes = (
+        [f"from the preset {preset!r}: {', '.join(f'{n} {v}' for n, v in taken.items())}"] if taken else []
     )
-    same: tuple[str, ...] = (
-        "run_name",
-        "method",
-        "rank",
-        "train_scale",
-        "gate",
-        "targets",
-        "trigger_word",
-        "resolution",
-    )
-    same += ("keep_proportions", "precision", "checkpoint_every", "init_words", "text_targets")
-    same += ("sample_every", "sample_prompt")
-    return Job(
-        config=config,
-        columns=parse_columns(given["columns"]),
-        images=_chosen(given["images"]),
-        prior_images=_chosen(given["prior_images"]),
-        continued=adapter,
-        **{name: given[name] for name in same},
-    )
+    return job, notes + _unread(job.method, options, table)
+
+
+def _unread(method: str, options: Mapping[str, Any], table: Mapping[str, Any]) -> list[str]:
+    """What is set away from its default and the method does not read."""
+    names = [
+        name
+        for name, value in options.items()
+        if (methods := table[name].words.methods) and method not in methods
+        if train_inputs.value_of(table[name], value) != table[name].default
+    ]
+    return [f"{', '.join(names)}: not read by {method}"] if names else []
 
 
 def shown(done: Any, steps: int) -> dict[str, Any]:

@@ -379,10 +379,10 @@ def concepts_distilled() -> dict[str, Node]:
         target_rank=0,
         samples=8,
         sample_steps=10,
-        sample_cfg=4.0,
+        sample_cfg=0.0,
         accumulation=1,
         precision="auto",
-        gradient_checkpointing="none",
+        checkpointing="none",
         checkpoint_every=100,
     )
     nodes |= three_pictures("distil", "distilled")

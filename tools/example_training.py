@@ -4,34 +4,15 @@ from __future__ import annotations
 
 from tools.example_graphs import PREFIX, Node, node, note, picture, start
 
-TRAINING = {  # the widgets of Train Adapter that the example leaves as they are
-    "columns": "",
-    "targets": "attention",
-    "trigger_word": "",
-    "resolution": 64,
-    "keep_proportions": False,
-    "accumulation": 1,
+OPTIMISER = {  # the widgets of Training: Optimiser that the example leaves as they are
     "optimiser": "adamw",
-    "schedule": "constant",
+    "betas": "0.9, 0.99",
+    "weight_decay": 0.01,
     "warmup": 10,
-    "caption_dropout": 0.0,
-    "timesteps": "uniform",
-    "weighting": "none",
-    "precision": "auto",
-    "gradient_checkpointing": "none",
-    "gate": "adaptive",
-    "target_open": 0.5,
-    "freeze_gates": False,
-    "train_scale": False,
+    "schedule": "constant",
+    "gradient_clip": 1.0,
     "ema": 0.0,
-    "checkpoint_every": 100,
-    "init_words": "",
-    "text_targets": "",
-    "text_learning_rate": 0.0,
-    "sample_every": 0,
-    "sample_prompt": "",
-    "prior_images": "none",
-    "prior_weight": 1.0,
+    "seed": 0,
 }
 
 
@@ -43,21 +24,23 @@ def train_and_use() -> dict[str, Node]:
     nodes["words"] = node(
         "CLIPTextEncode", (420, 380, 330, 110), "Caption, for the training", clip=("demo", 1), text=prompt
     )
+    nodes["faster"] = node(PREFIX + "TrainOptimiser", (420, 530, 330, 300), learning_rate=0.006, **OPTIMISER)
     nodes["train"] = node(
         PREFIX + "TrainAdapter",
-        (780, 400, 420, 900),
+        (780, 400, 420, 700),
         model=("demo", 0),
         latents=("taught_sampler", 0),
         conditioning=("words", 0),
-        run_name="star_for_moon",
+        options=("faster", 0),
         images="none",
+        trigger_word="",
+        preset="an object",
         method="foura",
         rank=4,
-        steps=60,
-        learning_rate=0.006,
-        batch_size=2,
-        seed=0,
-        **TRAINING,
+        steps=100,
+        sample_every=0,
+        sample_prompt="",
+        run_name="star_for_moon",
     )
     nodes["apply"] = node(
         PREFIX + "ApplyAdapter",

@@ -31,7 +31,10 @@ def _node(node: Any, display_name: str) -> dict[str, Any]:
         "display_name": display_name,
         "description": node.DESCRIPTION,
         "inputs": {
-            name: {"name": name.replace("_", " "), "tooltip": options["tooltip"]}
+            name: {
+                "name": options.get("display_name", name.replace("_", " ")),
+                "tooltip": options["tooltip"],
+            }
             for name, (_, options) in inputs.items()
         },
         "outputs": {str(i): {"name": name, "tooltip": tip} for i, (name, tip) in enumerate(outputs)},

@@ -271,7 +271,7 @@ def errors_leave_the_model_and_a_checkpoint():
             undo()
         assert (SAVED / ".runs" / name / "checkpoint-00000002.safetensors").is_file()
         if name == "memory":
-            assert "the checkpoint of step 2 is kept" in said and "gradient_checkpointing" in said, said
+            assert "the checkpoint of step 2 is kept" in said and "checkpointing" in said, said
         BASE.check()
 
 

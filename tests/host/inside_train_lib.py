@@ -29,13 +29,11 @@ def call(model, **given):
     """(adapter, curve, report) of the node, its inputs wrapped in lists as the executor does."""
     node = train_node()
     types = node.INPUT_TYPES()
-    values = {
-        name: options["default"]
-        for group in types.values()
-        for name, (_, options) in group.items()
-        if "default" in options
-    }
-    values |= {"images": "none", "model": model, "targets": "*mid_block*attn*", **DEMO, **given}
+    inputs = {**types["required"], **types["optional"]}
+    values = {name: options["default"] for name, (_, options) in inputs.items() if "default" in options}
+    given = {"images": "none", "model": model, "targets": "*mid_block*attn*", **DEMO, **given}
+    values |= {name: value for name, value in given.items() if name in inputs}
+    values["options"] = {name: value for name, value in given.items() if name not in inputs}
     lists = ("latents", "conditioning")
     wrapped = {k: v if k in lists and isinstance(v, list) else [v] for k, v in values.items()}
     return node.train(**wrapped)["result"]

@@ -82,7 +82,7 @@ def a_flow_model_with_fused_layers():
     before = {k: v.clone() for k, v in model.model.state_dict().items()}
     adapter, _, _ = train(
         model, run_name="flow", method="spectral_a", targets="attention", latents=latents,
-        conditioning=[words], steps=3, gradient_checkpointing="full",
+        conditioning=[words], steps=3, checkpointing="full",
     )  # fmt: skip
     assert "diffusion_model.joint_blocks.0.x_block.attn.qkv" in adapter.layers, list(adapter.layers)
     assert all(torch.equal(before[k], v) for k, v in model.model.state_dict().items())

@@ -19,13 +19,18 @@ PROMPT = "a house on a blue background"
 def graph(name: str, **changes: Any) -> Graph:
     """Train on a folder, apply, and draw with and without."""
     given = {
-        "run_name": name, "images": "houses", "method": "lora", "rank": 4, "steps": STEPS, "batch_size": 2,
-        "learning_rate": 0.01, "seed": 1, "resolution": 64, "targets": "*mid_block*attn*", "sample_every": 20,
+        "run_name": name, "images": "houses", "trigger_word": "", "preset": "an object", "method": "lora",
+        "rank": 4, "steps": STEPS, "sample_every": 20, "sample_prompt": "",
     }  # fmt: skip
     demo = {name: ["demo", i] for i, name in enumerate(("model", "clip", "vae"))}
     return {
         "demo": node("SpectralAdapters_LoadDemoModel"),
-        "train": node("SpectralAdapters_TrainAdapter", **demo, **{**given, **changes}),
+        "layers": options("TrainLayers", targets="*mid_block*attn*"),
+        "memory": options("TrainMemory", ["layers", 0], batch_size=2, resolution=64),
+        "optimiser": options("TrainOptimiser", ["memory", 0], learning_rate=0.01, seed=1),
+        "train": node(
+            "SpectralAdapters_TrainAdapter", **demo, options=["optimiser", 0], **{**given, **changes}
+        ),
         "apply": node(
             "SpectralAdapters_ApplyAdapter", model=demo["model"], adapter=["train", 0], strength_model=1.0,
             strength_clip=1.0, mode="auto", base_mismatch="delta",
@@ -33,6 +38,11 @@ def graph(name: str, **changes: Any) -> Graph:
         **picture(["apply", 0], demo["clip"], demo["vae"], PROMPT, steps=4),
         **picture(demo["model"], demo["clip"], demo["vae"], PROMPT, steps=4, tag="base"),
     }  # fmt: skip
+
+
+def options(kind: str, before: Any = None, **changes: Any) -> dict[str, Any]:
+    """An option node, behind another one."""
+    return node(f"SpectralAdapters_{kind}", **changes, **({"options": before} if before else {}))
 
 
 def stopped(host: Host, prompt: Graph, at: int) -> Run:

@@ -6,6 +6,7 @@ import json
 from types import ModuleType
 
 from tests.host.booted import ROOT
+from tools import option_pages
 
 DOCS = ROOT / "web" / "docs"
 EXAMPLES = ROOT / "example_workflows"
@@ -24,6 +25,11 @@ def test_every_node_has_a_page_about_all_its_sockets_and_widgets(pack: ModuleTyp
         assert not missing, (name, missing)
         for section in ("## Inputs", "## Outputs", "## Typical mistakes"):
             assert section in text, (name, section)
+
+
+def test_the_pages_of_the_training_nodes_are_current() -> None:
+    for name, text in option_pages.pages().items():
+        assert (DOCS / name).read_text(encoding="utf-8") == text, "run: python -m tools.option_pages"
 
 
 def test_every_example_has_a_small_picture_and_names_shipped_files() -> None:

@@ -13,16 +13,28 @@ from PIL import Image
 
 from tests.nodes.conftest import Pack
 
+OPTION_NODES = ("Layers", "Optimiser", "NoiseAndLoss", "Gate", "TextEncoder", "Memory", "Regularisation")
 
-def values(ours: Pack, **changes: Any) -> dict[str, Any]:
-    """The widgets' defaults, changed."""
-    types = ours.node("TrainAdapter").INPUT_TYPES()
+
+def defaults(ours: Pack, kind: str) -> dict[str, Any]:
+    """A node's widgets with their defaults."""
+    types = ours.node(kind).INPUT_TYPES()
     inputs = {**types["required"], **types["optional"]}
-    return {name: o["default"] for name, (_, o) in inputs.items() if "default" in o} | changes
+    return {name: o["default"] for name, (_, o) in inputs.items() if "default" in o}
+
+
+def told(ours: Pack, adapter: Any = None, **changes: Any) -> tuple[Any, list[str]]:
+    """The job and the notes of the node with its defaults, changed; what is not on it is an option."""
+    widgets = defaults(ours, "TrainAdapter")
+    options = {name: value for name, value in changes.items() if name not in widgets}
+    widgets |= {name: value for name, value in changes.items() if name in widgets}
+    preset = widgets.pop("preset")
+    made: tuple[Any, list[str]] = ours.module("nodes.train").job_of(widgets, preset, options, adapter)
+    return made
 
 
 def job(ours: Pack, adapter: Any = None, **changes: Any) -> Any:
-    return ours.module("nodes.train").job_of(values(ours, **changes), adapter)
+    return told(ours, adapter, **changes)[0]
 
 
 @pytest.fixture
@@ -44,16 +56,58 @@ def test_defaults_are_those_of_the_trainer(ours: Pack) -> None:
     assert job(ours).images == "" and job(ours).columns == ()
 
 
+def test_option_nodes_offer_every_setting_once_and_change_nothing_by_themselves(ours: Pack) -> None:
+    offered: list[str] = []
+    chained = None
+    for kind in OPTION_NODES:
+        widgets = defaults(ours, f"Train{kind}")
+        offered += widgets
+        (chained,) = ours.node(f"Train{kind}").collect(chained, **widgets)
+    table = ours.module("nodes.train_inputs").rows()
+    on_the_node = set(defaults(ours, "TrainAdapter"))
+    wanted = {name for name, row in table.items() if not row.words.command_only} - on_the_node
+    assert sorted(offered) == sorted(wanted) and len(defaults(ours, "TrainAdapter")) <= 9
+    plain, _ = told(ours)
+    with_all, notes = told(ours, **chained)
+    assert with_all == plain and not [note for note in notes if "not read" in note]
+
+
+def test_options_are_chained_and_the_last_one_counts(ours: Pack) -> None:
+    (first,) = ours.node("TrainMemory").collect(batch_size=2, accumulation=3)
+    (both,) = ours.node("TrainMemory").collect(first, batch_size=4)
+    assert both == {"batch_size": 4, "accumulation": 3} and first["batch_size"] == 2
+    need = ours.module("nodes.train_options").need_options
+    assert need(None) == {} and need(both) is both
+    with pytest.raises(ours.error, match="expected the output of a Training node"):
+        need(3)
+    with pytest.raises(ours.error, match="did you mean 'batch_size'"):
+        job(ours, batch_sizes=3)
+
+
+def test_presets_stand_behind_options_and_the_widgets(ours: Pack) -> None:
+    style, notes = told(ours, preset="a style")
+    assert (style.rank, style.config.steps, style.targets) == (16, 1000, "attention+mlp")
+    assert style.config.schedule == "cosine" and "steps 1000" in notes[0]
+    mine, notes = told(ours, preset="a style", rank=3, steps=7, targets="all", schedule="linear")
+    assert (mine.rank, mine.config.steps, mine.targets, mine.config.schedule) == (3, 7, "all", "linear")
+    assert notes == []
+    with pytest.raises(ours.error, match="did you mean 'a person'"):
+        job(ours, preset="a persn")
+
+
+def test_options_that_the_method_does_not_read_are_said(ours: Pack) -> None:
+    assert any("target_open: not read by lora" in n for n in told(ours, method="lora", target_open=0.5)[1])
+    assert not any("not read" in n for n in told(ours, method="foura", target_open=0.5)[1])
+
+
 def test_the_seed_does_not_change_by_itself(ours: Pack) -> None:
-    _, options = ours.node("TrainAdapter").INPUT_TYPES()["required"]["seed"]
-    assert options["control_after_generate"] is False
+    _, options = ours.node("TrainOptimiser").INPUT_TYPES()["optional"]["seed"]
+    assert options["control_after_generate"] is False and options["max"] == 0xFFFFFFFF
 
 
-def test_advanced_inputs_are_marked(ours: Pack) -> None:
-    types = ours.node("TrainAdapter").INPUT_TYPES()
-    widgets = {n: o for n, (_, o) in types["optional"].items() if "default" in o}
-    assert widgets and all(options["advanced"] for options in widgets.values())
-    assert not any("advanced" in options for _, options in types["required"].values())
+@pytest.mark.parametrize("preset", ["an object", "a person", "a style", "quick look"])
+def test_every_preset_is_a_job(ours: Pack, preset: str) -> None:
+    assert job(ours, preset=preset).config.steps > 0
 
 
 @pytest.mark.parametrize(
@@ -66,8 +120,8 @@ def test_columns(ours: Pack, text: str, columns: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"columns": "3-1"}, {"columns": "a"}, {"columns": "0-99999999"}, {"steps": 0}, {"run_name": "a/b"},
-        {"run_name": ".x"}, {"run_name": ""}, {"rank": 0}, {"optimiser": "sgd"},
+        {"columns": "3-1"}, {"columns": "a"}, {"columns": "0-99999999"}, {"steps": -1}, {"run_name": "a/b"},
+        {"run_name": ".x"}, {"run_name": ""}, {"rank": -1}, {"optimiser": "sgd"},
         {"optimiser": "schedulefree", "schedule": "cosine"}, {"method": "spectral_a", "columns": "1,1"},
         {"text_targets": "attention"}, {"init_words": "dog", "trigger_word": "<x>"},
         {"images": "cats", "init_words": "dog", "trigger_word": "two words"},
@@ -108,11 +162,11 @@ def test_folders_below_the_input_folder(ours: Pack, pictures: Path) -> None:
     assert node.VALIDATE_INPUTS(["cats"]) is True and node.VALIDATE_INPUTS("none") is True
     for wrong in ("dogs", "../input/cats", "/etc"):
         assert isinstance(node.VALIDATE_INPUTS([wrong]), str)
-    assert isinstance(node.VALIDATE_INPUTS("none", ["dogs"]), str)
-    assert node.VALIDATE_INPUTS(["cats"], ["cats/10_mine"]) is True
+    prior = ours.node("TrainRegularisation")
+    assert isinstance(prior.VALIDATE_INPUTS("dogs"), str) and prior.VALIDATE_INPUTS("cats/10_mine") is True
     before = node.IS_CHANGED(["cats"], steps=[1])
-    assert before == node.IS_CHANGED("cats") == node.IS_CHANGED("cats", "none")
-    assert node.IS_CHANGED("cats", ["cats"]) != before != node.IS_CHANGED("none", "cats/10_mine")
+    assert before == node.IS_CHANGED("cats") == prior.IS_CHANGED("cats", prior_weight=1.0)
+    assert prior.IS_CHANGED("none") == "" != before != node.IS_CHANGED("cats/10_mine")
     os.utime(pictures / "cats/10_mine/a.txt", (1, 1))
     assert node.IS_CHANGED(["cats"]) != before
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from . import identity
 from . import start as training_start
 from . import text as training_text
 from .data import Data, Pictures
+from .defaults import fitted
 from .job import Job
 from .progress import check_interrupt
 from .run import At, Inputs, Trained, carry_out
@@ -42,13 +43,15 @@ RUNS = ".runs"
 __all__ = ["Inputs", "Trained", "run"]
 
 
-def run(job: Job, given: Inputs) -> Trained:
+def run(job: Job, given: Inputs, said: Sequence[str] = ()) -> Trained:
     """Train the job, or go on with it, or return what it has made.
 
     Raises SpectralAdapterError before the first step for everything that can be known then, the host's
     interrupt where the user stops it (the checkpoint is kept), and whatever else ends a training. The MODEL
-    is afterwards as it was.
+    is afterwards as it was. said: notes on the job, which are told with the others.
     """
+    job, more = fitted(job, given.model, _pixels_per_cell(given.vae))
+    said = [*said, *more]
     with torch.inference_mode(False), torch.no_grad():
         shown = _source(job, given)
         words = _words(job, given)
@@ -62,6 +65,7 @@ def run(job: Job, given: Inputs) -> Trained:
     if place.state == "finished" and expected.is_there:
         with torch.inference_mode(False):
             return Trained(load(path), path, place.name, losses_of(place), 0.0, place.step, (), reused=True)
+    notes = [*said, *notes]
     if place.earlier:
         notes.append(f"run {place.earlier[0]} has other settings: this one is {place.name}")
     with ExitStack() as around:
@@ -102,7 +106,7 @@ def _source(job: Job, given: Inputs) -> Source:
                 f"{name} {getattr(job, name)!r}: {' and '.join(missing)} not connected; a folder of pictures "
                 "needs the model's VAE and CLIP"
             )
-        framing = training_data.Framing(job.resolution, job.keep_proportions, _pixels_per_cell(given.vae))
+        framing = training_data.Framing(job.resolution, job.buckets, _pixels_per_cell(given.vae))
     prior = None
     if job.prior_images:
         prior = training_data.look_at_prior(job.prior_images, job.init_words, framing)

@@ -34,7 +34,7 @@ from .job import Job
 from .progress import Progress
 from .samples import Sampler
 
-CHECKPOINTING = "gradient_checkpointing"  # the widget that saves memory
+CHECKPOINTING = "checkpointing"  # the widget that saves memory
 
 
 @dataclass(frozen=True)

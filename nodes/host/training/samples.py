@@ -22,10 +22,10 @@ from torch import Tensor
 
 from ....spectral_core.attach.attaching import Attachment
 from ..model import noise
+from .defaults import usual_guidance
 from .model import Denoiser
 
 STEPS = 12
-GUIDANCE = 4.0
 _SMALLEST = 256  # pixels of the shorter side of a picture made of latents' colours
 
 
@@ -62,14 +62,15 @@ class Sampler:
             for attachment in self.attachments:
                 attachment.set_progress(noise.progress_of(sampling, sigma))
             found = [self.denoiser.denoised(x, sigma, conditions) for conditions in rows]
-            clean = found[0] if len(found) == 1 else found[1] + GUIDANCE * (found[0] - found[1])
+            clean = found[0] if len(found) == 1 else found[1] + self._guidance() * (found[0] - found[1])
             x = x + (x - clean) / now * (following - now)  # Euler: dx/dσ = (x − D) / σ
         return sampling.inverse_noise_scaling(sigmas[-1:], x)  # type: ignore[no-any-return]
 
     def _wanted(self) -> list[int | None]:
-        model = self.denoiser.ready.patcher.model
-        distilled = model.model_config.unet_config.get("guidance_embed", False)
-        return [self.prompt, None] if self.guided and not distilled else [self.prompt]
+        return [self.prompt, None] if self.guided and self._guidance() != 1 else [self.prompt]
+
+    def _guidance(self) -> float:
+        return usual_guidance(self.denoiser.ready.patcher)
 
     def _picture(self, latents: Tensor) -> Image.Image:
         made_for = self.denoiser.ready.patcher.get_model_object("latent_format")

@@ -37,20 +37,12 @@ class AdapterSettings:
         least=1,
         metavar="R",
     )
-    alpha: float = setting(
-        0.0,
-        "Its scale is alpha / rank; 0 is a scale of 1.",
+    targets: str = setting(
+        "attention",
+        "Layers to train: attention, attention+mlp, all-linear, all, or name patterns. Patterns such as "
+        "*attn2.to_k, separated by commas.",
         "adapter",
-        least=0,
-        step=0.5,
-        methods=("foura", "lora"),
-        metavar="A",
-    )
-    transform: Transform = setting(
-        "dct", "The frequency space that the low rank lives in.", "adapter", methods=("foura",)
-    )
-    gate: Gate = setting(
-        "adaptive", "Whether which rows act is learned.", "gate", methods=("foura",), label="gate"
+        metavar="NAMES",
     )
     columns: tuple[int, ...] = setting(
         (),
@@ -61,14 +53,31 @@ class AdapterSettings:
         metavar="LIST",
     )
     train_scale: bool = setting(
-        False, "The singular values are trained as well.", "adapter", methods=_SPECTRAL
-    )
-    targets: str = setting(
-        "attention",
-        "Layers to train: attention, attention+mlp, all-linear, all, or name patterns. Patterns such as "
-        "*attn2.to_k, separated by commas.",
+        False,
+        "The singular values are trained as well.",
         "adapter",
-        metavar="NAMES",
+        methods=_SPECTRAL,
+        advanced=True,
+    )
+    alpha: float = setting(
+        0.0,
+        "Its scale is alpha / rank; 0 is a scale of 1.",
+        "adapter",
+        least=0,
+        step=0.5,
+        methods=("foura", "lora"),
+        metavar="A",
+        advanced=True,
+    )
+    transform: Transform = setting(
+        "dct",
+        "The frequency space that the low rank lives in.",
+        "adapter",
+        methods=("foura",),
+        advanced=True,
+    )
+    gate: Gate = setting(
+        "adaptive", "Whether which rows act is learned.", "gate", methods=("foura",), label="gate"
     )
 
     def check(self) -> None:
@@ -129,7 +138,12 @@ class KeptEvery:
     """How often a run is kept; the result does not depend on it."""
 
     checkpoint_every: int = setting(
-        100, "Steps between checkpoints; one also comes at the end.", "run", least=0, metavar="N"
+        100,
+        "Steps between checkpoints; one also comes at the end.",
+        "run",
+        least=0,
+        metavar="N",
+        advanced=True,
     )
 
 

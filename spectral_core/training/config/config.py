@@ -53,7 +53,12 @@ class TrainConfig:
         metavar="N",
     )
     accumulation: int = setting(
-        1, "Batches per step: a larger batch without the memory.", "memory", least=1, metavar="N"
+        1,
+        "Batches per step: a larger batch without the memory.",
+        "memory",
+        least=1,
+        metavar="N",
+        advanced=True,
     )
     learning_rate: float = setting(
         0.0,
@@ -79,6 +84,7 @@ class TrainConfig:
         least=0,
         step=1e-6,
         metavar="RATE",
+        advanced=True,
     )
     optimiser: Optimiser = setting(
         "adamw",
@@ -93,6 +99,7 @@ class TrainConfig:
         most=1,
         ends="[)",
         metavar="B1,B2",
+        advanced=True,
     )
     weight_decay: float = setting(
         0.01,
@@ -101,6 +108,7 @@ class TrainConfig:
         least=0,
         step=0.001,
         metavar="W",
+        advanced=True,
     )
     warmup: int = setting(
         10, "Steps over which the learning rate rises at the start.", "optimiser", least=0, metavar="N"
@@ -109,7 +117,13 @@ class TrainConfig:
         "constant", "The learning rate over the run: level, or falling to zero.", "optimiser"
     )
     gradient_clip: float = setting(
-        1.0, "Largest norm of the gradients; 0 is no limit.", "optimiser", least=0, step=0.1, metavar="NORM"
+        1.0,
+        "Largest norm of the gradients; 0 is no limit.",
+        "optimiser",
+        least=0,
+        step=0.1,
+        metavar="NORM",
+        advanced=True,
     )
     ema: float = setting(
         0.0,
@@ -120,6 +134,7 @@ class TrainConfig:
         ends="[)",
         step=0.0001,
         metavar="DECAY",
+        advanced=True,
     )
     precision: Precision = setting(
         "fp32",
@@ -154,15 +169,30 @@ class TrainConfig:
         most=100,
         step=0.1,
         metavar="X",
+        advanced=True,
     )
-    timestep_std: float = setting(1.0, "Width of logit-normal.", "noise", least=0, step=0.1, metavar="X")
+    timestep_std: float = setting(
+        1.0,
+        "Width of logit-normal.",
+        "noise",
+        least=0,
+        step=0.1,
+        metavar="X",
+        advanced=True,
+    )
     weighting: Weighting = setting(
         "none",
         "How noise levels count: all alike, or nearly clean ones less (min-snr). Not for flow models.",
         "noise",
     )
     snr_gamma: float = setting(
-        5.0, "Limit of min-snr; lower counts them less.", "noise", least=0, step=0.1, metavar="X"
+        5.0,
+        "Limit of min-snr; lower counts them less.",
+        "noise",
+        least=0,
+        step=0.1,
+        metavar="X",
+        advanced=True,
     )
     prior_weight: float = setting(
         1.0,
@@ -192,7 +222,14 @@ class TrainConfig:
         metavar="SHARE",
     )
     gate_penalty: float = setting(
-        0.1, "Weight of that target in the loss.", "gate", least=0, step=0.01, methods=("foura",), metavar="W"
+        0.1,
+        "Weight of that target in the loss.",
+        "gate",
+        least=0,
+        step=0.01,
+        methods=("foura",),
+        metavar="W",
+        advanced=True,
     )
     freeze_gates: bool = setting(
         False, "Fix the gates at the end, so that the adapter merges exactly.", "gate", methods=("foura",)
@@ -216,6 +253,7 @@ class TrainConfig:
         least=0,
         step=0.5,
         metavar="X",
+        advanced=True,
     )
     processes: int = setting(
         0,

@@ -34,6 +34,7 @@ class Words:
     label: str
     metavar: str
     command_only: bool
+    advanced: bool
 
 
 def setting(
@@ -49,6 +50,7 @@ def setting(
     label: str = "",
     metavar: str = "",
     command_only: bool = False,
+    advanced: bool = False,
 ) -> Any:
     """A dataclass field that is a setting.
 
@@ -56,10 +58,18 @@ def setting(
     tooltip. group: the part of the command's help and the option node. least, most, ends: the range, ``)``
     and ``(`` exclude an end; of a tuple, of each of its numbers. step: of the widget. methods: those that
     read it, none for all. label: the widget's words, by default the name. metavar: stands for its value in
-    the command's help. command_only: no node offers it.
+    the command's help. command_only: no node offers it. advanced: few set it.
     """
-    words = Words(help, group, least, most, ends, step, tuple(methods), label, metavar, command_only)
+    words = Words(
+        help, group, least, most, ends, step, tuple(methods), label, metavar, command_only, advanced
+    )
     return field(default=default, metadata={_KEY: words})
+
+
+def like(cls: type[Any], name: str, default: Any) -> Any:
+    """The setting of another class, with another default."""
+    found = next(of for of in fields(cls) if of.name == name)
+    return field(default=default, metadata=dict(found.metadata))
 
 
 @dataclass(frozen=True)
