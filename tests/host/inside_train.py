@@ -103,8 +103,41 @@ def the_same_again_returns_the_file_and_other_settings_begin_a_second_run():
         undo()
     assert "nothing was trained" in again[2] and again[0].content_hash == first[0].content_hash
     assert torch.equal(again[1], first[1])
-    other = train(MODEL, run_name="twice", method="lora", steps=3, **FOLDER_RUN)
+    other = train(MODEL, run_name="twice", method="lora", steps=2, ema=0.5, **FOLDER_RUN)
     assert "run twice-2" in other[2] and (SAVED / "twice-2.safetensors").is_file()
+    BASE.check()
+
+
+def more_steps_alone_extend_a_run():
+    first = train(MODEL, run_name="longer", method="lora", steps=2, **FOLDER_RUN)
+    more = train(MODEL, run_name="longer", method="lora", steps=5, **FOLDER_RUN)
+    assert "resumed at step 2" in more[2] and "run longer:" in more[2], more[2]
+    assert more[0].content_hash != first[0].content_hash and not (SAVED / "longer-2.safetensors").exists()
+    again = call(MODEL, run_name="longer", method="lora", steps=5, **FOLDER_RUN)
+    assert "nothing was trained" in again[2] and again[0].content_hash == more[0].content_hash
+    undo = at_step(3, management.interrupt_current_processing)
+    try:
+        train(MODEL, run_name="cut longer", method="lora", steps=6, **FOLDER_RUN)
+    except management.InterruptProcessingException:
+        pass
+    finally:
+        undo()
+    cut = train(MODEL, run_name="cut longer", method="lora", steps=8, **FOLDER_RUN)[2]
+    assert "run cut longer: 8 steps" in cut and "resumed at step" in cut, cut
+    BASE.check()
+
+
+def what_is_left_open_follows_the_model():
+    """Size and rate of the demo model; and what does not suit it is said."""
+    given = {**FOLDER_RUN, "method": "lora"}
+    open_ones = {"resolution": 0, "learning_rate": 0.0}
+    _, _, report = train(MODEL, run_name="open", steps=20, **{**given, **open_ones})
+    run = json.loads((SAVED / ".runs/open/run.json").read_text())
+    assert run["config"]["learning_rate"] == 3e-3 and run["job"]["resolution"] == 64
+    assert "moves next to nothing" not in report and "the model's own is" not in report
+    wrong = {"resolution": 512, "learning_rate": 1e-5, "steps": 2, "batch_size": 1}
+    report = train(MODEL, run_name="wrong", **{**given, **wrong})[2]
+    assert "resolution 512: the model's own is 64" in report and "moves next to nothing" in report, report
     BASE.check()
 
 
@@ -321,6 +354,8 @@ def what_cannot_work_is_said_before_the_first_step():
 CHECKS = [
     a_folder_is_learned_and_used_at_once,
     the_same_again_returns_the_file_and_other_settings_begin_a_second_run,
+    more_steps_alone_extend_a_run,
+    what_is_left_open_follows_the_model,
     the_same_seed_begins_alike_in_every_process,
     what_a_model_carries_tells_runs_apart,
     lists_of_latents_and_conditionings,

@@ -6,56 +6,45 @@ Shapes: none.
 from __future__ import annotations
 
 import contextlib
-import os
-import time
 from pathlib import Path
-from typing import IO, Any
+
+import filelock
 
 from ...errors import SpectralAdapterError
 
 
 class FileLock:
-    """An exclusive lock on a file, a context manager. The file stays behind, empty, and means nothing by
-    itself."""
+    """filelock's lock on a file, with our words; a context manager. The file means nothing by itself."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: IO[Any] | None = None
+        self._lock = filelock.FileLock(path)
 
-    def try_acquire(self) -> bool:
-        """Take the lock; False where another holds it."""
-        assert self._file is None, "taken already"
+    def try_acquire(self, seconds: float = 0.0) -> bool:
+        """Take the lock, waiting so long for it; False where another holds it."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = self.path.open("a+b")
+            self._lock.acquire(timeout=seconds)
+        except filelock.Timeout:
+            return False
         except OSError as error:
             raise SpectralAdapterError(
                 f"{self.path}: cannot be written ({error.strerror or error}); choose a folder that can"
             ) from error
-        if not _lock(file):
-            file.close()
-            return False
-        self._file = file
         return True
 
     def acquire(self, seconds: float = 60.0) -> None:
         """Take the lock, waiting for it; SpectralAdapterError when it stays taken for so long."""
-        until = time.monotonic() + seconds
-        while not self.try_acquire():
-            if time.monotonic() > until:
-                raise SpectralAdapterError(
-                    f"{self.path}: another program has held this lock for {seconds:.0f} s; end it, or try "
-                    "later"
-                )
-            time.sleep(0.05)
+        if not self.try_acquire(seconds):
+            raise SpectralAdapterError(
+                f"{self.path}: another program has held this lock for {seconds:.0f} s; end it, or try later"
+            )
 
     def release(self) -> None:
-        if self._file is not None:
-            self._file.close()  # which unlocks
-            self._file = None
+        self._lock.release()
 
     def __enter__(self) -> FileLock:
-        if self._file is None:
+        if not self._lock.is_locked:
             self.acquire()
         return self
 
@@ -67,19 +56,3 @@ class FileLock:
         self.release()
         with contextlib.suppress(OSError):
             self.path.unlink()
-
-
-def _lock(file: IO[Any]) -> bool:
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
