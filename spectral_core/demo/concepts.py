@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import SpectralAdapterError
 from ..training.data.folder import find_examples
+from ..whole_file import whole_file
 
 DRAWN_PICTURES = 12
 DRAWN_INIT = "shape"
@@ -75,8 +75,7 @@ def drawn_concept(name: str, folder: Path) -> DemoConcept:
         picture, caption = draw_concept(name, seed, token="<TOK>")
         path = folder / f"{seed:02d}.png"
         if not path.exists():
-            partial = path.with_suffix(".part")
-            picture.save(partial, format="PNG")
             path.with_suffix(".txt").write_text(caption + "\n", encoding="utf-8")
-            os.replace(partial, path)
+            with whole_file(path) as stream:
+                picture.save(stream, format="PNG")
     return DemoConcept(name, f"<{name}>", folder, DRAWN_INIT, drawn=True)

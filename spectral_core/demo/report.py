@@ -4,7 +4,6 @@ screen."""
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import torch
 from ..adapter.adapter import Adapter
 from ..analysis.spectra import layer_spectra
 from ..plots import contact_sheet, heatmap, line_plot, save_picture
+from ..whole_file import write_whole
 from .concepts import DemoConcept
 from .run import EMBEDDED, METHOD_NAMES, DemoSettings, Row, TrainedAdapter, columns
 from .scores import Scorer
@@ -51,9 +51,7 @@ def write_report(
     files = draw(output, rows, trained, prompts, settings)
     report["files"] = {path.name: path.stat().st_size for path in files}
     report["seconds"] = time.perf_counter() - started
-    partial = output / "report.json.part"
-    partial.write_text(json.dumps(report, indent=1), encoding="utf-8")
-    os.replace(partial, output / "report.json")
+    write_whole(output / "report.json", json.dumps(report, indent=1))
     print(as_text(report))
     print(
         f"\nwritten to {output}: {', '.join(p.name for p in files)}, report.json ({report['seconds']:.0f} s)"

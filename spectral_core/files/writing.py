@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SpectralAdapterError
+from ..whole_file import whole_file
 from .container import DTYPES, MAX_HEADER
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -51,15 +51,12 @@ def write(
     path = Path(path)
     check_target(path, overwrite)
     try:
-        temporary = path.parent / f".{path.stem[:40]}-{secrets.token_hex(6)}.part"
-        try:
-            with temporary.open("xb") as stream:
-                _write_to(stream, tensors, metadata)
-                stream.flush()
-                os.fsync(stream.fileno())
-            _put(temporary, path, overwrite)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(path, overwrite) as stream:
+            _write_to(stream, tensors, metadata)
+    except FileExistsError:
+        raise SpectralAdapterError(
+            f"{path}: was created by another program meanwhile; nothing was saved"
+        ) from None
     except OSError as error:
         raise SpectralAdapterError(
             f"{path}: cannot be written ({error.strerror or error}); nothing was saved"
@@ -130,24 +127,3 @@ def _made(name: str, tensor: Tensor | Later) -> Tensor:
             f"{tuple(tensor.shape)} before: it changed while it was saved"
         )
     return found.detach().cpu()
-
-
-def _put(temporary: Path, path: Path, overwrite: bool) -> None:
-    """Give the finished file its name; without ``overwrite`` also safe against a file that has appeared
-    meanwhile.
-    """
-    if overwrite:
-        os.replace(temporary, path)
-        return
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise SpectralAdapterError(
-            f"{path}: was created by another program meanwhile; nothing was saved"
-        ) from None
-    except OSError:  # a file system without hard links
-        if path.exists():
-            raise SpectralAdapterError(
-                f"{path}: was created by another program meanwhile; nothing was saved"
-            ) from None
-        os.replace(temporary, path)

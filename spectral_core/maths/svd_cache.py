@@ -21,7 +21,6 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,6 +34,8 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from ..errors import SpectralAdapterError
+from ..whole_file import SUFFIX as WRITING
+from ..whole_file import write_whole
 from .svd import OVERSAMPLE, TOLERANCE, Columns, SVDColumns, as_matrix, select_columns
 
 ALGORITHM = "3"  # raise it when the solvers change what they return
@@ -152,21 +153,14 @@ class SVDCache:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix="writing-", suffix=".tmp", dir=self.folder)
         except OSError as trouble:
             self._problem = f"cannot write to {self.folder}: {trouble.strerror or trouble}"
             return
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
+            write_whole(path, data)
             self._problem = ""
         except OSError as trouble:  # a full disk; on Windows also an entry that another process is reading
             self._problem = f"cannot write {path}: {trouble.strerror or trouble}"
-        finally:
-            _remove(Path(name))  # gone already when the rename went through
         self._evict(keep=path.name)
 
     def _evict(self, keep: str) -> None:
@@ -179,7 +173,7 @@ class SVDCache:
                 continue
             if path.name.endswith(SUFFIX):
                 entries.append((path.name != keep, -status.st_mtime_ns, status.st_size, path))
-            elif path.name.endswith(".tmp") and now - status.st_mtime > STALE_SECONDS:
+            elif path.name.endswith((WRITING, ".tmp")) and now - status.st_mtime > STALE_SECONDS:
                 _remove(path)
         total = 0
         # Newest first, and the entry just written before all others whatever the clock says.

@@ -9,13 +9,12 @@ Shapes: pictures are PIL images or tensors (3, H, W) in 0 … 1; matrices are ro
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 from PIL import Image
 
 from ..errors import SpectralAdapterError
+from ..whole_file import whole_file
 from .heatmap import abbreviate, heatmap
 from .lines import bar_chart, line_plot
 from .sheet import as_picture, contact_sheet
@@ -28,17 +27,10 @@ def save_picture(image: Image.Image, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise SpectralAdapterError(f"{path}: expected a name that ends in .png, .jpg or .webp")
-    handle, temporary = -1, ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(suffix=path.suffix, prefix=".picture-", dir=path.parent)
-        with os.fdopen(handle, "wb") as stream:
+        with whole_file(path) as stream:
             image.save(stream, Image.registered_extensions()[path.suffix.lower()], quality=92)
-        os.chmod(temporary, 0o644)  # mkstemp's files are private
-        os.replace(temporary, path)
     except OSError as error:
         raise SpectralAdapterError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
     return path

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Folders (and the modules that stand alone), each importing only what stands before it.
-CORE = ("errors", "words", "maths", "names", "gates", "methods", "adapter", "plots", "files", "attach")
-CORE += ("statistics", "fusion", "analysis", "training", "pipelines", "demo", "cli", "__main__")
+CORE = ("errors", "words", "whole_file", "maths", "names", "gates", "methods", "adapter", "plots", "files")
+CORE += ("attach", "statistics", "fusion", "analysis", "training", "pipelines", "demo", "cli", "__main__")
 TRAINING = ("config", "data", "objectives", "runs", "engine")
 IN_HOST = ("model", "files", "apply", "training", "fusing", "page", "demo", "startup")  # below nodes/host
 WEBUI = ("request", "infotext", "library", "places", "active", "a1111", "forge", "extension")

@@ -21,6 +21,7 @@ from ...adapter.fingerprint import compare_bases
 from ...errors import SpectralAdapterError
 from ...files.adapter_file import inspect, is_adapter_file
 from ...fusion.columns import ranges
+from ...whole_file import write_whole
 from ..data.locks import FileLock
 
 FOLDER = ".columns"
@@ -136,7 +137,7 @@ def _write_note(
     assert taken, "a new name"
     try:
         values = {"name": name, "columns": list(columns), "base": dict(base)}
-        note.write_text(json.dumps(values), encoding="utf-8")
+        write_whole(note, json.dumps(values))
     except OSError as error:
         lock.remove()
         raise SpectralAdapterError(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import SpectralAdapterError
+from ...whole_file import write_whole
 
 Event = dict[str, Any]
 Listener = Callable[[Event], None]
@@ -98,10 +98,8 @@ class EventLog:
         if self._path is None or not self._path.is_file():
             return
         kept = [line for line, event in _lines(self._path) if event.get("step", 0) <= step]
-        temporary = self._path.with_suffix(".part")
         try:
-            temporary.write_text("".join(kept), encoding="utf-8")
-            os.replace(temporary, self._path)
+            write_whole(self._path, "".join(kept))
         except OSError as error:
             raise SpectralAdapterError(
                 f"{self._path}: cannot be written ({error.strerror or error}); make room or choose another "

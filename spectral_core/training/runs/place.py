@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from PIL.Image import Image
 
 from ...errors import SpectralAdapterError
 from ...files.reading import read_text
+from ...whole_file import write_whole
 from ..data.locks import FileLock
 from . import checkpoint
 from .events import Listener
@@ -137,11 +137,9 @@ def claim(place: Place, settings: Mapping[str, Any]) -> None:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a small file of a run's folder, whole or not at all."""
-    temporary = path.with_suffix(".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(values, indent=1, sort_keys=True), encoding="utf-8")
-        os.replace(temporary, path)
+        write_whole(path, json.dumps(values, indent=1, sort_keys=True))
     except OSError as error:
         raise SpectralAdapterError(
             f"{path}: cannot be written ({error.strerror or error}); make room or choose another folder"

@@ -41,7 +41,7 @@ def test_second_time_comes_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
             assert same(cache.get_or_compute(weight(), columns), computed)
         assert (cache.report.hits, cache.report.misses, cache.report.problem) == (1, 0, "")
     assert same(SVDCache(tmp_path).get_or_compute(weight(), TOP), top_columns(weight(), 3))
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".*.part"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
@@ -121,7 +121,7 @@ def test_an_entry_beyond_the_bound_is_not_written(tmp_path: Path) -> None:
 
 
 def test_left_over_temporary_files_are_cleared(tmp_path: Path) -> None:
-    old, new = tmp_path / "writing-old.tmp", tmp_path / "writing-new.tmp"
+    old, new = tmp_path / ".old.part", tmp_path / ".new.part"
     for path in (old, new):
         path.write_bytes(b"half")
     os.utime(old, (time.time() - 7200,) * 2)
@@ -190,4 +190,4 @@ def test_two_processes_share_a_folder(tmp_path: Path) -> None:
     for process in both:
         _, trouble = process.communicate(timeout=120)
         assert process.returncode == 0, trouble
-    assert 1 <= len(entries(tmp_path)) <= 5 and not list(tmp_path.glob("*.tmp"))
+    assert 1 <= len(entries(tmp_path)) <= 5 and not list(tmp_path.glob(".*.part"))

@@ -199,7 +199,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch
     assert len(result.losses) == 9, "a full disk must not end the training"
     note = result.notes[0]
     assert "No space left on device" in note and "the last good one is that of step 3" in note
-    assert [step for step, _ in checkpoint.listed(tmp_path)] == [3] and not list(tmp_path.glob("*.part"))
+    assert [step for step, _ in checkpoint.listed(tmp_path)] == [3] and not list(tmp_path.glob(".*.part"))
     monkeypatch.setattr(safewrite, "_write_to", write)
     toy = Toy(LoRAConfig(4))
     assert train(toy.setup, config, "lora", run=Run(tmp_path)).resumed_at == 3
