@@ -324,7 +324,7 @@ def what_cannot_work_is_said_before_the_first_step():
         wrong = {"samples": torch.zeros(1, 16, 8, 8)}
         refused("16 channels", **common, latents=wrong, conditioning=[text("a")])
         refused("every layer is smaller", **{**folder, "method": "spectral_a", "rank": 2000})
-        refused("steps", **{**folder, "steps": 0})
+        refused("steps", **{**folder, "steps": -1})
         refused("run_name", **{**folder, "run_name": "../x"})
         refused("min-snr", **{**folder, "weighting": "nonsense"})
         refused("columns", **{**folder, "method": "spectral_a", "columns": "3-1"})
