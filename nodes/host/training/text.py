@@ -140,11 +140,11 @@ def ready(clip: Any, words: Mapping[str, Mapping[str, Tensor]], beside: Any) -> 
         undo.enter_context(training_model.frozen(patcher.model))
         undo.enter_context(checkpointed(trees(patcher.model).values(), "none"))
         device = patcher.load_device
-        made = {
+        rows_of = {
             word: {part: nn.Parameter(rows.detach().clone().to(device)) for part, rows in parts.items()}
             for word, parts in words.items()
         }
-        yield Text(patcher, clip.tokenizer, clip.layer_idx, made)
+        yield Text(patcher, clip.tokenizer, clip.layer_idx, rows_of)
 
 
 class Conditions:

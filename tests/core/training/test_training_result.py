@@ -11,6 +11,7 @@ from spectral_core.adapter.adapter import Adapter, create
 from spectral_core.errors import SpectralAdapterError
 from spectral_core.files.adapter_file import load
 from spectral_core.methods import LoRAConfig
+from spectral_core.training.runs import place as place_module
 from spectral_core.training.runs.finished import RECORD, find_result, save_result, save_stopped
 from spectral_core.training.runs.place import Place, take_place
 
@@ -63,7 +64,7 @@ def test_a_record_that_cannot_be_written_is_told_of_and_the_adapter_is_kept(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(place_module, "write_whole", full)
     with pytest.raises(SpectralAdapterError, match=r"result\.json: cannot be written \(No space left"):
         save_result(adapter(1), find_result(run, tmp_path), run, 2)
     assert load(tmp_path / "x.safetensors").content_hash == adapter(1).content_hash
