@@ -249,7 +249,7 @@ def test(python, args):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // workers)))
     steps = {
         "ruff": [python, "-m", "ruff", "check", "."],
-        "mypy": [python, "-m", "mypy", "spectral_core", "nodes"],
+        "mypy": [python, "-m", "mypy", "spectral_core", "nodes", "spectral_webui"],
         "pytest": [python, "-m", "pytest", f"--numprocesses={workers}", "--no-loadscope-reorder", *args],
     }
     for name, command in steps.items():

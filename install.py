@@ -19,12 +19,9 @@ PACKAGES = {
     "torch": (2, 1),
     "safetensors": (0, 4, 2),
     "numpy": (1, 25),
-    "einops": (0, 6),
     "Pillow": (9, 1),
     "tqdm": (4, 60),
 }
-# A webui's pins are older, and the core needs no einops.
-WEBUI_PACKAGES = {name: oldest for name, oldest in PACKAGES.items() if name != "einops"}
 REPAIR = (
     "Install ComfyUI's requirements into this Python (its requirements.txt; for torch follow ComfyUI's "
     "manual, so that the build fits your GPU), then start ComfyUI again."
@@ -129,7 +126,7 @@ def main(pack=Path(__file__).parent, python=tuple(sys.version_info), version_of=
 def webui_main(python, version_of):
     """The same in a webui: one quiet line where all is well, and the code 0 in any case."""
     lines, problems = check_python(python)
-    packages, missing = check_packages(version_of, WEBUI_PACKAGES)
+    packages, missing = check_packages(version_of, PACKAGES)
     if problems + missing:
         print("Spectral Adapters cannot run in this webui: " + " ".join(problems + missing))
         print("Update the webui itself; its own packages should not be replaced one by one.")

@@ -24,6 +24,7 @@ from typing import Any
 
 from spectral_core.adapter import block_strengths, schedule_words, strengths
 from spectral_core.adapter.adapter import Adapter
+from spectral_core.adapter.schedule import Schedule
 from spectral_core.errors import SpectralAdapterError
 from spectral_core.fusion import freeze
 
@@ -103,7 +104,7 @@ def _number(place: str, key: str, text: str) -> float:
     return value
 
 
-def schedule_of(request: Request, place: str = "") -> schedule_words.Schedule | None:
+def schedule_of(request: Request, place: str = "") -> Schedule | None:
     """The tag's schedule; None where it is the same at every step."""
     curve = schedule_words.CUSTOM if request.points and request.curve == "constant" else request.curve
     try:

@@ -15,7 +15,6 @@ GOOD = {
     "torch": "2.1.0+cu118",
     "safetensors": "0.4.2",
     "numpy": "1.26.4",
-    "einops": "0.8.2",
     "Pillow": "10.0.0",
     "tqdm": "4.66.1",
 }
@@ -66,7 +65,6 @@ def test_old_host_is_refused(install, tmp_path, capsys, version, says):
         ("torch", "1.13.1+cu117", "torch 1.13.1+cu117 is too old"),
         ("safetensors", "0.4.1", "safetensors 0.4.1 is too old"),
         ("numpy", None, "numpy is not installed"),
-        ("einops", None, "einops is not installed"),
         ("Pillow", None, "Pillow is not installed"),
         ("tqdm", None, "tqdm is not installed"),
     ],
@@ -98,7 +96,7 @@ def test_linked_pack_finds_its_host(install, tmp_path):
     assert install.find_host(tmp_path / "clone") is None
 
 
-WEBUI = {**GOOD, "torch": "2.1.2+cu121", "numpy": "1.26.2", "einops": "0.4.1", "Pillow": "9.5.0"}
+WEBUI = {**GOOD, "torch": "2.1.2+cu121", "numpy": "1.26.2", "Pillow": "9.5.0"}
 
 
 def webui(tmp_path: Path) -> Path:
@@ -109,12 +107,11 @@ def webui(tmp_path: Path) -> Path:
     return pack
 
 
-@pytest.mark.parametrize("einops", ["0.4.1", None])
-def test_a_webui_with_its_own_pins_is_fine(install, tmp_path, capsys, einops):
-    assert install.main(webui(tmp_path), (3, 10, 6), {**WEBUI, "einops": einops}.get) == 0
+def test_a_webui_with_its_own_pins_is_fine(install, tmp_path, capsys):
+    assert install.main(webui(tmp_path), (3, 10, 6), WEBUI.get) == 0
     out = capsys.readouterr().out
     assert "torch 2.1.2+cu121" in out
-    assert "ComfyUI" not in out and "einops" not in out and "!" not in out
+    assert "ComfyUI" not in out and "!" not in out
 
 
 @pytest.mark.parametrize(
