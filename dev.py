@@ -220,7 +220,7 @@ def run_job(command, cwd=None):
 
 
 def demo(python, args):
-    return run_job([python, "-m", "spectral_core.demo.command", *args])
+    return run_job([python, "-m", "spectral_core", "demo", *args])
 
 
 def bench_names():

@@ -183,11 +183,11 @@ def _distilled(lab: Lab, family: str, seed: int) -> dict[str, Any]:
     found = {}
     for fusion in DISTILLATIONS[family]:
         job = DistilJob(
-            settings.distil_samples,
-            scenes if fusion == DISTILLED else (),
-            settings.sampler_steps,
-            GUIDANCE,
-            SIZE,
+            samples=settings.distil_samples,
+            preserve=scenes if fusion == DISTILLED else (),
+            sample_steps=settings.sampler_steps,
+            guidance=GUIDANCE,
+            size=SIZE,
         )
         started = time.process_time()
         done = distil(lab.pipe, first.adapter, adapters, prompts, job, config)

@@ -158,15 +158,16 @@ def test_a_named_run_is_returned_moved_aside_or_extended(pipe: Any, pictures: Pa
 
 
 def test_frozen_gates_and_memory_saving(pipe: Any, pictures: Path, tmp_path: Path) -> None:
-    """Checkpointing changes no bit of the result; frozen gates make the adapter mergeable."""
+    """Checkpointing changes the result by rounding alone; frozen gates make the adapter mergeable."""
     job = Job(str(pictures), "<x>", rank=2, size=(16, 16))
-    hashes = []
+    seen = []
     for mode in ("none", "selective", "full"):
         config = TrainConfig(steps=3, learning_rate=1e-2, checkpointing=mode, freeze_gates=True)
         done = train_adapter(pipe, job, config, Output(tmp_path / mode, "x"))
         assert done.adapter.mergeable and done.result.gates is not None
-        hashes.append(done.adapter.content_hash)
-    assert hashes[0] == hashes[1] == hashes[2]
+        terms = [term for layer in done.adapter.layers.values() for term in layer.terms]
+        seen.append(torch.cat([term.params[key].flatten() for term in terms for key in ("a", "b")]))
+    assert seen[0].any() and (seen[1] - seen[0]).norm() <= 1e-5 * seen[0].norm() >= (seen[2] - seen[0]).norm()
 
 
 @pytest.mark.parametrize(
