@@ -72,6 +72,12 @@ def _open(path: Path, dtype: torch.dtype) -> Any:
         )
     except (OSError, ValueError, KeyError) as error:
         raise SpectralAdapterError(f"model {path}: diffusers cannot open it: {error}") from error
+    channels = getattr(getattr(getattr(pipe, "unet", None), "config", None), "in_channels", 4)
+    if channels != 4:
+        from .single_file import OTHER_INPUTS, SUPPORTED
+
+        what = OTHER_INPUTS.get(channels, f"a UNet with {channels} input channels")
+        raise SpectralAdapterError(f"model {path}: found {what}; {SUPPORTED}")
     return pipe
 
 

@@ -197,3 +197,11 @@ def test_the_digest_follows_the_content(ours: Pack, tmp_path: Any) -> None:
     assert first == "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"
     file.write_text("12")
     assert digest(file) != first
+
+
+def test_a_listed_name_can_be_chosen(ours: Pack, folders: Any) -> None:
+    """Also one that begins with a space, which somebody's download manager made."""
+    (folders.loras / " lead.safetensors").write_bytes(b"x")
+    paths = ours.module("nodes.host.files.paths")
+    assert " lead.safetensors" in paths.listing("loras")
+    assert paths.resolve(" lead.safetensors", "loras").path == folders.loras / " lead.safetensors"

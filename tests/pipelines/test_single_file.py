@@ -9,10 +9,11 @@ import re
 import shutil
 import socket
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -488,3 +489,22 @@ def test_a_wrong_shape_is_refused(small, tmp_path):
     save_file(tensors, path)
     with pytest.raises(SpectralAdapterError, match="cannot convert"):
         single_file.load_single_file(path)
+
+
+def test_a_folder_of_an_inpainting_model_is_refused(tmp_path: Path) -> None:
+    """As its single file is: nine input channels would end in torch's own words at the first step."""
+    folder = tmp_path / "model"
+    shutil.copytree(
+        Path(__file__).resolve().parents[2] / "demo_model",
+        folder,
+        ignore=shutil.ignore_patterns("*.py", "classifier*"),
+    )
+    config = json.loads((folder / "unet/config.json").read_text())
+    (folder / "unet/config.json").write_text(json.dumps(config | {"in_channels": 9}))
+    file = folder / "unet/diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    first = weights["conv_in.weight"]
+    weights["conv_in.weight"] = torch.cat([first, first.new_zeros(len(first), 5, *first.shape[2:])], 1)
+    save_file(weights, file)
+    with pytest.raises(SpectralAdapterError, match=r"an inpainting model \(9 input channels\)"):
+        load_pipeline(folder)

@@ -29,7 +29,7 @@ def safe_parts(name: str, what: str = "adapter") -> list[str]:
     shown = f"{what} {name!r:.200}"
     if not isinstance(name, str) or "\0" in name:
         raise SpectralAdapterError(f"{shown}: expected the name of a file")
-    slashed = name.replace("\\", "/").strip()
+    slashed = name.replace("\\", "/")
     if slashed.startswith("/") or re.match(r"[A-Za-z]:", slashed):
         raise SpectralAdapterError(
             f"{shown}: is an absolute path; expected a name relative to its folder, such as sub/name"
@@ -37,7 +37,7 @@ def safe_parts(name: str, what: str = "adapter") -> list[str]:
     parts = [part for part in slashed.split("/") if part not in ("", ".")]
     if ".." in parts:
         raise SpectralAdapterError(f"{shown}: '..' leaves the folder; expected a name inside it")
-    if not parts:
+    if not "".join(parts).strip():
         raise SpectralAdapterError(f"{shown}: is empty; expected a name")
     return parts
 
