@@ -86,6 +86,8 @@ def output_norm(factors: Factors, inputs: Tensor | Statistics) -> float:
             "convolution its "
             "unfolded patches"
         )
+    if len(down) == 0:  # a frozen gate may have closed every row
+        return 0.0
     if isinstance(inputs, Statistics):
         return Response(up, inputs.coordinates(down)).norm(inputs)
     seen = Statistics.of(inputs.to(down).reshape(-1, width) @ down.mT).second_moment

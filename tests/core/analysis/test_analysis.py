@@ -229,3 +229,13 @@ def test_gate_summary_from_a_recorder():
     assert facts["by_noise"] == [0.5, None, None, 0.5]
     assert facts["always_open"] == ["unet.b"] and facts["dead"] == []
     assert gate_summary(GateRecorder().summary())["open_share"] is None
+
+
+def test_a_layer_whose_gates_are_all_closed_has_no_output() -> None:
+    """Frozen at rank 0, as short trainings leave some layers."""
+    from spectral_core.analysis.interference import output_norm
+    from spectral_core.maths.lowrank import Factors
+    from spectral_core.statistics.moments import Statistics
+
+    closed, inputs = Factors(torch.zeros(0, 6), torch.zeros(4, 0)), torch.randn(9, 6)
+    assert output_norm(closed, inputs) == output_norm(closed, Statistics.of(inputs)) == 0.0
