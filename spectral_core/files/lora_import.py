@@ -2,10 +2,9 @@
 
 Every tensor of a file is accounted for: it belongs to a layer, or it is reported, or the file is refused.
 LoHa, LoKr and full differences become factors without a loss (:mod:`.lycoris`); kinds that change the weight
-they find (DoRA, OFT, …) are refused by name, as they need the model. A CP-decomposed convolution
-(``lora_mid``) is multiplied out, which is exact: downₚ = Σ_q midₚq · down_q.
+they find (DoRA, OFT, …) are refused by name, as they need the model.
 
-Shapes: down (r, in, *kernel), up (out, r, *1), mid (r, r, *kernel), alpha a single number.
+Shapes: those of :mod:`.lora_layers`.
 """
 
 from __future__ import annotations
@@ -20,34 +19,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapter.adapter import Adapter, AdapterLayer, Provenance, Term
+from ..adapter.adapter import Adapter, AdapterLayer, Provenance
 from ..errors import SpectralAdapterError
-from ..maths.layers import LayerShape
-from ..methods import LoRAConfig
 from ..names import spellings as keys
 from ..names.layer_name import LayerName
 from ..names.unet_blocks import UNetLayout
 from ..words import OneLine
 from . import adapter_file as fileformat
-from . import lycoris
 from . import metadata as file_metadata
 from . import other_kinds as foreign
 from .container import open_safely
 from .lora_alphas import PEFT_PREFIX, AlphaOf, alphas_beside, alphas_in_metadata
+from .lora_layers import build_layer
+from .lora_names import layer_name, role_of
 
 MOST_MULTIPLIED = 96 << 20  # bytes that ``lora_mid`` may become, all layers together
 
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_FLOATS_8 = (torch.float8_e4m3fn, torch.float8_e5m2)  # every value of these is one of float16, too
-_ROLES = re.compile(
-    r"(?P<module>.+?)\.(?:processor\.)?(?:"
-    r"(?P<old>to_q|to_k|to_v|to_out)_lora\.(?P<c>up|down)\.weight"
-    r"|lora_(?P<a>up|down|mid|A|B)(?:\.(?!weight)\w+)?\.weight"
-    r"|(?:lora|lora_linear_layer)\.(?P<b>up|down)\.weight"
-    rf"|(?P<lycoris>{'|'.join(lycoris.ROLES)})"
-    r"|(?P<alpha>alpha))"
-)
-_ROLE_OF = {"A": "down", "B": "up"}
 _DEPENDENT = re.compile(r"(.+?)\.(?:dora_scale|oft_blocks|a1\.weight)")
 _READ_KINDS = ("LoHa", "LoKr", "full difference")  # :mod:`.lycoris`
 _BUNDLED = "bundle_emb."  # a trained word that lies in a LoRA file
@@ -186,7 +173,7 @@ def _read(source: _Source, name_of: Callable[[str], str], with_dependent: bool) 
     layers = {}
     for name, layer in collected.items():
         parts = {role: tensors[key] for role, key in layer.tensors.items()}
-        layers[name] = _build(f"{source.place}: layer {layer.source}", layer.source, parts, alpha_of)
+        layers[name] = build_layer(f"{source.place}: layer {layer.source}", layer.source, parts, alpha_of)
     raw = tuple(name for name in layers if name.startswith(keys.KOHYA_PART + "."))
     if raw:
         notes.append(
@@ -208,15 +195,6 @@ def _module_of(key: str, modules: set[str]) -> str:
     parts = key.split(".")
     starts = (".".join(parts[:i]) for i in range(1, len(parts)))
     return next((start for start in starts if start in modules), "")
-
-
-def layer_of_difference(place: str, difference: Tensor) -> AdapterLayer:
-    """A weight's whole difference (out, in, *kernel) as a layer. Raises SpectralAdapterError, beginning with
-    ``place``, where it is none."""
-    if not _is_finite(difference):
-        raise SpectralAdapterError(f"{place}: its update has values that are not finite numbers")
-    down, up, _ = lycoris.factors(place, {"diff": difference}, None)
-    return _layer(down, up, None)
 
 
 def _refuse_large_products(source: _Source, layers: Iterable[_Layer]) -> None:
@@ -251,15 +229,11 @@ def _collect(
     found: dict[str, _Layer] = {}
     unmatched = []
     for key in names:
-        match = _ROLES.fullmatch(key)
-        if match is None:
+        found_role = role_of(key)
+        if found_role is None:
             unmatched.append(key)
             continue
-        role = match["a"] or match["b"] or match["c"] or match["lycoris"] or "alpha"
-        role = _ROLE_OF.get(role, role)
-        module = match["module"]
-        if match["old"]:
-            module = f"{module}.{_old_name(module, match['old'])}"
+        module, role = found_role
         name = str(LayerName.parse(name_of(module)))
         layer = found.setdefault(name, _Layer(module))
         if role in layer.tensors:
@@ -272,133 +246,6 @@ def _collect(
     for name in lone:
         unmatched.append(found.pop(name).tensors["alpha"])
     return found, tuple(unmatched)
-
-
-def _old_name(module: str, weight: str) -> str:
-    """The module that diffusers' old attention processors meant by ``to_q_lora`` …, in UNets and text
-    encoders.
-    """
-    if module.endswith("self_attn"):
-        return {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}[weight]
-    return "to_out.0" if weight == "to_out" else weight
-
-
-_UNET_STARTS = (
-    "down_blocks.",
-    "up_blocks.",
-    "mid_block.",
-    "conv_in",
-    "conv_out",
-    "time_embedding.",
-    "add_embedding.",
-)
-_TEXT_ENCODERS = {  # ComfyUI's prefixes of generic LoRA files; clip_g is SDXL's second
-    "text_encoders.clip_l.transformer.": "text_encoder.",
-    "text_encoders.clip_h.transformer.": "text_encoder.",
-    "text_encoders.clip_g.transformer.": "text_encoder_2.",
-    "clip_l.transformer.": "text_encoder.",
-    "clip_h.transformer.": "text_encoder.",
-    "clip_g.transformer.": "text_encoder_2.",
-}
-
-
-def layer_name(module: str, unet: UNetLayout | None = None) -> str:
-    """This project's name for a module as LoRA files spell it; in the part ``kohya`` where only a host can
-    tell.
-    """
-    if module.startswith(("lora_", "lycoris_")) and "." not in module:
-        return keys.from_kohya(module, unet) or f"{keys.KOHYA_PART}.{module}"
-    path = module.removeprefix(PEFT_PREFIX)
-    for prefix, part in _TEXT_ENCODERS.items():
-        if path.startswith(prefix):
-            return part + keys.canonical_path(path.removeprefix(prefix))
-    if path.startswith(keys.NATIVE_PART + "."):
-        for layout in (unet or UNetLayout.sdxl(), UNetLayout.sd1()):
-            if found := keys.from_native(path, keys.ModelLayout.sd1(layout)):
-                return found
-        return path
-    if path.startswith(_UNET_STARTS):
-        return f"unet.{path}"
-    canonical = keys.canonical_path(path)
-    if canonical.startswith("text_model."):
-        return f"text_encoder.{canonical}"
-    part, dot, rest = path.partition(".")
-    if not dot:
-        return f"{keys.BARE_PART}.{path}"
-    return f"{part}.{keys.canonical_path(rest)}" if part.startswith("text_encoder") else path
-
-
-def _build(place: str, source: str, parts: Mapping[str, Tensor], alpha_of: AlphaOf | None) -> AdapterLayer:
-    """One layer from its tensors, checked, in their own dtype."""
-    for role, value in parts.items():
-        is_number = role == "alpha" and not value.is_floating_point() and not value.is_complex()
-        if not is_number and (value.dtype not in (*_FLOATS, *_FLOATS_8) or not _is_finite(value)):
-            raise SpectralAdapterError(
-                f"{place}: {role} ({value.dtype}) holds values that are not finite numbers"
-            )
-    parts = {k: v.half() if v.dtype in _FLOATS_8 else v for k, v in parts.items()}
-    alpha = None
-    if "alpha" in parts:
-        if parts["alpha"].numel() != 1:
-            raise SpectralAdapterError(
-                f"{place}: alpha of shape {tuple(parts['alpha'].shape)}, expected one number"
-            )
-        alpha = float(parts["alpha"])
-    others = sorted(set(parts) & set(lycoris.ROLES))
-    if others and {"down", "up"} & set(parts):
-        raise SpectralAdapterError(f"{place}: holds a LoRA and {', '.join(others)}; expected one of them")
-    if not others:
-        return _lora(place, source, parts, alpha, alpha_of)
-    down, up, scale = lycoris.factors(place, parts, alpha)
-    return _layer(down, up, None if scale == 1.0 else scale * len(down))
-
-
-def _is_finite(value: Tensor) -> bool:
-    return bool(torch.isfinite(value.half() if value.dtype in _FLOATS_8 else value).all())
-
-
-def _lora(
-    place: str, source: str, parts: Mapping[str, Tensor], alpha: float | None, alpha_of: AlphaOf | None
-) -> AdapterLayer:
-    for role in ("down", "up"):
-        if role not in parts:
-            raise SpectralAdapterError(f"{place}: the {role} projection is missing; the file is damaged")
-    down, up = parts["down"], parts["up"]
-    if "mid" in parts:
-        down = _multiplied_out(place, down, parts["mid"])
-    rank = down.shape[0] if down.dim() else 0
-    is_flat = up.dim() >= 2 and up.numel() == up.shape[0] * up.shape[1]
-    if (
-        down.dim() < 2
-        or down.dim() > 5
-        or down.numel() == 0
-        or not is_flat
-        or up.numel() == 0
-        or up.shape[1] != rank
-    ):
-        raise SpectralAdapterError(
-            f"{place}: down {tuple(down.shape)} and up {tuple(up.shape)} do not fit; expected (r, in, …) "
-            "and (out, r, 1…)"
-        )
-    if alpha is None and alpha_of:
-        alpha = alpha_of(source, rank)
-    return _layer(down, up.reshape(up.shape[0], rank), alpha)
-
-
-def _layer(down: Tensor, up: Tensor, alpha: float | None) -> AdapterLayer:
-    rank = len(down)
-    shape = LayerShape(up.shape[0], down.shape[1], tuple(down.shape[2:]))
-    config = LoRAConfig(rank, None if alpha is None or alpha == rank else alpha)
-    return AdapterLayer(shape, (Term(config, {"down": down.contiguous(), "up": up.contiguous()}),))
-
-
-def _multiplied_out(place: str, down: Tensor, mid: Tensor) -> Tensor:
-    """down (r, in, *kernel) of a CP-decomposed layer: mid (r, q, *kernel) times down (q, in, *1)."""
-    is_sound = down.dim() >= 2 and mid.dim() >= 2 and down.numel() == down.shape[0] * down.shape[1]
-    if not is_sound or mid.shape[1] != down.shape[0]:
-        raise SpectralAdapterError(f"{place}: mid {tuple(mid.shape)} and down {tuple(down.shape)} do not fit")
-    dtype = torch.float64 if torch.float64 in (down.dtype, mid.dtype) else torch.float32
-    return torch.einsum("pq...,qi->pi...", mid.to(dtype), down.flatten(1).to(dtype))
 
 
 def _provenance(

@@ -21,7 +21,8 @@ from torch import Tensor
 from ....spectral_core.adapter.adapter import Adapter, AdapterLayer
 from ....spectral_core.attach.targets import layer_shape
 from ....spectral_core.errors import SpectralAdapterError
-from ....spectral_core.files.lora_import import ImportedLoRA, layer_of_difference
+from ....spectral_core.files.lora_import import ImportedLoRA
+from ....spectral_core.files.lora_layers import layer_of_difference
 from ....spectral_core.maths.layers import LayerShape
 from ....spectral_core.names.spellings import KOHYA_PART, NATIVE_PART
 from ..model import compat

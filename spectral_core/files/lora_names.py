@@ -1,0 +1,93 @@
+"""The names of LoRA files: which tensor is which half of which module, and what a module is called here.
+
+kohya's, diffusers' (present and old), PEFT's and ComfyUI's native spellings.
+
+Shapes: none; names only.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ..names import spellings as keys
+from ..names.unet_blocks import UNetLayout
+from . import lycoris
+from .lora_alphas import PEFT_PREFIX
+
+_ROLES = re.compile(
+    r"(?P<module>.+?)\.(?:processor\.)?(?:"
+    r"(?P<old>to_q|to_k|to_v|to_out)_lora\.(?P<c>up|down)\.weight"
+    r"|lora_(?P<a>up|down|mid|A|B)(?:\.(?!weight)\w+)?\.weight"
+    r"|(?:lora|lora_linear_layer)\.(?P<b>up|down)\.weight"
+    rf"|(?P<lycoris>{'|'.join(lycoris.ROLES)})"
+    r"|(?P<alpha>alpha))"
+)
+_ROLE_OF = {"A": "down", "B": "up"}
+
+
+def role_of(tensor: str) -> tuple[str, str] | None:
+    """(module's name, what the tensor is of it: up, down, mid, alpha or one of :data:`.lycoris.ROLES`); None
+    for a tensor that plays no role.
+    """
+    match = _ROLES.fullmatch(tensor)
+    if match is None:
+        return None
+    role = match["a"] or match["b"] or match["c"] or match["lycoris"] or "alpha"
+    module = match["module"]
+    if match["old"]:
+        module = f"{module}.{_old_name(module, match['old'])}"
+    return module, _ROLE_OF.get(role, role)
+
+
+def _old_name(module: str, weight: str) -> str:
+    """The module that diffusers' old attention processors meant by ``to_q_lora`` …, in UNets and text
+    encoders.
+    """
+    if module.endswith("self_attn"):
+        return {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}[weight]
+    return "to_out.0" if weight == "to_out" else weight
+
+
+_UNET_STARTS = (
+    "down_blocks.",
+    "up_blocks.",
+    "mid_block.",
+    "conv_in",
+    "conv_out",
+    "time_embedding.",
+    "add_embedding.",
+)
+_TEXT_ENCODERS = {  # ComfyUI's prefixes of generic LoRA files; clip_g is SDXL's second
+    "text_encoders.clip_l.transformer.": "text_encoder.",
+    "text_encoders.clip_h.transformer.": "text_encoder.",
+    "text_encoders.clip_g.transformer.": "text_encoder_2.",
+    "clip_l.transformer.": "text_encoder.",
+    "clip_h.transformer.": "text_encoder.",
+    "clip_g.transformer.": "text_encoder_2.",
+}
+
+
+def layer_name(module: str, unet: UNetLayout | None = None) -> str:
+    """This project's name for a module as LoRA files spell it; in the part ``kohya`` where only a host can
+    tell.
+    """
+    if module.startswith(("lora_", "lycoris_")) and "." not in module:
+        return keys.from_kohya(module, unet) or f"{keys.KOHYA_PART}.{module}"
+    path = module.removeprefix(PEFT_PREFIX)
+    for prefix, part in _TEXT_ENCODERS.items():
+        if path.startswith(prefix):
+            return part + keys.canonical_path(path.removeprefix(prefix))
+    if path.startswith(keys.NATIVE_PART + "."):
+        for layout in (unet or UNetLayout.sdxl(), UNetLayout.sd1()):
+            if found := keys.from_native(path, keys.ModelLayout.sd1(layout)):
+                return found
+        return path
+    if path.startswith(_UNET_STARTS):
+        return f"unet.{path}"
+    canonical = keys.canonical_path(path)
+    if canonical.startswith("text_model."):
+        return f"text_encoder.{canonical}"
+    part, dot, rest = path.partition(".")
+    if not dot:
+        return f"{keys.BARE_PART}.{path}"
+    return f"{part}.{keys.canonical_path(rest)}" if part.startswith("text_encoder") else path
