@@ -264,13 +264,12 @@ def _provenance(
     for ours, theirs in file_metadata.BASE.items():
         if theirs in metadata:
             training[ours] = metadata[theirs]
-    words = metadata.get("modelspec.trigger_phrase", "")
     return Provenance(
         name=metadata.get("ss_output_name")
         or metadata.get("modelspec.title")
         or file_name.removesuffix(".safetensors"),
         family=_family(layers),
-        trigger_words=tuple(word.strip() for word in words.split(",") if word.strip()),
+        trigger_words=file_metadata.trained_words(metadata),
         training=training,
     )
 

@@ -10,6 +10,7 @@ Shapes: none; words only.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime, timezone
 
 from ..adapter.adapter import Adapter
@@ -69,6 +70,21 @@ def describe(adapter: Adapter, title: str, network_module: str, adapter_kind: st
         if ours in provenance.training:
             found[theirs] = str(provenance.training[ours])
     return found | _rank_and_alpha(adapter)
+
+
+def trained_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """The words that call what a file holds, from wherever programs write them: ``modelspec.trigger_phrase``
+    with commas, ``trained_words`` as JSON or with commas.
+    """
+    text = metadata.get("modelspec.trigger_phrase") or metadata.get("trained_words") or ""
+    try:
+        listed = json.loads(text) if text.startswith("[") else None
+    except ValueError:
+        listed = None
+    words = (
+        [word for word in listed if isinstance(word, str)] if isinstance(listed, list) else text.split(",")
+    )
+    return tuple(dict.fromkeys(word.strip() for word in words if word.strip()))
 
 
 def _rank_and_alpha(adapter: Adapter) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 from ....spectral_core.errors import SpectralAdapterError
 from ....spectral_core.files import adapter_file
 from ....spectral_core.files.container import open_safely
+from ....spectral_core.files.metadata import trained_words
 from ..files import parsed_cache, paths
 
 PREVIEWS = (".preview.png", ".png", ".preview.jpg", ".jpg", ".webp")
@@ -50,12 +51,11 @@ def _ours(path: Path) -> dict[str, Any]:
 def _lora(path: Path) -> dict[str, Any]:
     file = open_safely(path)
     meta = file.metadata
-    words = meta.get("modelspec.trigger_phrase") or meta.get("trained_words") or ""
     return {
         "method": ["lora"],
         "rank": [meta["ss_network_dim"]] if meta.get("ss_network_dim") else [],
         "layers": None,
-        "words": [word.strip() for word in words.split(",") if word.strip()],
+        "words": list(trained_words(meta)),
         "base": meta.get("ss_base_model_version") or meta.get("modelspec.architecture") or "",
         "steps": meta.get("ss_steps"),
     }

@@ -95,3 +95,17 @@ def test_trained_words_stand_where_programs_look(tmp_path: Path) -> None:
         assert json.loads(found["ss_tag_frequency"]) == {"both": {"<tom>": 12, "ein Bär": 12}}
         assert json.loads(found["trained_words"]) == ["<tom>", "ein Bär"]
         assert found["modelspec.trigger_phrase"] == "<tom>, ein Bär"
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"modelspec.trigger_phrase": "<tom>, ein Bär", "trained_words": "other"},
+        {"trained_words": '["<tom>", "ein Bär", "<tom>"]'},
+        {"trained_words": " <tom> ,ein Bär,"},
+    ],
+)
+def test_words_are_read_from_wherever_programs_write_them(tmp_path: Path, metadata: dict[str, str]) -> None:
+    parts = {f"{NAME}.lora_down.weight": torch.ones(2, 5), f"{NAME}.lora_up.weight": torch.ones(6, 2)}
+    safetensors.torch.save_file(parts, tmp_path / "a.safetensors", metadata=metadata)
+    assert import_lora(tmp_path / "a.safetensors").provenance.trigger_words == ("<tom>", "ein Bär")
