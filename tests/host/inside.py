@@ -1,6 +1,7 @@
-"""Runs a script of this folder once in a host's own Python, with the host's ``comfy`` importable, on the CPU.
+"""Runs an ``inside_*.py`` once in a host's own Python, with the host's ``comfy`` importable, on the CPU.
 
-The script finds a folder in ``sys.argv[2]`` and exchanges files in it with the test. No server is started.
+The script finds a folder in ``sys.argv[2]`` and exchanges files in it with the test. No server is started. It
+may import the ``inside_*`` modules of every room here by their names.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ SECONDS = 900  # about 12 on an idle machine, 100 for the names of LoRA files
 
 # The host reads its command line only when main.py asks for it; the CPU is chosen before anything looks for a
 # GPU.
-BOOTSTRAP = """
+HERE = Path(__file__).resolve().parent
+BOOTSTRAP = f"""
 import os, runpy, sys
 sys.path[0] = os.getcwd()
+sys.path += {sorted({str(found.parent) for found in HERE.rglob("inside_*.py")})!r}
 import comfy.cli_args
 comfy.cli_args.args.cpu = True
 runpy.run_path(sys.argv[1], run_name="__main__")
@@ -32,13 +35,19 @@ def checkouts() -> list[object]:
     return found or [pytest.param(None, id="no host", marks=pytest.mark.skip(reason=NO_HOST))]
 
 
+def script_path(name: str) -> Path:
+    """Where the script of this name lies; each name is there once."""
+    (found,) = HERE.rglob(name)
+    return found
+
+
 def run_inside(checkout: Checkout, script: str, folder: Path) -> None:
-    """Run ``tests/host/<script>``; AssertionError with what it printed when it fails."""
+    """Run the script of this name; AssertionError with what it printed when it fails."""
     hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     env = {k: v for k, v in os.environ.items() if k not in hidden}
     env |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [str(checkout.python), "-c", BOOTSTRAP, str(Path(__file__).with_name(script)), str(folder)],
+        [str(checkout.python), "-c", BOOTSTRAP, str(script_path(script)), str(folder)],
         cwd=checkout.root,
         env=env,
         stdin=subprocess.DEVNULL,

@@ -15,10 +15,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parents[3] / "tests" / "host"))
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd

@@ -126,7 +126,7 @@ def test_lycoris_computes_the_same(case: str) -> None:
     down, up, scale = lycoris.factors("here", parts, 2.0)
     ours = scale * (up @ down.flatten(1))
     # Which rank divides alpha is another one for the host where there is none, are two, or is a third tensor;
-    # there it is the host's that counts (tests/host/inside_lora_names.py), and here the direction.
+    # there it is the host's that counts (tests/host/files/inside_lora_names.py), and here the direction.
     one_rank = {"lokr_w1", "lokr_w2_a"} <= parts.keys() and "lokr_t2" not in parts
     if "hada_w1_a" not in parts and not one_rank:
         theirs = theirs * (ours.norm() / theirs.norm())

@@ -4,9 +4,7 @@ traceback for each. Reads the adapters that ``test_apply_base.py`` saved.
 
 import json
 import sys
-from pathlib import Path
 
-sys.path.append(str(Path(__file__).parent))
 import inside_apply_base
 import inside_apply_families
 import inside_apply_files

@@ -9,9 +9,6 @@ import json
 import sys
 import traceback
 from contextlib import ExitStack
-from pathlib import Path
-
-sys.path.insert(1, str(Path(__file__).resolve().parent))
 
 import comfy.model_management
 import torch

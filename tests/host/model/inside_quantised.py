@@ -4,9 +4,6 @@ import json
 import shutil
 import sys
 import traceback
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parent))
 
 import comfy.model_management
 import comfy.model_patcher

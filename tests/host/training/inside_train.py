@@ -5,9 +5,7 @@ Finds ``input/concept`` (pictures with captions) and writes ``report.json``.
 
 import json
 import sys
-from pathlib import Path
 
-sys.path.append(str(Path(__file__).parent))
 import comfy.model_management as management
 import torch
 from inside_apply_lib import FOLDER, condition, pack, run_checks, sample

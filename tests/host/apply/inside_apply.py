@@ -6,10 +6,7 @@ and ``report.json``.
 """
 
 import json
-import sys
-from pathlib import Path
 
-sys.path.append(str(Path(__file__).parent))
 import torch
 from inside_apply_lib import FOLDER, adapter, pack, predict
 from safetensors.torch import load_file, save_file

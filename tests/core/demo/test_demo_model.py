@@ -16,7 +16,7 @@ from demo_model.classifier import load_classifier
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-FOLDER = Path(__file__).resolve().parents[2] / "demo_model"
+FOLDER = Path(__file__).resolve().parents[3] / "demo_model"
 
 
 @pytest.fixture(scope="module")

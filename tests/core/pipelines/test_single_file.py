@@ -495,7 +495,7 @@ def test_a_folder_of_an_inpainting_model_is_refused(tmp_path: Path) -> None:
     """As its single file is: nine input channels would end in torch's own words at the first step."""
     folder = tmp_path / "model"
     shutil.copytree(
-        Path(__file__).resolve().parents[2] / "demo_model",
+        Path(__file__).resolve().parents[3] / "demo_model",
         folder,
         ignore=shutil.ignore_patterns("*.py", "classifier*"),
     )

@@ -4,10 +4,7 @@ Every check is a function; writes ``report.json``.
 """
 
 import json
-import sys
-from pathlib import Path
 
-sys.path.append(str(Path(__file__).parent))
 import comfy.model_management as management
 import torch
 from inside_apply_lib import FOLDER, adapter, pack, run_checks

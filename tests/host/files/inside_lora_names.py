@@ -9,7 +9,6 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parent))
 import comfy.lora
 import comfy.sd
 import comfy.utils

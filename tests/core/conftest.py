@@ -11,7 +11,7 @@ import pytest
 @pytest.fixture(scope="session")
 def pipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
     pytest.importorskip("diffusers")
-    from .tiny import tiny_pipeline
+    from tests.core.pipelines.tiny import tiny_pipeline
 
     return tiny_pipeline(tmp_path_factory.mktemp("tiny"))
 

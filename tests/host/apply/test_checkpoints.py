@@ -23,7 +23,7 @@ from spectral_core.methods.foura import FouRAConfig
 from spectral_core.methods.lora import LoRAConfig
 from spectral_core.methods.spectral_a import SpectralAConfig
 from spectral_core.pipelines.concept import basis_source
-from tests.host import tiny_checkpoints as tiny
+from tests.host.apply import tiny_checkpoints as tiny
 from tests.host.booted import Host
 from tests.host.graphs import Graph, node, picture, pictures_of
 from tests.host.watching import succeed

@@ -1,9 +1,5 @@
 """Inside a host: a ``LORA_MODEL`` as the host's own trainer makes it, read by Load LoRA as Adapter."""
 
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parent))
 import comfy.sd
 import torch
 from comfy.weight_adapter import adapter_maps
@@ -43,7 +39,7 @@ with torch.inference_mode():
     tensors = trained(model)
     convolutions = [n for n in tensors if n.endswith("in_layers.2.lora_down.weight")]
     assert convolutions and tensors[convolutions[0]].dim() == 2, "the trainer keeps no kernels"
-    adapter, report = nodes["SpectralAdapters_LoadLoRAAsAdapter"]().load("none", tensors, model)["result"]
+    adapter, report, _ = nodes["SpectralAdapters_LoadLoRAAsAdapter"]().load("none", tensors, model)["result"]
     assert "0 of them are not zero" in report, report
     assert len(adapter.layers) == sum(name.endswith("lora_up.weight") for name in tensors)
     assert not [name for name in adapter.layers if not name.startswith("unet.")], "our own names, for fusing"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.inside import checkouts, run_inside
+from tests.host.inside import checkouts, run_inside, script_path
 
 pytestmark = pytest.mark.host
 
@@ -17,7 +17,7 @@ SCRIPT = "inside_gradients.py"
 
 def families() -> list[str]:
     """The names in the table of a script that only a host's Python can import."""
-    tree = ast.parse(Path(__file__).with_name("inside_models.py").read_text(encoding="utf-8"))
+    tree = ast.parse(script_path("inside_models.py").read_text(encoding="utf-8"))
     assigned = [n for n in tree.body if isinstance(n, ast.Assign)]
     (found,) = (n.value for n in assigned if ast.unparse(n.targets[0]) == "FAMILIES")
     assert isinstance(found, ast.Dict)

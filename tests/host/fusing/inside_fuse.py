@@ -5,9 +5,7 @@ Every check is a function; writes ``report.json``.
 
 import json
 import sys
-from pathlib import Path
 
-sys.path.append(str(Path(__file__).parent))
 import comfy.model_management as management
 import folder_paths
 import torch
