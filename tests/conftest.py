@@ -32,8 +32,7 @@ hypothesis.settings.load_profile("steady")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-@pytest.fixture(scope="session")
-def pack() -> ModuleType:
+def imported_pack() -> ModuleType:
     """The repository's root, imported under a name of its own with the root not needed on ``sys.path``.
 
     This is how the host imports a custom node folder. ``pack.nodes`` and ``pack.spectral_core`` are second
@@ -46,6 +45,12 @@ def pack() -> ModuleType:
         sys.modules[PACK] = module
         spec.loader.exec_module(module)
     return sys.modules[PACK]
+
+
+@pytest.fixture(scope="session")
+def pack() -> ModuleType:
+    """See :func:`imported_pack`."""
+    return imported_pack()
 
 
 def version_of(name: str) -> str:

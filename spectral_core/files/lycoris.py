@@ -39,7 +39,7 @@ def factors(place: str, parts: Mapping[str, Tensor], alpha: float | None) -> tup
         down, up, rank = _loha(parts, place) if "hada_w1_a" in parts else _lokr(parts, place)
     except KeyError as missing:
         raise SpectralAdapterError(f"{place}: tensor {missing} is missing; the file is damaged") from missing
-    except (RuntimeError, IndexError) as error:
+    except (RuntimeError, IndexError, TypeError) as error:  # TypeError: the length of a single number
         shapes = ", ".join(f"{role} {tuple(value.shape)}" for role, value in parts.items())
         raise SpectralAdapterError(f"{place}: the shapes do not fit each other: {shapes}") from error
     return down, up, 1.0 if alpha is None or rank is None else alpha / rank
@@ -51,7 +51,9 @@ def _loha(parts: Mapping[str, Tensor], place: str) -> tuple[Tensor, Tensor, int 
     if "hada_t1" in parts or "hada_t2" in parts:
         product = _tucker(parts["hada_t1"], a1, b1) * _tucker(parts["hada_t2"], a2, b2)
         return *_whole(product, place), rank
-    _need(a1.shape[1] == len(b1) and a2.shape[1] == len(b2) and a1.shape[0] == a2.shape[0])
+    _need(all(each.dim() == 2 for each in (a1, b1, a2, b2)))
+    _need(a1.shape[1] == len(b1) and a2.shape[1] == len(b2) and len(a1) == len(a2))
+    _need(b1.shape[1] == b2.shape[1])
     out, fan_in = a1.shape[0], b1.shape[1]
     _bounded(max(out * fan_in, out * rank**2, fan_in * rank**2), place)
     if rank * a2.shape[1] >= min(out, fan_in):

@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 
 from ..adapter.adapter import Adapter
+from ..errors import SpectralAdapterError
 from ..methods import METHODS, MethodConfig
+from .container import strict_json
 
 IMPLEMENTATION = "comfyui-spectral-adapters"
 _ARCHITECTURES = {
@@ -78,8 +80,8 @@ def trained_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
     """
     text = metadata.get("modelspec.trigger_phrase") or metadata.get("trained_words") or ""
     try:
-        listed = json.loads(text) if text.startswith("[") else None
-    except ValueError:
+        listed = strict_json(text) if text.startswith("[") else None
+    except SpectralAdapterError:
         listed = None
     words = (
         [word for word in listed if isinstance(word, str)] if isinstance(listed, list) else text.split(",")

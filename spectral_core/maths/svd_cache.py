@@ -141,7 +141,7 @@ class SVDCache:
             return None
         try:
             found = _decode(data, key, shape, columns.resolve(min(shape)))
-        except (SafetensorError, ValueError, KeyError, TypeError):
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             self._counts["rebuilt"] += 1
             _remove(path)
             return None
@@ -190,7 +190,7 @@ def _encode(found: SVDColumns, key: str) -> bytes:
 
 
 def _decode(data: bytes, key: str, shape: tuple[int, int], columns: tuple[int, ...]) -> SVDColumns:
-    """The entry; ValueError, KeyError, TypeError or SafetensorError when it is not what it should be."""
+    """The entry; one of the errors that ``_read`` expects when it is not what it should be."""
     tensors = load_safetensors(data)
     # The header was parsed by safetensors a moment ago; only its metadata is not handed out by load.
     facts = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]

@@ -6,7 +6,6 @@ works without them.
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,20 @@ import torch
 from torch import nn
 
 from ..errors import SpectralAdapterError
+from ..files.container import strict_json
+from ..files.reading import read_text
 
 PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 """The parts of a pipeline that adapters name, in the order in which they are listed."""
 
 TEXT_PARTS = ("text_encoder", "text_encoder_2")
+
+LIBRARIES = (
+    "diffusers",
+    "transformers",
+    "stable_diffusion",
+    None,
+)  # of a folder's parts; the third is an alias
 
 EXTRA_HINT = "install the extra with: pip install diffusers transformers accelerate"
 
@@ -62,15 +70,15 @@ def _open(path: Path, dtype: torch.dtype) -> Any:
             f"model {path}: expected a diffusers folder (with model_index.json) or one .safetensors "
             "checkpoint file"
         )
-    expected = json.loads(index.read_text(encoding="utf-8"))
+    expected = _checked_index(index)
     extras: dict[str, Any] = {}
     if "safety_checker" in expected:
         extras = {"safety_checker": None, "requires_safety_checker": False}
     try:
         pipe: Any = diffusers.DiffusionPipeline.from_pretrained(
-            path, torch_dtype=dtype, local_files_only=True, **extras
+            path, torch_dtype=dtype, local_files_only=True, use_safetensors=True, **extras
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of four libraries, over a folder that is damaged: they share no type
         raise SpectralAdapterError(f"model {path}: diffusers cannot open it: {error}") from error
     channels = getattr(getattr(getattr(pipe, "unet", None), "config", None), "in_channels", 4)
     if channels != 4:
@@ -79,6 +87,23 @@ def _open(path: Path, dtype: torch.dtype) -> Any:
         what = OTHER_INPUTS.get(channels, f"a UNet with {channels} input channels")
         raise SpectralAdapterError(f"model {path}: found {what}; {SUPPORTED}")
     return pipe
+
+
+def _checked_index(index: Path) -> dict[str, Any]:
+    """``model_index.json``: which class of which library each part is. Only those of the two libraries are
+    made: diffusers would import whatever else stands there."""
+    try:
+        found = strict_json(read_text(index))
+        if not isinstance(found, dict) or not isinstance(found.get("_class_name"), str):
+            raise SpectralAdapterError("expected a table with the pipeline's _class_name")
+        for name, entry in found.items():
+            if isinstance(entry, list) and (len(entry) != 2 or entry[0] not in LIBRARIES):
+                raise SpectralAdapterError(
+                    f"{name}: found {entry!r:.80}, expected a class of diffusers or transformers"
+                )
+    except SpectralAdapterError as error:
+        raise SpectralAdapterError(f"{index}: {error}") from error
+    return found
 
 
 def _quiet(pipe: Any) -> Any:

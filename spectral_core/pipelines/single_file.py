@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from ..errors import SpectralAdapterError
+from ..files.container import open_safely
 from .clip_bpe import clip_tokenizer
 
 CONFIGS = Path(__file__).with_name("configs")
@@ -92,21 +93,13 @@ class Checkpoint:
 
 def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
     """Tensor name -> shape, and the metadata, of a .safetensors file. No tensor is read."""
-    from safetensors import SafetensorError, safe_open
-
     if path.suffix != ".safetensors":  # to the letter: diffusers unpickles a file with any other ending
         raise SpectralAdapterError(
             f"model {path}: found a name ending in {path.suffix!r}; only .safetensors is read: pickles "
             "(.ckpt, .pt, .bin) can run code. Get the .safetensors version of the model"
         )
-    try:
-        with safe_open(path, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            return shapes, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise SpectralAdapterError(
-            f"model {path}: not a readable .safetensors file: {error}; get it again"
-        ) from error
+    file = open_safely(path)
+    return {name: entry.shape for name, entry in file.entries.items()}, dict(file.metadata)
 
 
 def find_family(shapes: Mapping[str, tuple[int, ...]], source: str) -> str:
@@ -176,10 +169,7 @@ def find_prediction_type(
         return "v_prediction"
     telling = f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias"
     if family == "sd2" and telling in names:
-        from safetensors import safe_open
-
-        with safe_open(path, framework="pt") as file:
-            spread = file.get_tensor(telling).float().std(correction=0)
+        spread = open_safely(path).read([telling])[telling].float().std(correction=0)
         return "v_prediction" if spread > 0.09 else "epsilon"
     return "epsilon"
 

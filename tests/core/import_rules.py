@@ -23,7 +23,7 @@ WEBUI = ("request", "infotext", "library", "places", "active", "a1111", "forge",
 WEBUI += ("folders", "tools", "page", "api", "tab", "registration")
 WEBUI_HOST = frozenset({"modules", "gradio", "fastapi"})  # imported inside functions
 APART = {("demo", room) for room in IN_HOST[1:5]}  # nodes/host/demo builds on the model room alone
-RUNTIME = frozenset({"torch", "safetensors", "numpy", "PIL", "tqdm", "filelock"})  # what every host ships
+RUNTIME = frozenset({"torch", "safetensors", "numpy", "PIL", "tqdm", "filelock", "pydantic"})
 HOST = frozenset({"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server"})
 HOST |= {"execution", "nodes", "node_helpers", "latent_preview", "aiohttp"}
 # Optional libraries, and the only parts that may import them, inside a function.

@@ -9,7 +9,11 @@ import pytest
 import torch
 
 from spectral_core.errors import SpectralAdapterError
+from spectral_core.methods import FouRAConfig
+from spectral_core.training.config.config import TrainConfig
+from spectral_core.training.engine.loop import train
 from spectral_core.training.runs import checkpoint, events, place
+from tests.core.training.training_toy import Toy
 from tests.fuzz import crafted
 
 
@@ -72,3 +76,52 @@ def test_the_log_goes_on_after_a_full_disk(tmp_path: Path, monkeypatch: pytest.M
         file.write('{"event": "st')  # what fitted of it
     log.say("step", 3, {})
     assert [event["step"] for event in events.read_events(tmp_path / events.FILE)] == [1, 3]
+
+
+def test_lines_of_a_log_that_are_no_events_are_left_out(tmp_path: Path) -> None:
+    log = tmp_path / events.FILE
+    lines = ['{"event": "step", "step": {}}', '{"event": "step", "step": null}', "[1]", "[" * 9000, "NaN"]
+    log.write_text("\n".join([*lines, '{"event": "step", "step": 1}', '{"event": "warning"}']))
+    assert [event["step"] for event in events.read_events(log)] == [1, 0]
+    events.EventLog(tmp_path, None).forget_after(0)
+    assert [event["event"] for event in events.read_events(log)] == ["warning"]
+
+
+WRONG = {  # places in a checkpoint's numbers that fit their digest, and are not what a run writes
+    "random.numpy_position": 10**9,
+    "random.python_version": 2,
+    "gates.runtimes.0.temperature": -1.0,
+    "gates.runtimes.0.counts.mu.net.first": {},
+    "order.queue": ["a"],
+    "watch.loss": [1.0],
+    "smoothed": [0.5, "a"],
+    "optimiser0.state": {"x": {}},
+    "step": -1,
+    "seconds": "long",
+}
+
+
+@pytest.mark.parametrize("place_of", WRONG)
+def test_numbers_that_no_run_has_written_are_not_resumed(tmp_path: Path, place_of: str) -> None:
+    config = TrainConfig(steps=2, learning_rate=1e-2)
+    kind = FouRAConfig(4, transform="dft", gate="adaptive")
+    train(Toy(kind).setup, config, "foura", run=place.Run(folder=tmp_path))
+    state = checkpoint.read(checkpoint.path_of(tmp_path, 2))
+    here, (*way, last) = state.values, place_of.replace("net.first", "net|first").split(".")
+    for key in way:
+        here = here[int(key)] if isinstance(here, list) else here[key]
+    here[last.replace("|", ".")] = WRONG[place_of]
+    checkpoint.write(state, tmp_path, 2)
+    with pytest.raises(SpectralAdapterError, match="does not fit this run"):
+        train(Toy(kind).setup, config, "foura", run=place.Run(folder=tmp_path))
+
+
+def test_an_optimiser_with_nan_is_not_resumed(tmp_path: Path) -> None:
+    config = TrainConfig(steps=2, learning_rate=1e-2)
+    kind = FouRAConfig(4, gate="none")
+    train(Toy(kind).setup, config, "foura", run=place.Run(folder=tmp_path))
+    state = checkpoint.read(checkpoint.path_of(tmp_path, 2))
+    name = next(n for n in state.tensors if n.startswith("optimiser") and "exp_avg" in n)
+    state.tensors[name] = torch.full_like(state.tensors[name], float("nan"))
+    with pytest.raises(SpectralAdapterError, match="NaN"):
+        checkpoint.read(checkpoint.write(state, tmp_path, 2))

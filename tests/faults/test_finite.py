@@ -108,6 +108,30 @@ def test_a_mid_of_another_precision(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "shapes",
+    [
+        {"w1_a": (6, 2), "w1_b": (), "w2_a": (6, 2), "w2_b": (2, 8)},
+        {"w1_a": (6, 2), "w1_b": (2, 8), "w2_a": (6, 2), "w2_b": (2, 1)},
+        {"w1_a": (1, 6, 2), "w1_b": (6, 8), "w2_a": (1, 6, 2), "w2_b": (6, 8)},
+    ],
+)
+def test_halves_of_a_loha_that_do_not_fit(tmp_path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    tensors = {f"lora_unet_h.hada_{name}": torch.ones(shape) for name, shape in shapes.items()}
+    with pytest.raises(SpectralAdapterError, match="the shapes do not fit each other"):
+        read_lora(crafted.file(tensors, {}, tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize("words", ["[" * 9000, "[1e999]", "[" + "9" * 5000 + "]"])
+def test_trained_words_that_are_no_json_are_words(tmp_path: Path, words: str) -> None:
+    tensors = {
+        "lora_unet_a.lora_down.weight": torch.ones(1, 4),
+        "lora_unet_a.lora_up.weight": torch.ones(4, 1),
+    }
+    path = crafted.file(tensors, {"trained_words": words}, tmp_path / "a.safetensors")
+    assert read_lora(path).adapter.provenance.trigger_words == (words,)
+
+
+@pytest.mark.parametrize(
     ("moment", "count", "message"),
     [
         (torch.full((3, 3), float("nan")), 5, "NaN"),

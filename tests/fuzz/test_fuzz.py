@@ -11,7 +11,7 @@ from spectral_core.errors import SpectralAdapterError
 from tests.fuzz import run
 from tests.fuzz.readers import Reader, all_readers
 
-CASES = 200  # of each reader; fixed, so that every run of the tests sees the same
+CASES = 120  # of each reader; fixed, so that every run of the tests sees the same
 SEED = 20261127
 
 
@@ -27,8 +27,7 @@ def test_sound_inputs_are_accepted(readers: dict[str, Reader], tmp_path: Path) -
                 reader.read(seed, tmp_path)
             except SpectralAdapterError:
                 assert reader.name == "picture" and seed[:3] in (b"GIF", b"II*"), reader.name
-        for left in tmp_path.iterdir():
-            left.unlink()
+        run.empty(tmp_path)
 
 
 def test_hostile_inputs(readers: dict[str, Reader]) -> None:
@@ -36,7 +35,8 @@ def test_hostile_inputs(readers: dict[str, Reader]) -> None:
     faults = [fault for tally in tallies.values() for fault in tally.faults]
     assert not faults, "\n".join(faults)
     assert all(tally.cases == CASES for tally in tallies.values())
-    assert all(t.refused > 20 for n, t in tallies.items() if n not in ("columns", "events")), tallies
+    for name, tally in tallies.items():
+        assert tally.refused > 5 or not readers[name].refuses, (name, tally)
 
 
 def test_the_same_seed_gives_the_same_cases(readers: dict[str, Reader]) -> None:

@@ -20,9 +20,11 @@ from typing import Any
 from ...adapter.fingerprint import compare_bases
 from ...errors import SpectralAdapterError
 from ...files.adapter_file import inspect, is_adapter_file
+from ...files.reading import read_text
 from ...fusion.columns import ranges
 from ...whole_file import write_whole
 from ..data.locks import FileLock
+from ..runs.schema import Note, parsed
 
 FOLDER = ".columns"
 
@@ -122,10 +124,10 @@ def _under_way(folder: Path, base: Mapping[str, Any]) -> Iterator[Use]:
                 note.unlink()
             lock.remove()
             continue
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, SpectralAdapterError):
-            values = json.loads(note.read_text(encoding="utf-8"))
-            if _same_base(values["base"], base, set(values["base"]["layers"])):
-                yield Use(f"the training of {values['name']}", frozenset(map(int, values["columns"])))
+        with contextlib.suppress(ValueError, KeyError, TypeError, SpectralAdapterError):
+            found = parsed(Note, read_text(note))
+            if _same_base(found.base, base, set(found.base["layers"])):
+                yield Use(f"the training of {found.name}", frozenset(found.columns))
 
 
 def _write_note(

@@ -23,7 +23,7 @@ from PIL.Image import Image
 from ...errors import SpectralAdapterError
 from ..config.config import TrainConfig
 from ..objectives.losses import Setup
-from ..runs import checkpoint, distributed, rng
+from ..runs import checkpoint, distributed, rng, schema
 from ..runs.checkpoint import State
 from ..runs.events import Clock, EventLog, Listener, Smoothed
 from ..runs.interrupts import after_the_block
@@ -35,6 +35,10 @@ from .stepper import Moment, Stepper
 
 if TYPE_CHECKING:
     from ..runs.outcome import GateReport, TrainResult
+
+
+# What optimisers and generators raise over states that are not theirs: they share no type.
+_OF_RESTORING = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RuntimeError)
 
 
 class Trainer:
@@ -109,8 +113,10 @@ class Trainer:
     def _resume(self, found: State) -> list[str]:
         """Take over a checkpoint; what the user should know about it."""
         try:
+            if problem := schema.problem(schema.Values, found.values):
+                raise ValueError(problem)
             return self._taken_over(found)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        except _OF_RESTORING as error:
             raise SpectralAdapterError(
                 f"run folder {self.run.folder}: its checkpoint does not fit this run "
                 f"({type(error).__name__}: {error}): start the run anew under another name"

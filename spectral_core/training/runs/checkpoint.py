@@ -26,7 +26,7 @@ VERSION = "2"
 VERSION_KEY = "spectral_adapters.checkpoint"
 VALUES_KEY = "spectral_adapters.values"
 DIGEST_KEY = "spectral_adapters.digest"
-_TRAINED = ("parameters.", "averages.", "optimiser.")
+_TRAINED = ("parameters.", "averages.", "optimiser")  # the optimisers are numbered
 _NAME = re.compile(r"checkpoint-([0-9]{8,18})\.safetensors")
 
 
@@ -55,19 +55,19 @@ def write(state: State, folder: Path, step: int) -> Path:
     """Write the checkpoint of a step, in place of one of the same step. Raises as
     :func:`..safewrite.write`."""
     text = json.dumps(state.values)
-    metadata = {VERSION_KEY: VERSION, VALUES_KEY: text, DIGEST_KEY: _digest(state.tensors, text)}
+    metadata = {VERSION_KEY: VERSION, VALUES_KEY: text, DIGEST_KEY: digest(state.tensors, text)}
     return safewrite.write(state.tensors, metadata, path_of(folder, step), overwrite=True)
 
 
-def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+def digest(tensors: Mapping[str, Tensor], text: str) -> str:
     """SHA-256 over all that a checkpoint holds: every name, dtype, shape and byte, and the numbers."""
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
+    found = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
-        digest.update(f"|{name}|{value.dtype}|{tuple(value.shape)}|".encode("utf-8", "surrogatepass"))
+        found.update(f"|{name}|{value.dtype}|{tuple(value.shape)}|".encode("utf-8", "surrogatepass"))
         if value.numel():
-            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+            found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def read(path: Path) -> State:
@@ -81,7 +81,7 @@ def read(path: Path) -> State:
             "version of this package, or is no checkpoint; start the run anew under another name"
         )
     text, tensors = file.metadata.get(VALUES_KEY, ""), file.read()
-    if _digest(tensors, text) != file.metadata.get(DIGEST_KEY):
+    if digest(tensors, text) != file.metadata.get(DIGEST_KEY):
         raise SpectralAdapterError(f"{path}: damaged checkpoint: it is not what was written (SHA-256)")
     for name, value in tensors.items():
         if name.startswith(_TRAINED) and value.is_floating_point() and not bool(torch.isfinite(value).all()):

@@ -97,7 +97,7 @@ class EventLog:
         """Take out what an interrupted run wrote after the checkpoint it is resumed from."""
         if self._path is None or not self._path.is_file():
             return
-        kept = [line for line, event in _lines(self._path) if event.get("step", 0) <= step]
+        kept = [line for line, event in _lines(self._path) if event["step"] <= step]
         try:
             write_whole(self._path, "".join(kept))
         except OSError as error:
@@ -108,7 +108,7 @@ class EventLog:
 
 
 def read_events(path: Path) -> list[Event]:
-    """The events of a file; a last line that was cut off is left out."""
+    """The events of a file; a last line that was cut off is left out, and whatever else is no event."""
     return [event for _, event in _lines(path)]
 
 
@@ -120,7 +120,7 @@ def _lines(path: Path) -> list[tuple[str, Event]]:
                 event = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(event, dict):
+            if isinstance(event, dict) and isinstance(event.setdefault("step", 0), int):
                 found.append((line if line.endswith("\n") else line + "\n", event))
     return found
 

@@ -8,15 +8,16 @@ Shapes: none.
 
 from __future__ import annotations
 
-import contextlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...adapter.adapter import Adapter
+from ...errors import SpectralAdapterError
 from ...files import writing as safewrite
 from ...files.adapter_file import save
+from ...files.reading import read_text
 from .place import Place, write_json
+from .schema import Record, parsed
 
 RECORD = "result.json"
 STOPPED = "stopped.safetensors"
@@ -36,11 +37,20 @@ class Result:
 
 
 def find_result(place: Place, adapters: Path) -> Result:
-    """Where in the folder ``adapters`` the run has saved its adapter, or will."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        record = json.loads((place.folder / RECORD).read_text(encoding="utf-8"))
-        return Result(adapters / Path(record["file"]).name, True)
-    return Result(_free(adapters / f"{place.name}.safetensors"), False)
+    """Where in the folder ``adapters`` the run has saved its adapter, or will.
+
+    Raises SpectralAdapterError where its record cannot be read: its adapter is not saved a second time.
+    """
+    path = place.folder / RECORD
+    if not path.exists():
+        return Result(_free(adapters / f"{place.name}.safetensors"), False)
+    try:
+        return Result(adapters / parsed(Record, read_text(path)).file, True)
+    except SpectralAdapterError as error:
+        raise SpectralAdapterError(
+            f"{path}: what this run has saved cannot be read ({error}): take the file away, and the run "
+            "saves its adapter under the next free name"
+        ) from error
 
 
 def save_result(adapter: Adapter, result: Result, place: Place, steps: int) -> Path:

@@ -20,6 +20,7 @@ from typing import Any
 from PIL.Image import Image
 
 from ...errors import SpectralAdapterError
+from ...files.container import strict_json
 from ...files.reading import read_text
 from ...whole_file import write_whole
 from ..data.locks import FileLock
@@ -156,10 +157,10 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(read_text(path))
+        found = strict_json(read_text(path))
         if not isinstance(found, dict):
-            raise ValueError("no table")
-    except (SpectralAdapterError, ValueError, RecursionError) as error:
+            raise SpectralAdapterError("no table")
+    except SpectralAdapterError as error:
         raise SpectralAdapterError(
             f"{path}: the settings of this run cannot be read ({error}): put the file back from a copy, take "
             "the folder away, or choose another name for the run"

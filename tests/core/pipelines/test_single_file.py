@@ -185,8 +185,12 @@ def test_a_renamed_or_cut_file_is_refused(tmp_path):
     torch.save({"state_dict": {}}, pickled)
     save_file({"x": torch.ones(100)}, cut)
     cut.write_bytes(cut.read_bytes()[:-10])
-    for path in (pickled, cut, tmp_path / "absent.safetensors"):
-        with pytest.raises(SpectralAdapterError, match="not a readable"):
+    for path, found in (
+        (pickled, "pickles"),
+        (cut, "truncated"),
+        (tmp_path / "absent.safetensors", "no such"),
+    ):
+        with pytest.raises(SpectralAdapterError, match=found):
             single_file.read_header(path)
 
 
@@ -491,14 +495,46 @@ def test_a_wrong_shape_is_refused(small, tmp_path):
         single_file.load_single_file(path)
 
 
+def copy_of_the_demo_model(folder: Path) -> Path:
+    source = Path(__file__).resolve().parents[3] / "demo_model"
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.py", "classifier*"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "found"),
+    [
+        ("model_index.json", "[" * 9000, "not valid JSON"),
+        ("model_index.json", "[]", "_class_name"),
+        ("model_index.json", '{"_class_name": ["custom", "Pipe"]}', "_class_name"),
+        ("model_index.json", '{"_class_name": "X", "unet": ["os", "system"]}', "expected a class of"),
+        ("model_index.json", '{"_class_name": "NoSuchPipeline"}', "diffusers cannot open it"),
+        ("unet/config.json", "{", "diffusers cannot open it"),
+        ("unet/config.json", '{"sample_size": "a", "block_out_channels": 3}', "diffusers cannot open it"),
+        ("text_encoder/config.json", '{"hidden_size": "a"}', "diffusers cannot open it"),
+        ("scheduler/scheduler_config.json", "[1]", "diffusers cannot open it"),
+    ],
+)
+def test_a_damaged_folder_is_refused(tmp_path: Path, file: str, text: str, found: str) -> None:
+    folder = copy_of_the_demo_model(tmp_path / "model")
+    (folder / file).write_text(text)
+    with pytest.raises(SpectralAdapterError, match=found):
+        load_pipeline(folder)
+
+
+def test_a_folder_with_pickled_weights_is_refused_unread(tmp_path: Path) -> None:
+    """diffusers would take the pickle where there is no safetensors file beside it."""
+    folder = copy_of_the_demo_model(tmp_path / "model")
+    weights = folder / "unet/diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(SpectralAdapterError, match="diffusers cannot open it"):
+        load_pipeline(folder)
+
+
 def test_a_folder_of_an_inpainting_model_is_refused(tmp_path: Path) -> None:
     """As its single file is: nine input channels would end in torch's own words at the first step."""
-    folder = tmp_path / "model"
-    shutil.copytree(
-        Path(__file__).resolve().parents[3] / "demo_model",
-        folder,
-        ignore=shutil.ignore_patterns("*.py", "classifier*"),
-    )
+    folder = copy_of_the_demo_model(tmp_path / "model")
     config = json.loads((folder / "unet/config.json").read_text())
     (folder / "unet/config.json").write_text(json.dumps(config | {"in_channels": 9}))
     file = folder / "unet/diffusion_pytorch_model.safetensors"

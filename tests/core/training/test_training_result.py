@@ -47,13 +47,14 @@ def test_somebody_elses_file_stays(tmp_path: Path) -> None:
     assert find_result(run, tmp_path).path.name == "x-2.safetensors", "it is remembered"
 
 
-def test_a_broken_record_is_no_record_and_leads_nowhere_else(tmp_path: Path) -> None:
+def test_a_broken_record_is_an_error_and_leads_nowhere_else(tmp_path: Path) -> None:
     run = place(tmp_path)
-    for text in ("{", "[]", "{}", '{"file": 3}'):
+    for text in ("{", "[]", "{}", '{"file": 3}', '{"file": "../../y.safetensors", "steps": 1}', "[" * 9000):
         (run.folder / RECORD).write_text(text)
-        assert find_result(run, tmp_path).path == tmp_path / "x.safetensors"
-    (run.folder / RECORD).write_text('{"file": "../../y.safetensors"}')
-    assert find_result(run, tmp_path).path == tmp_path / "y.safetensors"
+        with pytest.raises(
+            SpectralAdapterError, match=r"result\.json: what this run has saved cannot be read"
+        ):
+            find_result(run, tmp_path)
 
 
 def test_a_record_that_cannot_be_written_is_told_of_and_the_adapter_is_kept(
