@@ -78,7 +78,7 @@ def _open(path: Path, dtype: torch.dtype) -> Any:
         pipe: Any = diffusers.DiffusionPipeline.from_pretrained(
             path, torch_dtype=dtype, local_files_only=True, use_safetensors=True, **extras
         )
-    except Exception as error:  # of four libraries, over a folder that is damaged: they share no type
+    except _errors() as error:
         raise SpectralAdapterError(f"model {path}: diffusers cannot open it: {error}") from error
     channels = getattr(getattr(getattr(pipe, "unet", None), "config", None), "in_channels", 4)
     if channels != 4:
@@ -87,6 +87,14 @@ def _open(path: Path, dtype: torch.dtype) -> Any:
         what = OTHER_INPUTS.get(channels, f"a UNet with {channels} input channels")
         raise SpectralAdapterError(f"model {path}: found {what}; {SUPPORTED}")
     return pipe
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """What the libraries raise over a folder that is damaged: they share no type."""
+    from huggingface_hub import errors
+
+    known = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError)
+    return (*known, getattr(errors, "StrictDataclassError", OSError))  # of newer releases
 
 
 def _checked_index(index: Path) -> dict[str, Any]:

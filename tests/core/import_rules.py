@@ -33,6 +33,7 @@ OPTIONAL = {
     "tokenizers": {"pipelines"},
     "peft": {"pipelines"},
     "accelerate": {"training", "pipelines"},
+    "huggingface_hub": {"pipelines"},
     "schedulefree": {"training"},
     "prodigyopt": {"training"},
 }
