@@ -6,6 +6,7 @@ A node id is `SpectralAdapters_<Name>` and never changes once released.
 from __future__ import annotations
 
 from .apply import ApplyAdapter
+from .compare import CompareAdapters
 from .demo import LoadDemoModel
 from .distil import DistilAdapters
 from .export import ExportAdapterAsLoRA, SaveAdapter
@@ -14,6 +15,7 @@ from .host.startup import start
 from .inspect import AdapterReport
 from .load import LoadFouRA, LoadLoRAAsAdapter, LoadSpectralAdapter
 from .resize import ResizeAdapter
+from .slider import ConceptSlider
 from .stack import AdapterStack
 from .strength import AdapterStrength
 from .train import TrainAdapter
@@ -49,6 +51,8 @@ NODE_CLASS_MAPPINGS: dict[str, type] = {
     "SpectralAdapters_TrainRegularisation": TrainRegularisation,
     "SpectralAdapters_DistilAdapters": DistilAdapters,
     "SpectralAdapters_AdapterStack": AdapterStack,
+    "SpectralAdapters_ConceptSlider": ConceptSlider,
+    "SpectralAdapters_CompareAdapters": CompareAdapters,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
@@ -73,6 +77,8 @@ NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
     "SpectralAdapters_TrainRegularisation": "Training: Regularisation",
     "SpectralAdapters_DistilAdapters": "Distil Adapters",
     "SpectralAdapters_AdapterStack": "Adapter Stack",
+    "SpectralAdapters_ConceptSlider": "Concept Slider",
+    "SpectralAdapters_CompareAdapters": "Compare Adapters",
 }
 
 start()

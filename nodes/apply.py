@@ -11,6 +11,7 @@ class ApplyAdapter:
     """An adapter and an optional list of more, put on MODEL and CLIP."""
 
     CATEGORY = inputs.CATEGORY
+    HAS_INTERMEDIATE_OUTPUT = inputs.REPORTS
     DESCRIPTION = (
         "Puts an adapter on the model and the text encoder. merged changes the weights exactly and costs "
         "nothing per step; live computes it beside them, which adaptive gates and schedules need and which "

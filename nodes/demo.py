@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from . import inputs
+
 DESCRIPTION = """The demo model: a miniature Stable Diffusion, drawn and trained by this project.
 
 Size: set Empty Latent Image to 128 x 128. That node divides by 8 and this model's VAE enlarges by 4, so 128
@@ -21,7 +23,8 @@ It knows no other word; new ones such as <bot> come with adapters. Its CLIP is f
 class LoadDemoModel:
     """MODEL, CLIP and VAE of the embedded model; no widget, no file to choose."""
 
-    CATEGORY = "spectral adapters"
+    CATEGORY = inputs.CATEGORY
+    HAS_INTERMEDIATE_OUTPUT = inputs.REPORTS
     DESCRIPTION = "A tiny model that comes with this pack: try every node without a download. 64 x 64 pixels."
     SEARCH_ALIASES = ["spectral demo", "example model", "test model", "tiny model"]
     RETURN_TYPES = ("MODEL", "CLIP", "VAE", "STRING")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from . import fuse, inputs, results, tensors, train, train_inputs
+from . import fuse, inputs, results, train, train_inputs
 from .train_inputs import widget
 
 _LOOKING_STEPS = 4  # of the fusion that the training begins with
@@ -93,6 +93,7 @@ class DistilAdapters:
     """Two adapters and an optional list of more, fused and then trained to be one."""
 
     CATEGORY = inputs.CATEGORY
+    HAS_INTERMEDIATE_OUTPUT = inputs.REPORTS
     DESCRIPTION = (
         "Makes one adapter out of several and trains it to draw what each of them draws, without any "
         "pictures: keeps more of every concept than a fusion alone, and leaves other prompts alone. Takes "
@@ -232,15 +233,9 @@ def _closed_form(
     rank: int,
 ) -> Any:
     """What the training begins with."""
-    from ..spectral_core.fusion import fuse as fused
-    from ..spectral_core.fusion.rounds import ROUNDS, fuse_in_rounds
+    from ..spectral_core.fusion.rounds import ROUNDS
 
-    method, weights = "closed-form", [1.0] * len(given)
     prompts = "\n".join(" | ".join(t) for t in texts)
-    look, _ = fuse.looker(method, given, weights, (model, clip, None), prompts, (*looking, ROUNDS))
-
-    def once(seen: Any) -> Any:
-        with tensors.lasting():
-            return fused(given, method, rank=rank or None, statistics=seen)
-
-    return fuse_in_rounds(look, once, ROUNDS).fused.adapter
+    way = (*looking, ROUNDS)
+    weights = [1.0] * len(given)
+    return fuse.made("closed-form", given, weights, (model, clip, None), prompts, way, rank).fused.adapter

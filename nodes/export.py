@@ -16,6 +16,7 @@ class SaveAdapter:
     """An ADAPTER as a file that keeps everything: gates, spectra, strengths, schedule, words."""
 
     CATEGORY = inputs.CATEGORY
+    HAS_INTERMEDIATE_OUTPUT = inputs.REPORTS
     DESCRIPTION = (
         "Saves an adapter with everything that belongs to it into output/spectral_adapters, where the "
         "loaders find it. Never overwrites: files are numbered."
@@ -102,6 +103,7 @@ class ExportAdapterAsLoRA:
     """An ADAPTER as an ordinary LoRA file."""
 
     CATEGORY = inputs.CATEGORY
+    HAS_INTERMEDIATE_OUTPUT = inputs.REPORTS
     DESCRIPTION = (
         "Writes an adapter as an ordinary LoRA file for Load LoRA, Automatic1111, Forge, diffusers and "
         "others, and reports what that format cannot hold."

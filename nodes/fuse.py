@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from . import images, inputs, results, tensors
@@ -149,6 +150,7 @@ class FuseAdapters:
     """Two adapters and an optional list of more, fused into one."""
 
     CATEGORY = inputs.CATEGORY
+    HAS_INTERMEDIATE_OUTPUT = inputs.REPORTS
     DESCRIPTION = (
         "Fuses two or more adapters into one that holds all their concepts, and shows beforehand how much "
         "they get into each other's way. Third and further ones come as a list from Adapter Strength."
@@ -197,37 +199,61 @@ class FuseAdapters:
         save_statistics: str = "",
         sample_rounds: int = 2,
     ) -> dict[str, Any]:
-        from ..spectral_core import fusion
         from ..spectral_core.analysis import overlap_picture as overlap_sheet
-        from ..spectral_core.fusion import rounds
 
         given, weights = collected((adapter_1, adapter_2), (weight_1, weight_2), adapters)
-
-        def once(statistics: Any) -> Any:
-            with tensors.lasting():
-                return fusion.fuse(
-                    given,
-                    method,
-                    weights,
-                    rank=target_rank or None,
-                    freeze_gates=freeze_gates,
-                    statistics=statistics,
-                )
-
-        if fusion.FUSIONS[method].needs_statistics:
-            looking = (latent, sample_steps, sample_cfg, sample_seed, sample_rounds)
-            look, lines = looker(method, given, weights, (model, clip, conditioning), prompts, looking)
-            done = rounds.fuse_in_rounds(look, once, sample_rounds)
-            fused, statistics = done.fused, done.statistics
-            lines += _saved(save_statistics, given, statistics)
-        else:
-            fused, statistics, lines = once(None), None, []
+        looking = (latent, sample_steps, sample_cfg, sample_seed, sample_rounds)
+        connected = (model, clip, conditioning)
+        done = made(method, given, weights, connected, prompts, looking, target_rank, freeze_gates)
+        lines = [*done.lines, *_saved(save_statistics, given, done.statistics or ())]
         with tensors.lasting():
-            found = overlap_sheet.examine(given, weights, statistics)
-            picture = overlap_sheet.draw(given, found, fused.report)
-        report = results.lines(fused.report.text, *lines, *(f"before: {w}" for w in found.warnings))
+            found = overlap_sheet.examine(given, weights, done.statistics)
+            picture = overlap_sheet.draw(given, found, done.fused.report)
+        report = results.lines(done.fused.report.text, *lines, *(f"before: {w}" for w in found.warnings))
         ui = images.preview(picture, "fuse_adapters")
-        return results.shown(report, fused.adapter, report, images.to_image(picture), **ui)
+        return results.shown(report, done.fused.adapter, report, images.to_image(picture), **ui)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A fusion; what its layers saw, where it looked (else None); lines for the report."""
+
+    fused: Any
+    statistics: Any
+    lines: list[str]
+
+
+def made(
+    method: str,
+    given: Sequence[Any],
+    weights: Sequence[float],
+    connected: tuple[Any, Any, Any],
+    prompts: str,
+    looking: tuple[Any, int, float, int, int],
+    rank: int = 0,
+    freeze_gates: bool = False,
+) -> Made:
+    """The adapters fused; drawn for a few steps first where the method wants that. connected: MODEL, CLIP,
+    CONDITIONING; looking: LATENT, steps, guidance, seed, rounds; rank 0: nothing is compressed."""
+    from ..spectral_core import fusion
+    from ..spectral_core.fusion import rounds
+
+    def once(statistics: Any) -> Any:
+        with tensors.lasting():
+            return fusion.fuse(
+                given,
+                method,
+                weights,
+                rank=rank or None,
+                freeze_gates=freeze_gates,
+                statistics=statistics,
+            )
+
+    if not fusion.FUSIONS[method].needs_statistics:
+        return Made(once(None), None, [])
+    look, lines = looker(method, given, weights, connected, prompts, looking)
+    done = rounds.fuse_in_rounds(look, once, looking[-1])
+    return Made(done.fused, done.statistics, lines)
 
 
 def collected(

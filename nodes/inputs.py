@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 CATEGORY = "spectral adapters"
+REPORTS = True
+"""``HAS_INTERMEDIATE_OUTPUT``: the host sends a node's report again where its result comes from the cache."""
 ADAPTER = "SPECTRAL_ADAPTER"
 ADAPTER_LIST = "SPECTRAL_ADAPTER_LIST"
 

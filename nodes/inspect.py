@@ -12,6 +12,7 @@ class AdapterReport:
     """An ADAPTER examined; pictures and latents may pass through, so that it runs after the sampler."""
 
     CATEGORY = inputs.CATEGORY
+    HAS_INTERMEDIATE_OUTPUT = inputs.REPORTS
     DESCRIPTION = (
         "Shows what is in an adapter: layers, ranks, spectrum, trigger words, base model, and which gates "
         "were open at which noise level in the last run. Route the sampler's latent or the images through it "

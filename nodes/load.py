@@ -75,6 +75,7 @@ class LoadFouRA:
     """A FouRA file, or any other adapter file of this pack, onto MODEL and CLIP."""
 
     CATEGORY = inputs.CATEGORY
+    HAS_INTERMEDIATE_OUTPUT = inputs.REPORTS
     DESCRIPTION = (
         "Loads a FouRA adapter and puts it on the model and the text encoder, like Load LoRA. Its gates "
         "adapt the rank to each step while the picture is made."
@@ -160,6 +161,7 @@ class LoadLoRAAsAdapter:
     """An ordinary LoRA, from a file or from the host's trainer, as an ADAPTER."""
 
     CATEGORY = inputs.CATEGORY
+    HAS_INTERMEDIATE_OUTPUT = inputs.REPORTS
     DESCRIPTION = (
         "Reads an ordinary LoRA file as an ADAPTER, so that it can be fused with others, scheduled over the "
         "steps, saved or examined. Apply it with Apply Adapter."

@@ -11,6 +11,7 @@ class ResizeAdapter:
     """An ADAPTER at a smaller rank, by rank or by error."""
 
     CATEGORY = inputs.CATEGORY
+    HAS_INTERMEDIATE_OUTPUT = inputs.REPORTS
     DESCRIPTION = (
         "Lowers an adapter's rank: every layer keeps its strongest directions. Smaller files, less memory; "
         "the report says what is lost, layer by layer. For LoRA, LoKr and fused adapters that grew too large."

@@ -50,6 +50,7 @@ class AdapterStack:
     """Rows of adapter files, switched on and off, in an order, as a list of ADAPTERs."""
 
     CATEGORY = inputs.CATEGORY
+    HAS_INTERMEDIATE_OUTPUT = inputs.REPORTS
     DESCRIPTION = (
         "Many adapters in one node: each row has a file, its strengths for model and text encoder, and when "
         "in the denoising it acts. Rows can be switched off. The list goes to Apply, Fuse or Distil Adapters."

@@ -17,6 +17,7 @@ class AdapterStrength:
     """Scales an ADAPTER for model and clip, over the denoising and per block; collects adapters in a list."""
 
     CATEGORY = inputs.CATEGORY
+    HAS_INTERMEDIATE_OUTPUT = inputs.REPORTS
     DESCRIPTION = (
         "Sets how strong an adapter is: for model and text encoder, over the denoising (early steps decide "
         "the composition, late ones the detail), and in single blocks. Chain several to collect adapters "

@@ -21,6 +21,7 @@ class TrainAdapter:
     """A named training run on the host's own model."""
 
     CATEGORY = inputs.CATEGORY
+    HAS_INTERMEDIATE_OUTPUT = inputs.REPORTS
     DESCRIPTION = (
         "Trains a FouRA, a Spectral Adapter or a LoRA on pictures. The finished adapter can be used at once "
         "and is saved where the loaders list it. A stopped run goes on where it stopped."
@@ -141,10 +142,10 @@ def job_of(
     notes = (
         [f"from the preset {preset!r}: {', '.join(f'{n} {v}' for n, v in taken.items())}"] if taken else []
     )
-    return job, notes + _unread(job.method, options, table)
+    return job, notes + unread(job.method, options, table)
 
 
-def _unread(method: str, options: Mapping[str, Any], table: Mapping[str, Any]) -> list[str]:
+def unread(method: str, options: Mapping[str, Any], table: Mapping[str, Any]) -> list[str]:
     """What is set away from its default and the method does not read."""
     names = [
         name

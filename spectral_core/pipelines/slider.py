@@ -12,7 +12,7 @@ Shapes: sizes are (width, height) in pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,19 +20,21 @@ from torch import Tensor
 
 from ..adapter.adapter import Adapter, Provenance, create
 from ..adapter.fingerprint import fingerprint
-from ..adapter.schedule import Schedule
 from ..attach.attaching import attach
 from ..attach.targets import find_targets
-from ..errors import SpectralAdapterError
 from ..fusion import freeze
 from ..maths.svd_cache import SVDCache, default_cache_folder
-from ..training.config.adapter import AdapterSettings, SampleSettings
 from ..training.config.config import TrainConfig
-from ..training.config.setting import setting
 from ..training.data.order import Order
 from ..training.engine.checks import fitting
 from ..training.engine.loop import Setup, train
-from ..training.objectives.slider import SliderDenoiser, SliderExample, SliderNoise, examples
+from ..training.objectives.slider import (
+    SliderDenoiser,
+    SliderExample,
+    SliderNoise,
+    SliderSettings,
+    examples,
+)
 from ..training.runs.outcome import TrainResult
 from ..training.runs.place import Run
 from .concept import basis_source, diffusion_of
@@ -40,57 +42,8 @@ from .conditioning import CaptionCache
 from .loading import family_of, parts_of
 
 
-@dataclass(frozen=True)
-class SliderJob(AdapterSettings, SampleSettings):
-    """positive, negative: the poles. neutral: what is moved; ``{}`` in a prompt is where an attribute goes.
-
-    preserve: attributes that shall not move with the slider, a subject each or whatever else; the more, the
-    less the slider learns of what usually comes with its pole. eta: how far strength 1 moves, as a share of
-    the difference of the poles. start: progress from which the adapter acts, 0.2 is FouRA's t = 800. samples:
-    pictures of the neutral prompt that are drawn first, with ``sample_steps`` and ``guidance``, to be noised.
-    method, rank and the rest of the adapter: :class:`..training.config.adapter.AdapterSettings`.
-    """
-
-    positive: str
-    negative: str
-    neutral: str = setting("{}", "The prompt that is moved.", "slider", metavar="PROMPT")
-    preserve: tuple[str, ...] = setting(
-        (), "An attribute that shall stay; may be given several times.", "slider", metavar="TEXT"
-    )
-    eta: float = setting(
-        1.0,
-        "How far strength 1 moves, as a share of the poles' difference.",
-        "slider",
-        least=0,
-        ends="(]",
-        metavar="X",
-    )
-    start: float = setting(
-        0.2,
-        "Progress from which it acts, 0 the noisiest; keeps the layout of pictures.",
-        "slider",
-        least=0,
-        most=1,
-        ends="[)",
-        metavar="P",
-    )
-
-    def __post_init__(self) -> None:
-        self.check()
-        if not self.positive.strip() or not self.negative.strip() or self.positive == self.negative:
-            raise SpectralAdapterError(
-                f"poles {self.positive!r} and {self.negative!r}: expected two different prompts"
-            )
-
-    def settings(self) -> dict[str, Any]:
-        """What the result depends on, JSON-able."""
-        values = asdict(self)
-        for name in ("alpha", "train_scale"):  # which runs of earlier versions did not have
-            if not values[name]:
-                del values[name]
-        return values | {
-            key: None if values[key] is None else list(values[key]) for key in ("preserve", "columns", "size")
-        }
+class SliderJob(SliderSettings):
+    """What :func:`train_slider` is asked for."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +97,7 @@ def train_slider(
         trained = attachment.to_adapter()
     record = {"slider": job.settings(), **config.as_dict(), "steps_done": len(result.losses)}
     record |= {} if result.gates is None else result.gates.record()
-    schedule = Schedule.window(job.start, 1.0) if job.start > 0 else None
-    trained = replace(trained, schedule=schedule).with_provenance(training=record)
+    trained = replace(trained, schedule=job.schedule).with_provenance(training=record)
     if config.freeze_gates and not result.stopped:
         trained = freeze(trained)
     return TrainedSlider(trained, result, (*notes, *result.notes))

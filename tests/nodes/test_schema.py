@@ -19,6 +19,8 @@ SCHEMA: dict[str, Any] = json.loads((HERE / "schema_v1.json").read_text())
 LATER = {
     "SpectralAdapters_AdapterStack",
     "SpectralAdapters_ResizeAdapter",
+    "SpectralAdapters_ConceptSlider",
+    "SpectralAdapters_CompareAdapters",
 }  # nodes that came after the stored workflow
 WIDGETS = {"COMBO", "INT", "FLOAT", "STRING", "BOOLEAN"}
 
@@ -62,6 +64,8 @@ def test_every_socket_has_words_and_the_function_takes_it(ours: Pack, name: str)
         assert len(options["tooltip"]) > 15, key
     assert len(node.RETURN_TYPES) == len(node.RETURN_NAMES) == len(node.OUTPUT_TOOLTIPS)
     assert node.CATEGORY == "spectral adapters" and node.DESCRIPTION and node.SEARCH_ALIASES
+    reports = {"report", "description"} & set(node.RETURN_NAMES)
+    assert not reports or node.HAS_INTERMEDIATE_OUTPUT, "a report from the cache would not come to the page"
     parameters = inspect.signature(getattr(node, node.FUNCTION)).parameters
     wanted = [*inputs, *types.get("hidden", {})]
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):

@@ -171,6 +171,25 @@ def unfinished_file(run: str, step: int) -> Path:
     return Path(_saved(folder_paths), UNFINISHED, f"{run}-step-{step}.safetensors")
 
 
+def unfinished_files(run: str) -> list[Path]:
+    """Those of a run that are there."""
+    folder, start = unfinished_file(run, 0).parent, f"{run}-step-"
+    found = folder.glob("*.safetensors") if folder.is_dir() else ()
+    return [p for p in found if p.stem.startswith(start) and p.stem.removeprefix(start).isdecimal()]
+
+
+def step_of(path: Path) -> int:
+    """Of an :func:`unfinished_file`."""
+    return int(path.stem.rpartition("-")[2])
+
+
+def finished_file(run: str) -> Path:
+    """Where a run's finished adapter is, unless somebody else had the name."""
+    import folder_paths
+
+    return Path(_saved(folder_paths), f"{run}.safetensors")
+
+
 def below_output(path: Path) -> str:
     """A file's name relative to the output folder, with ``/``."""
     import folder_paths

@@ -20,6 +20,22 @@ _RATED = ("adamw", "adafactor", "schedulefree")  # the optimisers that the usual
 GUIDANCE = 4.0
 
 
+STEPS, FEW_STEPS = 20, 4  # of a picture; of models distilled to few
+
+
+def pixels_per_cell(vae: Any) -> int:
+    """Pixels of a side for each cell of a latent."""
+    ratio = getattr(vae, "downscale_ratio", 8)
+    return ratio if isinstance(ratio, int) else 8
+
+
+def usual_steps(model: Any) -> int:
+    """Denoising steps of a picture: few for models that are made for few (Flux schnell)."""
+    shape = model.model.model_config.unet_config
+    is_few = shape.get("image_model") == "flux" and not shape.get("guidance_embed", False)
+    return FEW_STEPS if is_few else STEPS
+
+
 def usual_size(model: Any, pixels_per_cell: int) -> int:
     """Pixels of a side that the model is made for."""
     family, shape = family_of(model), model.model.model_config.unet_config

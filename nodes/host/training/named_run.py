@@ -32,7 +32,7 @@ from . import identity
 from . import start as training_start
 from . import text as training_text
 from .data import Data, Pictures
-from .defaults import fitted
+from .defaults import fitted, pixels_per_cell
 from .job import Job
 from .progress import check_interrupt
 from .run import At, Inputs, Trained, carry_out
@@ -50,7 +50,7 @@ def run(job: Job, given: Inputs, said: Sequence[str] = ()) -> Trained:
     interrupt where the user stops it (the checkpoint is kept), and whatever else ends a training. The MODEL
     is afterwards as it was. said: notes on the job, which are told with the others.
     """
-    job, more = fitted(job, given.model, _pixels_per_cell(given.vae))
+    job, more = fitted(job, given.model, pixels_per_cell(given.vae))
     said = [*said, *more]
     with torch.inference_mode(False), torch.no_grad():
         shown = _source(job, given)
@@ -106,7 +106,7 @@ def _source(job: Job, given: Inputs) -> Source:
                 f"{name} {getattr(job, name)!r}: {' and '.join(missing)} not connected; a folder of pictures "
                 "needs the model's VAE and CLIP"
             )
-        framing = training_data.Framing(job.resolution, job.buckets, _pixels_per_cell(given.vae))
+        framing = training_data.Framing(job.resolution, job.buckets, pixels_per_cell(given.vae))
     prior = None
     if job.prior_images:
         prior = training_data.look_at_prior(job.prior_images, job.init_words, framing)
@@ -119,11 +119,6 @@ def _source(job: Job, given: Inputs) -> Source:
         )
     data = training_data.from_nodes(given.model, given.latents, given.conditionings, given.clip)
     return Source(data, prior)
-
-
-def _pixels_per_cell(vae: Any) -> int:
-    ratio = getattr(vae, "downscale_ratio", 8)
-    return ratio if isinstance(ratio, int) else 8
 
 
 def _settings(job: Job, given: Inputs, shown: Source, base: Mapping[str, Any]) -> dict[str, Any]:

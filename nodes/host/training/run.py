@@ -112,7 +112,7 @@ def carry_out(
         def learned(steps: int) -> Adapter:
             return _learned(begun, attachments, text, job, config, data, steps)
 
-        progress.keeps(at.place.folder, lambda steps: _keep(learned(steps), at.place.name, steps))
+        progress.keeps(at.place.folder, lambda steps: keep(learned(steps), at.place.name, steps))
         result = train_explained(setup, config, job.method, around, at.place)
         adapter = learned(len(result.losses))
         if result.gates is not None:
@@ -223,7 +223,7 @@ def _learned(
     return trained.with_provenance(training={k: v for k, v in record.items() if v is not None})
 
 
-def _keep(adapter: Adapter, name: str, steps: int) -> Path:
+def keep(adapter: Adapter, name: str, steps: int) -> Path:
     """An adapter out of a training that goes on, where the loaders list it."""
     path = paths.unfinished_file(name, steps)
     path.parent.mkdir(parents=True, exist_ok=True)

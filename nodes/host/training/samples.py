@@ -22,10 +22,10 @@ from torch import Tensor
 
 from ....spectral_core.attach.attaching import Attachment
 from ..model import noise
-from .defaults import usual_guidance
+from .defaults import usual_guidance, usual_steps
 from .model import Denoiser
 
-STEPS = 12
+MOST_STEPS = 12
 _SMALLEST = 256  # pixels of the shorter side of a picture made of latents' colours
 
 
@@ -51,7 +51,7 @@ class Sampler:
         """As the model has them. KeyboardInterrupt where the user stops."""
         ready = self.denoiser.ready
         sampling, device = ready.noise.sampling, ready.device
-        sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", STEPS).to(device)
+        sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", self._steps()).to(device)
         start = torch.randn(self.shape, generator=torch.Generator().manual_seed(self.seed))[None].to(device)
         x = sampling.noise_scaling(sigmas[:1], start, torch.zeros_like(start), True)
         rows = [self.denoiser.conditions.rows([index], self.shape) for index in self._wanted()]
@@ -68,6 +68,9 @@ class Sampler:
 
     def _wanted(self) -> list[int | None]:
         return [self.prompt, None] if self.guided and self._guidance() != 1 else [self.prompt]
+
+    def _steps(self) -> int:
+        return min(MOST_STEPS, usual_steps(self.denoiser.ready.patcher))
 
     def _guidance(self) -> float:
         return usual_guidance(self.denoiser.ready.patcher)

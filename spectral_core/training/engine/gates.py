@@ -22,6 +22,7 @@ from ..config.config import TrainConfig
 from ..runs.outcome import GateReport
 
 TOLD_EVERY = 10  # steps between events that name the open gates of every layer, which are long
+LEVELS = 10  # parts of the noise level
 SMOOTHED = 20.0  # the share of open gates is smoothed over the run's steps by this
 CALIBRATED = 0.1  # of the steps: E[p], from which gates can be frozen without data, is counted over them
 
@@ -32,23 +33,53 @@ class OpenGates(GateRecorder):
     def __init__(self) -> None:
         super().__init__(bins=1)
         self._step: dict[str, list[Tensor]] = {}
+        self._at: dict[str, list[Tensor | None]] = {}  # the noise levels of these passes
+        self._levels: dict[int, tuple[float, float]] = {}  # bin -> (Σ share · gates, Σ gates)
         self.ranks: dict[str, int] = {}
         self.calibration: dict[str, tuple[float, int, int]] = {}  # layer -> (Σ open gates, steps, rank)
 
     def record(self, layer: str, is_open: Tensor, progress: float | Tensor | None) -> None:
         self.ranks[layer] = is_open.shape[1]
         self._step.setdefault(layer, []).append(is_open)
+        is_known = isinstance(progress, Tensor) and progress.shape == is_open.shape[:1]
+        self._at.setdefault(layer, []).append(progress if is_known else None)  # type: ignore[arg-type]
 
-    def step(self) -> dict[str, float]:
-        """Layer -> mean open gates of the step just done; one transfer for all layers of a shape."""
+    def step(self, by_level: bool = False) -> dict[str, float]:
+        """Layer -> mean open gates of the step just done; one transfer for all layers of a shape.
+
+        by_level: the step counts for :meth:`take_levels`.
+        """
         counted: dict[str, float] = {}
         for layers in alike(self._step, lambda layer: tuple((x.shape, x.device) for x in self._step[layer])):
-            passes = zip(*(self._step[layer] for layer in layers), strict=True)
-            means = torch.stack([torch.stack(seen).sum(2).float().mean(1) for seen in passes]).mean(0)
-            counted.update(zip(layers, means.tolist(), strict=True))
+            passes = [torch.stack(seen) for seen in zip(*(self._step[n] for n in layers), strict=True)]
+            means = torch.stack([seen.sum(2).float().mean(1) for seen in passes]).mean(0)
+            at = [progress for progress in self._at[layers[0]] if progress is not None]
+            shares = (
+                [seen.float().mean((0, 2)) for seen in passes] if by_level and len(at) == len(passes) else []
+            )
+            told = torch.cat([means, *shares, *(p.float().to(means.device) for p in at if shares)]).tolist()
+            counted.update(zip(layers, told[: len(layers)], strict=True))
+            if shares:
+                self._count_levels(told[len(layers) :], len(layers) * self.ranks[layers[0]])
         found = {layer: counted[layer] for layer in self._step}
         self._step.clear()
+        self._at.clear()
         return found
+
+    def _count_levels(self, told: list[float], gates: int) -> None:
+        """Shares of open gates of some rows, and behind them the rows' progress."""
+        rows = len(told) // 2
+        for share, progress in zip(told[:rows], told[rows:], strict=True):
+            place = min(LEVELS - 1, max(0, int(progress * LEVELS)))
+            total, weight = self._levels.get(place, (0.0, 0.0))
+            self._levels[place] = (total + share * gates, weight + gates)
+
+    def take_levels(self) -> list[float | None]:
+        """The share of open gates in each of LEVELS equal parts of the noise, the noisiest first, over the
+        steps since it was asked last; None where there were none."""
+        found = [self._levels.get(place) for place in range(LEVELS)]
+        self._levels.clear()
+        return [None if seen is None else seen[0] / seen[1] for seen in found]
 
     def share(self, step: Mapping[str, float]) -> float:
         """Open gates of a step over all gates."""

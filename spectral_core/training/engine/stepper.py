@@ -215,7 +215,7 @@ class Stepper:
     def _count_and_steer(self) -> None:
         """Count the step's open gates (from the calibration on all together, too), and lead their share to
         its target."""
-        self.opened = self.open_gates.step()
+        self.opened = self.open_gates.step(by_level=True)
         if self.opened and self.world.size > 1:
             (mean,) = self.world.mean([torch.tensor(list(self.opened.values()), device=self.device)])
             self.opened = dict(zip(self.opened, mean.tolist(), strict=True))

@@ -216,7 +216,9 @@ class Trainer:
             values["open_share"] = self.stepper.open_gates.share(opened)
             values["temperature"] = self.setup.attachments[0].gates.temperature
             if self.step % gates.TOLD_EVERY == 0 or self.step == self.config.steps:
-                values["open_gates"] = opened
+                ranks = self.stepper.open_gates.ranks
+                values["open_by_layer"] = {name: mean / ranks[name] for name, mean in opened.items()}
+                values["open_by_level"] = self.stepper.open_gates.take_levels()
         event = self.log.say("step", self.step, values)
         if self._step_listener is not None:
             self._step_listener(event)

@@ -16,13 +16,17 @@ Shapes: noisy (B, C, H, W), timesteps (B,).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...adapter.schedule import Schedule
 from ...attach.attaching import Attachment
 from ...errors import SpectralAdapterError
+from ..config.adapter import AdapterSettings, SampleSettings
+from ..config.setting import setting
 from .diffusion import NoiseProcess
 from .towards_prediction import ResidualNoise
 
@@ -30,6 +34,64 @@ Predict = Callable[[Tensor, Tensor, Sequence[str]], Tensor]
 """The model: (noisy, timesteps, a prompt for each row) -> prediction."""
 
 _TRIES = 512  # draws of a noise level behind ``start``; at 0.9 one in ten lies there, of shifted flows fewer
+
+
+@dataclass(frozen=True)
+class SliderSettings(AdapterSettings, SampleSettings):
+    """positive, negative: the poles. neutral: what is moved; ``{}`` in a prompt is where an attribute goes.
+
+    preserve: attributes that shall not move with the slider, a subject each or whatever else; the more, the
+    less the slider learns of what usually comes with its pole. eta: how far strength 1 moves, as a share of
+    the difference of the poles. start: progress from which the adapter acts, 0.2 is FouRA's t = 800. samples:
+    pictures of the neutral prompt that are drawn first, with ``sample_steps`` and ``guidance``, to be noised.
+    method, rank and the rest of the adapter: :class:`..config.adapter.AdapterSettings`.
+    """
+
+    positive: str
+    negative: str
+    neutral: str = setting("{}", "The prompt that is moved.", "slider", metavar="PROMPT")
+    preserve: tuple[str, ...] = setting(
+        (), "An attribute that shall stay; may be given several times.", "slider", metavar="TEXT"
+    )
+    eta: float = setting(
+        1.0,
+        "How far strength 1 moves, as a share of the poles' difference.",
+        "slider",
+        least=0,
+        ends="(]",
+        metavar="X",
+    )
+    start: float = setting(
+        0.2,
+        "Progress from which it acts, 0 the noisiest; keeps the layout of pictures.",
+        "slider",
+        least=0,
+        most=1,
+        ends="[)",
+        metavar="P",
+    )
+
+    def __post_init__(self) -> None:
+        self.check()
+        if not self.positive.strip() or not self.negative.strip() or self.positive == self.negative:
+            raise SpectralAdapterError(
+                f"poles {self.positive!r} and {self.negative!r}: expected two different prompts"
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """What the result depends on, JSON-able."""
+        values = {k: v for k, v in asdict(self).items() if k in SliderSettings.__dataclass_fields__}
+        for name in ("alpha", "train_scale"):  # which runs of earlier versions did not have
+            if not values[name]:
+                del values[name]
+        return values | {
+            key: None if values[key] is None else list(values[key]) for key in ("preserve", "columns", "size")
+        }
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """Of the finished adapter: it acts where it was trained."""
+        return Schedule.window(self.start, 1.0) if self.start > 0 else None
 
 
 @dataclass(frozen=True)

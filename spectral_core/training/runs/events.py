@@ -2,7 +2,8 @@
 
 Every event has ``event`` (its kind) and ``step`` (optimiser steps done). Kinds: ``start``, ``resume``,
 ``step`` (loss, smoothed_loss, learning_rate, learning_rates by group, gradient_norm, steps_per_second,
-seconds, seconds_left; of adaptive gates open_share and temperature, every tenth step open_gates by layer),
+seconds, seconds_left; of adaptive gates open_share and temperature, every tenth step open_by_layer and, of
+ten equal parts of the noise level, the noisiest first, open_by_level),
 ``checkpoint``, ``sample``, ``gates``, ``warning``, ``error``, ``stopped``, ``finished``. Numbers that are
 not finite become null.
 

@@ -88,6 +88,18 @@ def test_open_gates_are_means_over_rows_and_passes() -> None:
     assert opened.step() == {}
 
 
+def test_open_gates_are_told_by_noise_level_once() -> None:
+    opened, halves = OpenGates(), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]).bool()
+    opened.record("a", halves, torch.tensor([0.05, 0.95]))
+    opened.record("b", torch.ones(2, 4).bool(), torch.tensor([0.05, 0.95]))
+    opened.record("words", torch.zeros(2, 4).bool(), None)  # before the denoising
+    opened.step(by_level=True)
+    opened.record("a", halves, torch.tensor([0.0, 0.0]))
+    opened.step()  # of a sample: it does not count
+    assert opened.take_levels() == [0.75, *[None] * 8, 1.0]
+    assert opened.take_levels() == [None] * 10
+
+
 @pytest.mark.parametrize(("bias", "kind"), [(-6.0, "dead"), (6.0, "always_open")])
 def test_gates_are_told_of_while_training_and_judged_at_the_end(bias: float, kind: str) -> None:
     _, attachment, setup = set_up(FouRAConfig(4, gate="adaptive"))
@@ -100,8 +112,9 @@ def test_gates_are_told_of_while_training_and_judged_at_the_end(bias: float, kin
     steps = [e for e in events if e["event"] == "step"]
     opened = 0.0 if kind == "dead" else 4.0
     layers = ("net.first", "net.second")
-    assert [e["step"] for e in steps if "open_gates" in e] == [10, 20]
-    assert steps[9]["open_gates"] == dict.fromkeys(layers, opened)
+    assert [e["step"] for e in steps if "open_by_layer" in e] == [10, 20]
+    assert steps[9]["open_by_layer"] == dict.fromkeys(layers, opened / 4)
+    assert {share for share in steps[9]["open_by_level"] if share is not None} == {opened / 4}
     assert all(e["open_share"] == opened / 4 for e in steps)
     assert [e["temperature"] for e in (steps[0], steps[7], steps[19])] == pytest.approx([1.0, 0.75, 0.5])
     assert result.gates is not None and getattr(result.gates, kind) == layers

@@ -1,6 +1,7 @@
 """Inside a host: training on small random models of SD 1's and SDXL's kind, of the host's own classes."""
 
 import comfy.model_patcher
+import comfy.model_sampling
 import comfy.sample
 import comfy.supported_models
 import torch
@@ -9,6 +10,7 @@ from inside_train_lib import SAVED, train
 from inside_unets import SD15, UNET
 
 applying = pack("nodes.host.apply.adapters")
+slider_node = pack("nodes.slider").ConceptSlider
 events = pack("spectral_core.training.runs.events")
 
 SD1 = SD15 | {"model_channels": 32}
@@ -78,4 +80,58 @@ def a_model_of_the_kind_of_sdxl():
     check("sdxl", made(comfy.supported_models.SDXL, SDXL))
 
 
-FAMILY_CHECKS = [a_model_of_the_kind_of_sd1, a_model_of_the_kind_of_sdxl]
+class Words:
+    """A CLIP that gives every text its own states."""
+
+    def __init__(self, model):
+        self.patcher = model  # only told apart by its numbers
+
+    def tokenize(self, text):
+        return text
+
+    def encode_from_tokens_scheduled(self, text):
+        generator = torch.Generator().manual_seed(1 + len(text))
+        states = torch.randn(1, 7, 64, generator=generator)
+        return [[states, {"pooled_output": torch.randn(1, 1280, generator=generator)}]]
+
+
+def check_slider(name, model):
+    """The loss towards the moved prediction falls; strength 1 and -1 move the picture opposite ways."""
+    base, latent = sampled(model), {"samples": torch.zeros(1, 4, 8, 8)}
+    given = {
+        "positive": "a long {}",
+        "negative": "a {}",
+        "neutral": "the {}",
+        "preserve": "x",
+        "method": "lora",
+    }
+    given |= {"rank": 4, "start": 0.0, "samples": 2, "sample_steps": 2, "latent": latent, "guidance": 1.0}
+    options = {"learning_rate": 0.01, "warmup": 0}
+    node = slider_node()
+    adapter = node.train(model, Words(model), steps=30, run_name=name, options=options, **given)["result"][0]
+    found = losses(name)
+    print(f"  {name}: {sum(found[:6]):.3f} to {sum(found[-6:]):.3f}")
+    assert sum(found[-6:]) < 0.9 * sum(found[:6])
+    assert adapter.provenance.training["slider"]["positive"] == "a long {}"
+    moved = [sampled(applying.apply(adapter, model, None, s, 1.0).model) - base for s in (1.0, -1.0)]
+    assert torch.nn.functional.cosine_similarity(*(m.flatten() for m in moved), dim=0) < 0
+    assert torch.equal(sampled(model), base)
+
+
+def a_slider_on_a_model_of_the_kind_of_sd1():
+    check_slider("slider sd1", made(comfy.supported_models.SD15, SD1))
+
+
+def a_slider_on_a_flow_model():
+    model = made(comfy.supported_models.SD15, SD1)
+    sampling = type("Flow", (comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST), {})
+    model.add_object_patch("model_sampling", sampling(model.model.model_config))
+    check_slider("slider flow", model)
+
+
+FAMILY_CHECKS = [
+    a_model_of_the_kind_of_sd1,
+    a_model_of_the_kind_of_sdxl,
+    a_slider_on_a_model_of_the_kind_of_sd1,
+    a_slider_on_a_flow_model,
+]
