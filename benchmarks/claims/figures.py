@@ -1,7 +1,8 @@
 """Numbers from the kept cells: means with spreads, paired differences and what may be said of them.
 
 Spread: the standard deviation over seeds. A difference is paired by seed; it counts when its mean is
-further from zero than twice its standard error.
+further from zero than twice its standard error, which is the smallest difference that could have been seen.
+Where that is more than the paper's own, a difference that does not show decides nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from benchmarks.claims.lab import Lab
 
 SHOWS, OPPOSITE, OPEN = "shows", "the opposite shows", "does not show"
+UNDECIDED = "not decidable here"
 NOT_RUN = "not run"
 CERTAIN = 2.0  # standard errors
 FEWEST = 3  # seeds of a verdict
@@ -48,14 +50,24 @@ class Mean:
         spread = "" if math.isnan(self.spread) else f" ± {self.spread:.{digits}f}"
         return f"{self.mean:.{digits}f}{spread}"
 
-    def verdict(self) -> str:
-        """Of a difference that a claim says is above zero."""
+    @property
+    def visible(self) -> float:
+        """The smallest mean of such differences that would have shown; nan on too few seeds."""
+        return math.nan if few(len(self.values)) else CERTAIN * self.spread / math.sqrt(len(self.values))
+
+    def seen(self, digits: int = 3) -> str:
+        """The same, for a table."""
+        return "–" if math.isnan(self.visible) else f"{self.visible:.{digits}f}"
+
+    def verdict(self, paper: float | None = None) -> str:
+        """Of a difference that a claim says is above zero. paper: how large it is there, in the same unit."""
         if few(len(self.values)):
             return few(len(self.values))
-        error = self.spread / math.sqrt(len(self.values))
-        if self.mean > CERTAIN * error:
+        if self.mean > self.visible:
             return SHOWS
-        return OPPOSITE if self.mean < -CERTAIN * error else OPEN
+        if self.mean < -self.visible:
+            return OPPOSITE
+        return UNDECIDED if paper is not None and self.visible > paper else OPEN
 
 
 class Figures:
