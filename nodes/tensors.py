@@ -1,7 +1,4 @@
-"""The mode in which nodes make tensors that may live on.
-
-Shapes: any.
-"""
+"""The mode in which nodes make tensors that may live on."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The one writer of files: a file appears whole and lasting, or not at all.
-
-Shapes: none.
-"""
+"""The one writer of files: a file appears whole and lasting, or not at all."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What people read, said the same way everywhere: choices that do not exist, and values in one line.
-
-Shapes: none.
-"""
+"""What people read, said the same way everywhere: choices that do not exist, and values in one line."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""REST routes ``/spectral/v1/…``: only where the host offers its own API, and behind the same passwords.
-
-Shapes: none.
-"""
+"""REST routes ``/spectral/v1/…``: only where the host offers its own API, and behind the same passwords."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """What the host calls: tags come in, adapters go on its model, and everything comes off again.
 
 One object for the process, made by ``scripts/spectral_adapters.py``; the host runs one picture at a time.
-
-Shapes: none here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The host's folders, and what kind of model it has loaded.
-
-Shapes: none.
-"""
+"""The host's folders, and what kind of model it has loaded."""
 
 from __future__ import annotations
 

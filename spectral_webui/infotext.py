@@ -1,7 +1,4 @@
-"""The adapters' hashes in a picture's parameters, and tags of renamed files found again by them.
-
-Shapes: none; words only.
-"""
+"""The adapters' hashes in a picture's parameters, and tags of renamed files found again by them."""
 
 from __future__ import annotations
 

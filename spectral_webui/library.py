@@ -1,8 +1,6 @@
 """Where adapters lie, what they are called in prompts, and their files read once per state.
 
 Names are paths below their folder with ``/`` and without ``.safetensors``, as on the cards.
-
-Shapes: those of the adapters.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The cards: a page of the host's extra networks.
-
-Shapes: none.
-"""
+"""The cards: a page of the host's extra networks."""
 
 from __future__ import annotations
 

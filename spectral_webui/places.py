@@ -3,8 +3,6 @@
 The picture model's blocks are numbered in one row there (``input_blocks.4.1``), so its layers are renamed by
 the layout of the very model; a text encoder's modules have the adapter's names. Strengths are multiplied into
 the terms, because the patterns that they hang on are for the adapter's own names.
-
-Shapes: names and numbers only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""How the extension hangs itself into the host: its callbacks, its network, its axes.
-
-Shapes: none.
-"""
+"""How the extension hangs itself into the host: its callbacks, its network, its axes."""
 
 from __future__ import annotations
 

@@ -9,8 +9,6 @@ number stands for both. Words with ``=`` may stand anywhere behind the name:
 - ``points``: ``0/1,0.5/0.3,1/0``, place/strength
 - ``blocks``: strengths of single blocks, ``IN/0.5,attn2/0``
 - ``mode``: ``live``, or ``frozen`` (adaptive gates replaced by their masks from training)
-
-Shapes: none; words and numbers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The tab **Spectral**: fuse, report and export. Plain components only, for gradio 3 and 4.
-
-Shapes: none.
-"""
+"""The tab **Spectral**: fuse, report and export. Plain components only, for gradio 3 and 4."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Fuse, report and export by the names of files: what the tab and the routes do. Nothing here needs the host.
-
-Shapes: those of the adapters.
-"""
+"""Fuse, report and export by the names of files: what the tab and the routes do, without the host."""
 
 from __future__ import annotations
 

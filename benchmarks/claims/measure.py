@@ -20,8 +20,8 @@ from benchmarks.claims.lab import HELD_OUT_SEED, Lab, Task
 from demo_model import draw
 from spectral_core.adapter.adapter import Adapter
 from spectral_core.demo.concepts import BACKGROUNDS
-from spectral_core.demo.run import EMBEDDED
 from spectral_core.demo.scores import as_tensor
+from spectral_core.pipelines.loading import EMBEDDED
 
 UNRELATED = 8  # prompts without any concept
 COPY_QUANTILE = 0.05

@@ -31,6 +31,7 @@ from spectral_core.files.adapter_file import load
 from spectral_core.fusion import fuse
 from spectral_core.maths.svd_cache import SVDCache
 from spectral_core.pipelines import apply
+from spectral_core.pipelines.loading import EMBEDDED
 
 
 def scores(
@@ -69,7 +70,7 @@ def cell(pipe: Any, options: argparse.Namespace, rate: float, seed: int, folder:
         losses.append(record["loss_after"])
         trained.append(load(path))
     fused = fuse(trained, method=demo_run.FUSION_OF[options.method]).adapter
-    scorer = Scorer(demo_run.EMBEDDED)
+    scorer = Scorer(EMBEDDED)
     drawn = {
         "alone": [[a] for a in trained],
         "stacked": [trained] * len(concepts),

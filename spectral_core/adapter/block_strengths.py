@@ -4,8 +4,6 @@ A pattern is a piece of a layer's name from dot to dot, a glob over the whole na
 OUT (the way down, the middle and the way up of a UNet), IN4 and OUT3 (one of its blocks by the number that
 block-weight tools use), DOUBLE, SINGLE (Flux), TE or BASE (text encoders). Strengths multiply where several
 patterns fit.
-
-Shapes: none; names and numbers.
 """
 
 from __future__ import annotations

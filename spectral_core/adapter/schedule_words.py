@@ -2,8 +2,6 @@
 
 Cosine curves are drawn with 64 straight pieces: at most 6e-4 from the curve itself. Outside of its window a
 curve is 0, as an adapter that is not there.
-
-Shapes: none.
 """
 
 from __future__ import annotations

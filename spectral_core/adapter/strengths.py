@@ -1,7 +1,4 @@
-"""An adapter's strengths as users set them: for the picture's model and for its text encoders, and in time.
-
-Shapes: none; numbers only.
-"""
+"""An adapter's strengths as users set them: for the picture's model, for its text encoders, and in time."""
 
 from __future__ import annotations
 

@@ -83,8 +83,7 @@ def output_norm(factors: Factors, inputs: Tensor | Statistics) -> float:
     if width != down.shape[1]:
         raise SpectralAdapterError(
             f"inputs of width {width} for a layer {factors.shape}: expected {down.shape[1]}, for a "
-            "convolution its "
-            "unfolded patches"
+            "convolution its unfolded patches"
         )
     if len(down) == 0:  # a frozen gate may have closed every row
         return 0.0

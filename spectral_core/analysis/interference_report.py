@@ -103,8 +103,7 @@ class Interference(OneLine):
             chance = fmean(o.row_random for o in found), fmean(o.column_random for o in found)
             lines.append(
                 f"{self.concepts[i]} and {self.concepts[j]}: rows overlap {row:.1%} (chance "
-                f"{chance[0]:.1%}), "
-                f"columns {column:.1%} (chance {chance[1]:.1%}) over {len(found)} layers"
+                f"{chance[0]:.1%}), columns {column:.1%} (chance {chance[1]:.1%}) over {len(found)} layers"
             )
         known = self.crosstalk or self.affinity
         what = "crosstalk on activations" if self.crosstalk else "crosstalk predicted from the weights"

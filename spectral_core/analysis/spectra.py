@@ -82,8 +82,7 @@ def _spectrum(adapter: Adapter, name: str, weight: Tensor | None) -> LayerSpectr
         if LayerShape.of(weight) != layer.shape:
             raise SpectralAdapterError(
                 f"layer {name}: the base weight is {LayerShape.of(weight)}, the adapter's layer "
-                f"{layer.shape}; "
-                "expected the model that the adapter was trained on"
+                f"{layer.shape}; expected the model that the adapter was trained on"
             )
         size = float(weight.detach().double().norm())
         relative = norm / size if size else None

@@ -1,7 +1,4 @@
-"""What the commands that train without pictures share: a named run around the training.
-
-Shapes: none.
-"""
+"""What the commands that train without pictures share: a named run around the training."""
 
 from __future__ import annotations
 

@@ -35,8 +35,8 @@ def parser(prog: str = "dev.py demo", add_help: bool = True) -> argparse.Argumen
         action="append",
         default=[],
         metavar="DIR",
-        help="a folder with pictures (name.jpg) and captions (name.txt); "
-        "give it twice to fuse two concepts of your own",
+        help="a folder with pictures (name.jpg) and captions (name.txt); give it twice to fuse two concepts "
+        "of your own",
     )
     build.add_argument(
         "--token",

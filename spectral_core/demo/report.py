@@ -14,10 +14,11 @@ import torch
 
 from ..adapter.adapter import Adapter
 from ..analysis.spectra import layer_spectra
+from ..pipelines.loading import EMBEDDED
 from ..plots import contact_sheet, heatmap, line_plot, save_picture
 from ..whole_file import write_whole
 from .concepts import DemoConcept
-from .run import EMBEDDED, METHOD_NAMES, DemoSettings, Row, TrainedAdapter, columns
+from .run import METHOD_NAMES, DemoSettings, Row, TrainedAdapter, columns
 from .scores import Scorer
 
 

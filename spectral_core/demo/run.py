@@ -30,7 +30,6 @@ from ..pipelines.loading import quiet_libraries
 from ..training.config.config import TrainConfig
 from .concepts import DemoConcept
 
-EMBEDDED = Path(__file__).resolve().parents[2] / "demo_model"
 FUSION_OF: dict[str, FusionMethod] = {"foura": "sum", "spectral_a": "spectral"}
 EMBEDDED_TARGETS = "down_blocks.*, mid_block.*, up_blocks.*"  # all but the four-channel layers at both ends
 METHOD_NAMES = {"foura": "FouRA", "spectral_a": "Spectral A"}
@@ -81,7 +80,7 @@ class Row:
 def open_model(path: Path | None) -> Any:
     """The embedded model, or the user's."""
     quiet_libraries()
-    return load_pipeline(path or EMBEDDED)
+    return load_pipeline(path)
 
 
 def default_settings(pipe: Any, options: argparse.Namespace) -> DemoSettings:

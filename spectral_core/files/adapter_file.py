@@ -142,7 +142,13 @@ def save(
 
 
 def load(path: str | os.PathLike[str], weights: Weights | None = None, lazy: bool = False) -> Adapter:
-    """The adapter of a file. ``weights`` is needed for compact files only; see :func:`read` for its notes."""
+    """The adapter of a file. ``weights`` is needed for compact files only; see :func:`read` for its notes.
+
+    >>> import torch, spectral_core as sc
+    >>> made = sc.create({"unet.to_q": torch.randn(8, 6)}, sc.LoRAConfig(rank=2))
+    >>> sc.load(sc.save(made, "mine.safetensors"))
+    Adapter('': 1 layers, lora)
+    """
     return read(path, weights, lazy).adapter
 
 
@@ -224,7 +230,14 @@ def _adapter(
 
 
 def inspect(path: str | os.PathLike[str]) -> Summary:
-    """What a file says about itself, from its header alone. Raises as :func:`read` does."""
+    """What a file says about itself, from its header alone. Raises as :func:`read` does.
+
+    >>> import torch, spectral_core as sc
+    >>> made = sc.create({"unet.to_q": torch.randn(8, 6)}, sc.LoRAConfig(rank=2))
+    >>> summary = sc.inspect(sc.save(made, "told.safetensors"))
+    >>> summary.methods, summary.parameter_count
+    (('lora',), 28)
+    """
     file, config = _open(path)
     expected = file_checks.expected_tensors(file.path, config)
     file_checks.check_names(file, expected)

@@ -2,8 +2,7 @@
 
 ``configurations`` lists each distinct method configuration once; ``layers`` gives every layer's shape, its
 terms as numbers in that list, and their weights where one is not 1. Reading checks every word and number.
-
-Shapes: none; a layer's shape is stored because a basis alone does not tell a convolution's kernel.
+A layer's shape is stored because a basis alone does not tell a convolution's kernel.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ A file is 8 bytes (length of the header, little-endian), the header (JSON: tenso
 and ``__metadata__``, words to words), then the tensors' bytes. Here every claim of the header is checked
 against the file before a tensor is read: sizes, places, overlaps, gaps, types, names given twice. There is no
 pickle anywhere.
-
-Shapes: any.
 """
 
 from __future__ import annotations

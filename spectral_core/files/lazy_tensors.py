@@ -1,7 +1,5 @@
 """A file's tensors read anew each time they are asked for, so that many adapters take the memory of one
 layer.
-
-Shapes: those of the file's tensors.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """Alphas of LoRA files that keep them outside their tensors: PEFT's ``adapter_config.json``, diffusers'
 metadata.
-
-Shapes: none; an alpha per layer.
 """
 
 from __future__ import annotations

@@ -91,9 +91,8 @@ class ExportReport(OneLine):
     def __str__(self) -> str:
         ranks = [layer.rank for layer in self.layers.values()]
         lines = [
-            f"{self.path.name}: {len(ranks)} layers in {self.naming} names, "
-            f"rank {min(ranks)} to {max(ranks)}, "
-            f"rounding error at most {self.rounding:.1e} of a layer's update"
+            f"{self.path.name}: {len(ranks)} layers in {self.naming} names, rank {min(ranks)} to "
+            f"{max(ranks)}, rounding error at most {self.rounding:.1e} of a layer's update"
         ]
         if self.omitted:
             lines.append(f"left out: {'; '.join(f'{name} ({why})' for name, why in self.omitted.items())}")

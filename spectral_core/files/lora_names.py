@@ -1,8 +1,6 @@
 """The names of LoRA files: which tensor is which half of which module, and what a module is called here.
 
 kohya's, diffusers' (present and old), PEFT's and ComfyUI's native spellings.
-
-Shapes: none; names only.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 
 LoRA managers and the host's metadata view show these. Everything that this project needs itself is in its own
 entry.
-
-Shapes: none; words only.
 """
 
 from __future__ import annotations

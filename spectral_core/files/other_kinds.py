@@ -1,8 +1,6 @@
 """Files that are something else: what they are, told by their first bytes or by their tensors' names.
 
 A user who picks the wrong file should read what it is and what to do with it, not that a tensor is missing.
-
-Shapes: none; names only.
 """
 
 from __future__ import annotations

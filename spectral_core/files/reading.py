@@ -2,8 +2,6 @@
 
 Opening a named pipe waits until somebody writes into it, a device may never end, and a sparse file claims
 more than the disk holds. All of that is asked first.
-
-Shapes: none.
 """
 
 from __future__ import annotations

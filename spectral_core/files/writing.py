@@ -1,7 +1,4 @@
-"""Writing the safetensors container: atomically, and the same bytes for the same content.
-
-Shapes: any.
-"""
+"""Writing the safetensors container: atomically, and the same bytes for the same content."""
 
 from __future__ import annotations
 

@@ -7,8 +7,6 @@ the changes of singular columns (arXiv 2405.13952), ``orthogonal`` adds adapters
 (:mod:`..statistics.collect`), and ``gradient`` descends the same objective. Ordinary LoRA files join as plain
 LoRA adapters. A method is one function from a layer's sources to its fused terms; :data:`FUSIONS` lists them.
 Layers are fused one after the other, so that memory does not grow with their number.
-
-Shapes: those of the adapters' layers.
 """
 
 from __future__ import annotations

@@ -57,9 +57,8 @@ def overlap_warnings(labels: Sequence[str], adapters: Sequence[Adapter]) -> list
             layers += bool(common)
         if shared:
             warnings.append(
-                f"{label_a} and {label_b} share columns {ranges(tuple(sorted(shared)))} in {layers} "
-                "layers and will "
-                "mix there; train them in disjoint columns to keep them apart"
+                f"{label_a} and {label_b} share columns {ranges(tuple(sorted(shared)))} in {layers} layers "
+                "and will mix there; train them in disjoint columns to keep them apart"
             )
     return warnings
 

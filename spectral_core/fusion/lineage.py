@@ -98,9 +98,8 @@ def merged_tokens(concepts: Sequence[Concept]) -> dict[str, Mapping[str, Tensor]
         for token, parts in concept.adapter.tokens.items():
             if token in merged and not _same(merged[token], parts):
                 raise SpectralAdapterError(
-                    f"{holder[token]} and {concept.label} both define the token {token!r}, with "
-                    "different vectors: "
-                    f"rename it in one of them first, rename_token(adapter, {token!r}, …)"
+                    f"{holder[token]} and {concept.label} both define the token {token!r}, with different "
+                    f"vectors: rename it in one of them first, rename_token(adapter, {token!r}, …)"
                 )
             merged[token] = parts
             holder.setdefault(token, concept.label)

@@ -4,8 +4,6 @@
 Terms are kept as they are with another weight: exact in every precision, adaptive gates stay live (a sum of
 gated outputs), spectral terms keep their columns, and a LoRA stays in its own dtype. Compressing is a
 separate step.
-
-Shapes: those of the terms.
 """
 
 from __future__ import annotations

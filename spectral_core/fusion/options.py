@@ -1,7 +1,4 @@
-"""The numbers of a fusion that have a good default.
-
-Shapes: none.
-"""
+"""The numbers of a fusion that have a good default."""
 
 from __future__ import annotations
 

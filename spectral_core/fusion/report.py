@@ -1,6 +1,6 @@
 """What a fusion did, in numbers: for people (``text``), for files and nodes (``to_json``).
 
-Shapes: none; errors are relative Frobenius norms, 0 … 1.
+Errors are relative Frobenius norms, 0 … 1.
 """
 
 from __future__ import annotations
@@ -114,8 +114,7 @@ class FusionReport(OneLine):
             worst = max(self.layers, key=lambda layer: layer.error)
             lines.append(
                 f"rank {before} → {after}, relative error {self.error:.2%} in total, at most "
-                f"{worst.error:.2%} "
-                f"({worst.name})"
+                f"{worst.error:.2%} ({worst.name})"
             )
         else:
             lines.append(f"rank {after}, nothing compressed")

@@ -2,8 +2,6 @@
 
 A concept's factor in a layer is weight · adapter strength · matching layer strengths; it multiplies the
 term's own weight, so that fusing with weights equals stacking the adapters at those strengths.
-
-Shapes: those of the adapters; nothing is computed here.
 """
 
 from __future__ import annotations

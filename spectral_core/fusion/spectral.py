@@ -116,9 +116,8 @@ def shared_basis(forms: Sequence[Additive]) -> tuple[dict[int, tuple[Tensor, Ten
             off = max(off, float((mine[1] - theirs[1]).abs() / theirs[1].abs()))
             if not off <= BASIS_TOLERANCE:
                 return {}, (
-                    f"column {column} differs between {holder[column]} and {form.concept} (by "
-                    f"{off:.1g}, at most "
-                    f"{BASIS_TOLERANCE:g}): not the columns of one base weight"
+                    f"column {column} differs between {holder[column]} and {form.concept} (by {off:.1g}, at "
+                    f"most {BASIS_TOLERANCE:g}): not the columns of one base weight"
                 )
     basis = dict(sorted(basis.items()))
     return basis, _not_of_one_svd(basis)
@@ -135,8 +134,7 @@ def _not_of_one_svd(basis: dict[int, tuple[Tensor, Tensor, Tensor]]) -> str:
         if not off <= BASIS_TOLERANCE:
             return (
                 f"the stored {side} columns are not orthonormal (|cos| up to {off:.2g}, at most "
-                f"{BASIS_TOLERANCE:g}): "
-                "they come from different base weights"
+                f"{BASIS_TOLERANCE:g}): they come from different base weights"
             )
     values = torch.stack([s for _, s, _ in basis.values()])
     if bool((values[1:] > values[:-1] * (1 + BASIS_TOLERANCE)).any()):

@@ -1,7 +1,4 @@
-"""Whether torch is tracing for its compiler, asked in a way that every torch since 2.1 understands.
-
-Shapes: none.
-"""
+"""Whether torch is tracing for its compiler, asked in a way that every torch since 2.1 understands."""
 
 from __future__ import annotations
 

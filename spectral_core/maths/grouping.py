@@ -1,7 +1,5 @@
 """What is alike, together: many small tensors cost mostly their calls, so those of one shape are computed at
 once.
-
-Shapes: none.
 """
 
 from __future__ import annotations

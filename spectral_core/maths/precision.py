@@ -1,7 +1,5 @@
 """In which precision a product is computed: what autocast says, asked in a way that every torch since 2.1
 understands.
-
-Shapes: none.
 """
 
 from __future__ import annotations

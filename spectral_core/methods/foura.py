@@ -34,6 +34,9 @@ class FouRAConfig(common.MethodConfig):
     """rank ≥ 1; alpha None means alpha = rank; transform dct / dft / none; gate none / adaptive / frozen.
 
     gate_kind ``mlp`` is the gate of this project, ``entropy`` the one nearest to the formula as printed.
+
+    >>> FouRAConfig(rank=8, gate="none").scale
+    1.0
     """
 
     method: ClassVar[str] = "foura"

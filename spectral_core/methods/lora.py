@@ -21,7 +21,11 @@ from . import common
 
 @dataclass(frozen=True)
 class LoRAConfig(common.MethodConfig):
-    """rank ≥ 1; alpha None means alpha = rank, a scale of 1."""
+    """rank ≥ 1; alpha None means alpha = rank, a scale of 1.
+
+    >>> LoRAConfig(rank=8, alpha=4).scale
+    0.5
+    """
 
     method: ClassVar[str] = "lora"
     title: ClassVar[str] = "LoRA"

@@ -31,7 +31,11 @@ from . import common
 
 @dataclass(frozen=True)
 class OrthogonalConfig(common.MethodConfig):
-    """rank ≥ 1; alpha None means alpha = rank; block k: rows [k·rank, (k+1)·rank) of the O of ``seed``."""
+    """rank ≥ 1; alpha None means alpha = rank; block k: rows [k·rank, (k+1)·rank) of the O of ``seed``.
+
+    >>> OrthogonalConfig(rank=4, block=2).scale
+    1.0
+    """
 
     method: ClassVar[str] = "orthogonal"
     title: ClassVar[str] = "Orthogonal Adaptation"

@@ -25,7 +25,11 @@ from . import common
 
 @dataclass(frozen=True)
 class SpectralAConfig(common.MethodConfig):
-    """columns: indices of the singular columns, 0 the largest; train_scale adds a trained additive S."""
+    """columns: indices of the singular columns, 0 the largest; train_scale adds a trained additive S.
+
+    >>> SpectralAConfig(columns=tuple(range(8))).rank
+    8
+    """
 
     method: ClassVar[str] = "spectral_a"
     title: ClassVar[str] = "Spectral Adapter (additive)"

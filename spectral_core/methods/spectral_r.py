@@ -33,6 +33,9 @@ class SpectralRConfig(common.MethodConfig):
     strength_law ``delta`` scales ΔW, as every method does. ``rotation`` scales the angles instead,
     Cayley(s·Q): it stays orthogonal, but is neither linear nor monotone in s, and an exported LoRA follows it
     at one strength only.
+
+    >>> SpectralRConfig(columns=(0, 1, 2)).is_linear
+    True
     """
 
     method: ClassVar[str] = "spectral_r"

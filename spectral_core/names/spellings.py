@@ -5,8 +5,6 @@ A layer's name here is ``<part>.<path>`` with diffusers' module path. The native
 in one row (``input_blocks.n``), so the map follows from the block structure alone (:class:`UNetLayout`); a
 kohya name is the path with ``_`` for every dot, which a small grammar of the known words takes apart again.
 Hosts have their own maps for every other model: there, a layer keeps the host's native weight name.
-
-Shapes: none; names only.
 """
 
 from __future__ import annotations

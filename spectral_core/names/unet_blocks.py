@@ -2,8 +2,6 @@
 
 diffusers numbers blocks by level (``down_blocks.1.attentions.0``), the original code and ComfyUI in one row
 (``input_blocks.4.1``); what is inside a block has nearly the same names in both.
-
-Shapes: none; names only.
 """
 
 from __future__ import annotations

@@ -102,7 +102,15 @@ class Applied:
 
 
 def apply(pipe: Any, *adapters: Adapter, recorder: GateRecorder | None = None) -> Applied:
-    """Put adapters on a pipeline: ``with apply(pipe, a, b): pipe(prompt)``. See :class:`Applied`."""
+    """Put adapters on a pipeline: live, and gone with the block. See :class:`Applied`.
+
+    >>> import spectral_core as sc
+    >>> pipe = sc.load_pipeline()
+    >>> weights, _ = sc.find_targets(pipe.unet, "unet", "attention")
+    >>> adapter = sc.create(weights, sc.LoRAConfig(rank=2))
+    >>> with sc.apply(pipe, adapter.scaled(0.8)):
+    ...     pictures = sc.generate(pipe, ["a red star"], seeds=[1], steps=1)
+    """
     return Applied(pipe, adapters, recorder)
 
 
@@ -137,6 +145,11 @@ def generate(
 
     size is (width, height) in pixels, the pipeline's own when None. on_batch gets the number of pictures
     just made.
+
+    >>> import spectral_core as sc
+    >>> [picture] = sc.generate(sc.load_pipeline(), ["a red star"], seeds=[1], steps=1)
+    >>> picture.size
+    (64, 64)
     """
     if len(prompts) != len(seeds):
         raise SpectralAdapterError(f"{len(prompts)} prompts and {len(seeds)} seeds: expected as many of each")

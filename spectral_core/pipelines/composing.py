@@ -4,8 +4,6 @@
 
 No adapter sees what another one does, whatever they share; K adapters cost K + 1 calls of the model per step
 instead of one.
-
-Shapes: those of the pipeline's denoiser.
 """
 
 from __future__ import annotations

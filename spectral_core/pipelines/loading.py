@@ -32,15 +32,24 @@ LIBRARIES = (
 EXTRA_HINT = "install the extra with: pip install diffusers transformers accelerate"
 
 
-def load_pipeline(path: str | Path, dtype: torch.dtype = torch.float32) -> Any:
+EMBEDDED = Path(__file__).resolve().parents[2] / "demo_model"
+"""The small model that comes with the package, as a diffusers folder."""
+
+
+def load_pipeline(path: str | Path | None = None, dtype: torch.dtype = torch.float32) -> Any:
     """A diffusers text-to-image pipeline from a diffusers folder or one .safetensors checkpoint; no network.
 
-    Raises SpectralAdapterError where the path is neither, or diffusers is not installed.
+    Without a path it is the embedded model, whose pictures have 64 × 64 pixels. Raises SpectralAdapterError
+    where the path is neither, or diffusers is not installed.
+
+    >>> import spectral_core as sc
+    >>> type(sc.load_pipeline()).__name__
+    'StableDiffusionPipeline'
     """
     with warnings.catch_warnings():
         # The older name, because it is the one that every supported release of diffusers understands.
         warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)
-        return _quiet(_open(Path(path), dtype))
+        return _quiet(_open(EMBEDDED if path is None else Path(path), dtype))
 
 
 def quiet_libraries() -> None:

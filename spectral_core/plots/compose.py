@@ -1,7 +1,4 @@
-"""Several plots on one page, under a title and a few lines of text.
-
-Shapes: pictures are PIL images.
-"""
+"""Several plots on one page, under a title and a few lines of text."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Checks and clean-up of what is to be plotted.
 
-Shapes: missing values become NaN.
+Missing values become NaN.
 """
 
 from __future__ import annotations

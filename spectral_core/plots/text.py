@@ -3,7 +3,7 @@
 Pillow's own font has no Greek and no accents; a text with such letters takes the first system font that has
 them, and where there is none it is put into plain letters.
 
-Shapes: sizes are in pixels.
+Sizes are in pixels.
 """
 
 from __future__ import annotations

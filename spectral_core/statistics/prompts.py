@@ -2,8 +2,6 @@
 
 Given as text they are one line for each adapter, in their order, with ``|`` between several prompts of one
 concept; an empty or missing line means the adapter's own words.
-
-Shapes: none.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Apply an adapter to a MODEL and a CLIP: on clones, by weight patches or in the forward path, with a report.
 
 The objects that come in are never changed. Strength 0 leaves the model as it is.
-
-Shapes: those of the adapter's layers.
 """
 
 from __future__ import annotations

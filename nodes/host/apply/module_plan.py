@@ -1,7 +1,4 @@
-"""Where in the host's model the live adapters of a patcher act, worked out once and only checked after that.
-
-Shapes: none; modules and their ``forward``.
-"""
+"""Where in the host's model the live adapters of a patcher act, worked out once and then only checked."""
 
 from __future__ import annotations
 

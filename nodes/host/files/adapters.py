@@ -1,7 +1,4 @@
-"""Adapters from the host's folders: the file that a name means, parsed once.
-
-Shapes: those of the adapters.
-"""
+"""Adapters from the host's folders: the file that a name means, parsed once."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 Their names begin with ``examples/``. They are offered by this pack's own loaders and registered nowhere
 in the host; a file of the same name in the user's folders comes first.
-
-Shapes: none; names only.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@ beside the loader when it runs: a prompt that only arrives reads no file. The en
 programs that read hashes as Automatic1111 and Civitai write them (``hashes``: ``lora:<name>`` -> the first
 ten digits). The same hashes go into the workflow's ``extra``, so that a workflow loaded from a picture still
 finds its file when that has been renamed.
-
-Shapes: none.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Names of files as workflows hold them: made safe, compared, and explained when nothing has them.
-
-Shapes: none; names only.
-"""
+"""Names of files as workflows hold them: made safe, compared, and explained when nothing has them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Parsed files, kept while they do not change: a file is known by path, time of change and size.
-
-Shapes: none here; adapters keep their own.
-"""
+"""Parsed files, kept while they do not change: a file is known by path, time of change and size."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 Adapters: ``models/spectral_adapters`` with the user's extra paths, and ``output/spectral_adapters``, where
 Save Adapter writes. Outside the host there are no folders and every list is empty.
-
-Shapes: none; names only.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 A folded layer is about as large as its tensors, and while pictures are made nobody looks at these: fusing,
 saving, reports and another base do. So that an adapter is held once and not twice, folding sets them down.
-
-Shapes: those of the file's tensors.
 """
 
 from __future__ import annotations

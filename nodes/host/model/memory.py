@@ -1,7 +1,4 @@
-"""Telling the host how much memory the adapters of a run need beside its model.
-
-Shapes: none; bytes.
-"""
+"""Telling the host how much memory the adapters of a run need beside its model."""
 
 from __future__ import annotations
 

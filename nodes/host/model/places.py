@@ -2,8 +2,6 @@
 
 A map's value is a weight key, or (key, (dimension, start, length)) for the rows of a fused weight (q, k and v
 in one), and sometimes a function that the host puts between a patch and the weight.
-
-Shapes: none; names and sizes only.
 """
 
 from __future__ import annotations

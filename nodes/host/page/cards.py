@@ -1,7 +1,4 @@
-"""What a file's header says about an adapter, for people who choose one: nothing of its tensors is read.
-
-Shapes: none.
-"""
+"""What a file's header says about an adapter, for people who choose one: nothing of its tensors is read."""
 
 from __future__ import annotations
 

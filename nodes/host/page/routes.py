@@ -2,8 +2,6 @@
 
 Everything here is also in a node's report or in the files: nothing needs the page. An error of ours is the
 status 400 with ``error``, its message.
-
-Shapes: none.
 """
 
 from __future__ import annotations

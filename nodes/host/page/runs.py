@@ -1,7 +1,4 @@
-"""Trainings for the page: their events, their state, and what they have learned so far as an adapter file.
-
-Shapes: none.
-"""
+"""Trainings for the page: their events, their state, and what they have learned so far as an adapter file."""
 
 from __future__ import annotations
 

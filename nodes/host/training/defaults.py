@@ -1,7 +1,5 @@
 """What follows from the connected model where the user leaves it open: the pictures' size, the learning rate,
 the guidance; and what to say, before a run starts, of values that do not suit it.
-
-Shapes: none.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What a MODEL, CLIP or VAE is, by content: a named run is found again after a restart, but for no other.
-
-Shapes: any.
-"""
+"""What a MODEL, CLIP or VAE is, by content: a named run is found again after a restart, but for no other."""
 
 from __future__ import annotations
 

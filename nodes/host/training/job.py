@@ -1,7 +1,4 @@
-"""What the node Train Adapter was asked to do, checked; and the settings by which its run is known.
-
-Shapes: none.
-"""
+"""What the node Train Adapter was asked to do, checked; and the settings by which its run is known."""
 
 from __future__ import annotations
 

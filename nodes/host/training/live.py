@@ -3,8 +3,6 @@
 The events also lie in the run's ``events.jsonl``; the page reads them there after a reload. Sent as
 ``spectral_adapters.run``: ``name`` of the run, ``asked`` (the name that the node has), ``events``, ``memory``
 in bytes.
-
-Shapes: none.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What the host sees of a training: the progress bar, the events for the page, and the stop button.
-
-Shapes: none.
-"""
+"""What the host sees of a training: the progress bar, the events for the page, and the stop button."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The adapter that a training in the host begins with: a new one, or one that is connected.
-
-Shapes: those of the layers.
-"""
+"""The adapter that a training in the host begins with: a new one, or one that is connected."""
 
 from __future__ import annotations
 

@@ -42,6 +42,9 @@ class TrainConfig:
     """The settings of the trainer itself; each says below what it means, and its range.
 
     Raises SpectralAdapterError for values out of range and for those that do not fit together.
+
+    >>> TrainConfig(steps=300, batch_size=2).accumulation
+    1
     """
 
     steps: int = setting(500, "How many times the adapter is improved.", "run", least=1, metavar="N")

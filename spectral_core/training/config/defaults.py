@@ -1,7 +1,4 @@
-"""What a setting that is left to the program becomes on one model: learning rate and size of the pictures.
-
-Shapes: none.
-"""
+"""What a setting that is left to the program becomes on one model: learning rate and size of the pictures."""
 
 from __future__ import annotations
 

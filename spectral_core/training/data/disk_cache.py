@@ -2,8 +2,6 @@
 
 The name of an entry is the SHA-256 of everything it depends on: the picture's bytes, its size, the weights of
 the autoencoder; the caption, the weights of the text encoders. A damaged entry is computed anew.
-
-Shapes: any.
 """
 
 from __future__ import annotations

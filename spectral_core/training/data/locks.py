@@ -1,7 +1,4 @@
-"""A lock file that the operating system releases when its holder ends, however it ends.
-
-Shapes: none.
-"""
+"""A lock file that the operating system releases when its holder ends, however it ends."""
 
 from __future__ import annotations
 

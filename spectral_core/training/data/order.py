@@ -1,6 +1,6 @@
-"""Which examples each step shows: seeded shuffles of the epoch, one after the other, in batches of one shape.
+"""Which examples each step shows: seeded shuffles of the epoch, in batches of one shape.
 
-Shapes: none; an example is its index.
+An example is its index.
 """
 
 from __future__ import annotations

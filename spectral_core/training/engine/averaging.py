@@ -2,8 +2,6 @@
 
 EMA: a ← d·a + (1 − d)·p after each step, with d = min(decay, (1 + n)/(10 + n)) at step n, so that the start
 is forgotten quickly.
-
-Shapes: any.
 """
 
 from __future__ import annotations

@@ -17,8 +17,6 @@ feed-forward layers. Results do not change: the same operations run on the same 
 Many models add to an activation in place after a layer has kept it for backward (``img += attention``). torch
 refuses that, and its own checkpointing computes with the changed numbers and says nothing. Here a pass
 knows by the tensors' version counters which of them change, and keeps copies of those.
-
-Shapes: the modules' own.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 A loss that is not finite, or a smoothed loss far above what the run began with and above the power of the
 target (what predicting nothing costs), stops the run. The culprit is looked for in this order: the training
 data, the parameters, the gradients, and the first layer whose output is not finite when the batch runs again.
-
-Shapes: losses are numbers.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 Groups: the denoiser's adapters, the text encoders', new words, and the gates of both. No weight decay on
 words and gates (whose biases must not drift towards a half-open gate). Gates have an optimiser of their own,
 always Adam, whose rate means how far a logit moves a step: so they decide alike beside every other optimiser.
-
-Shapes: any float32 parameters.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """Checkpoint files: everything that the steps to come depend on, in one safetensors file, its numbers as JSON
 in the metadata. No pickle anywhere, written atomically: a full disk or a crash leaves the last good one.
-
-Shapes: whatever the parameters and optimisers have.
 """
 
 from __future__ import annotations

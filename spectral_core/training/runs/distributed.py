@@ -3,8 +3,6 @@
 Started by ``torch.distributed.run`` or ``accelerate launch``, which set RANK, WORLD_SIZE and MASTER_ADDR.
 Every process draws the noise of the whole batch and takes its rows, so that the result is that of one process
 with the whole batch, up to the order of sums.
-
-Shapes: any.
 """
 
 from __future__ import annotations

@@ -6,8 +6,6 @@ seconds, seconds_left; of adaptive gates open_share and temperature, every tenth
 ten equal parts of the noise level, the noisiest first, open_by_level),
 ``checkpoint``, ``sample``, ``gates``, ``warning``, ``error``, ``stopped``, ``finished``. Numbers that are
 not finite become null.
-
-Shapes: none.
 """
 
 from __future__ import annotations

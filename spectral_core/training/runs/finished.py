@@ -2,8 +2,6 @@
 
 A run's folder remembers in ``result.json`` what it saved. A file of that name that it has not made is
 somebody else's: it is left alone, and the run's own gets the next free name.
-
-Shapes: none.
 """
 
 from __future__ import annotations

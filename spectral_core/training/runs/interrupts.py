@@ -1,7 +1,4 @@
-"""Ctrl-C that waits until a step of the optimiser is whole.
-
-Shapes: none.
-"""
+"""Ctrl-C that waits until a step of the optimiser is whole."""
 
 from __future__ import annotations
 

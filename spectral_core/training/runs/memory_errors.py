@@ -1,7 +1,4 @@
-"""Out of memory: told apart from other errors, and what to do about it.
-
-Shapes: none.
-"""
+"""Out of memory: told apart from other errors, and what to do about it."""
 
 from __future__ import annotations
 

@@ -3,8 +3,6 @@
 A run's folder holds ``checkpoint-<step>.safetensors`` (the newest few), ``events.jsonl``, ``samples/``, and
 what the caller adds (``start.safetensors``, the adapter it began with). A run whose folder has a checkpoint
 goes on from it.
-
-Shapes: none.
 """
 
 from __future__ import annotations

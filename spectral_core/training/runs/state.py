@@ -1,7 +1,4 @@
-"""A trainer's parts as the tensors and plain numbers of a checkpoint, and back.
-
-Shapes: those of the parts.
-"""
+"""A trainer's parts as the tensors and plain numbers of a checkpoint, and back."""
 
 from __future__ import annotations
 
