@@ -17,7 +17,7 @@ class ApplyAdapter:
         "nothing per step; live computes it beside them, which adaptive gates and schedules need and which "
         "makes changing a strength instant; auto chooses and says which."
     )
-    SEARCH_ALIASES = ["apply lora", "use adapter", "concept", "style", "spectral adapters"]
+    SEARCH_ALIASES = ["apply lora", "use adapter", "lora", "concept", "style", "spectral adapters"]
     RETURN_TYPES = ("MODEL", "CLIP", "STRING")
     RETURN_NAMES = ("MODEL", "CLIP", "report")
     OUTPUT_TOOLTIPS = (

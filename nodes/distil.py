@@ -99,7 +99,15 @@ class DistilAdapters:
         "pictures: keeps more of every concept than a fusion alone, and leaves other prompts alone. Takes "
         "minutes; a stopped run goes on where it stopped."
     )
-    SEARCH_ALIASES = ["distill", "distillation", "merge lora", "combine adapters", "spectral adapters"]
+    SEARCH_ALIASES = [
+        "distill",
+        "distillation",
+        "merge lora",
+        "combine",
+        "combine adapters",
+        "concept",
+        "spectral adapters",
+    ]
     RETURN_TYPES = (inputs.ADAPTER, "IMAGE", "STRING")
     RETURN_NAMES = ("ADAPTER", "loss curve", "report")
     OUTPUT_TOOLTIPS = (

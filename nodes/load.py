@@ -80,7 +80,7 @@ class LoadFouRA:
         "Loads a FouRA adapter and puts it on the model and the text encoder, like Load LoRA. Its gates "
         "adapt the rank to each step while the picture is made."
     )
-    SEARCH_ALIASES = ["foura", "fourier lora", "lora", "load adapter", "spectral adapters"]
+    SEARCH_ALIASES = ["foura", "fourier lora", "lora", "load adapter", "trigger", "spectral adapters"]
     RETURN_TYPES = ("MODEL", "CLIP", inputs.ADAPTER, "STRING", "STRING")
     RETURN_NAMES = ("MODEL", "CLIP", "ADAPTER", "report", "trigger words")
     OUTPUT_TOOLTIPS = _LOADER_TOOLTIPS
@@ -135,7 +135,14 @@ class LoadSpectralAdapter(LoadFouRA):
         "Loads a Spectral Adapter (additive or rotational) and puts it on the model and the text encoder, "
         "like Load LoRA. base_mismatch says what happens on another base model than the one trained on."
     )
-    SEARCH_ALIASES = ["spectral adapter", "singular value adapter", "load adapter", "spectral adapters"]
+    SEARCH_ALIASES = [
+        "spectral adapter",
+        "singular value adapter",
+        "lora",
+        "load adapter",
+        "trigger",
+        "spectral adapters",
+    ]
 
     @classmethod
     def INPUT_TYPES(cls) -> inputs.Inputs:
@@ -166,7 +173,7 @@ class LoadLoRAAsAdapter:
         "Reads an ordinary LoRA file as an ADAPTER, so that it can be fused with others, scheduled over the "
         "steps, saved or examined. Apply it with Apply Adapter."
     )
-    SEARCH_ALIASES = ["lora", "import lora", "convert lora", "spectral adapters"]
+    SEARCH_ALIASES = ["lora", "import lora", "convert lora", "trigger", "spectral adapters"]
     RETURN_TYPES = (inputs.ADAPTER, "STRING", "STRING")
     RETURN_NAMES = ("ADAPTER", "report", "trigger words")
     OUTPUT_TOOLTIPS = (

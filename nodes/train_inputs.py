@@ -34,6 +34,8 @@ def widget(row: Setting, default: Any = None, tooltip: str = "", **more: Any) ->
     options: dict[str, Any] = {"tooltip": tooltip, **more}
     if words.advanced:
         options["advanced"] = True
+    if words.methods:
+        options["methods"] = list(words.methods)  # the page shows it for these
     if words.label:
         options["display_name"] = words.label
     if row.choices:

@@ -72,9 +72,13 @@ def describe(adapter: Adapter, title: str, network_module: str, adapter_kind: st
     return found | _rank_and_alpha(adapter)
 
 
+_MOST_TAGS = 5
+
+
 def trained_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
     """The words that call what a file holds, from wherever programs write them: ``modelspec.trigger_phrase``
-    with commas, ``trained_words`` as JSON or with commas.
+    with commas, ``trained_words`` as JSON or with commas; where there is neither, the most frequent tags of
+    ``ss_tag_frequency``.
     """
     text = metadata.get("modelspec.trigger_phrase") or metadata.get("trained_words") or ""
     try:
@@ -84,7 +88,22 @@ def trained_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
     words = (
         [word for word in listed if isinstance(word, str)] if isinstance(listed, list) else text.split(",")
     )
-    return tuple(dict.fromkeys(word.strip() for word in words if word.strip()))
+    found = tuple(dict.fromkeys(word.strip() for word in words if word.strip()))
+    return found or _most_frequent(metadata.get("ss_tag_frequency", ""))
+
+
+def _most_frequent(text: str) -> tuple[str, ...]:
+    """The tags that every picture of their folder has, as far as kohya's counts tell: as frequent as any."""
+    try:
+        folders = strict_json(text) if text.startswith("{") else {}
+    except SpectralAdapterError:
+        return ()
+    found: dict[str, None] = {}
+    for tags in folders.values() if isinstance(folders, dict) else ():
+        counts = {t: n for t, n in tags.items() if isinstance(n, int)} if isinstance(tags, dict) else {}
+        most = max(counts.values(), default=0)
+        found |= dict.fromkeys(t.strip() for t, n in counts.items() if n == most and t.strip())
+    return tuple(found)[:_MOST_TAGS]
 
 
 def _rank_and_alpha(adapter: Adapter) -> dict[str, str]:

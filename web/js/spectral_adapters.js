@@ -1,15 +1,16 @@
 // Comfort for the page; every node works without it, and everything here can be done through the API.
 // In lib: report (of every node), panel and training (while it runs), card (of a file), stack (its rows), curve
-// (of a strength), verdict (before fusing), library (the sidebar), page (small helpers).
+// (of a strength), verdict (before fusing), shown (which widgets), library (the sidebar), page (small helpers).
 
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { allNodes, addStyles, isOurs, makeRoom, nodeById } from "./lib/page.mjs";
-import { addReport, exceptionText, inputErrors, restoreReport, showReport } from "./lib/report.mjs";
+import { addReport, exceptionText, inputErrors, reports, restoreReport, showReport } from "./lib/report.mjs";
 import { addCard, LOADERS } from "./lib/card.mjs";
 import { addCurve, STRENGTH } from "./lib/curve.mjs";
 import { libraryTab } from "./lib/library.mjs";
 import { addPanel, TRAINERS } from "./lib/panel.mjs";
+import { refreshShown } from "./lib/shown.mjs";
 import { addStack, STACK } from "./lib/stack.mjs";
 import { addVerdict, FUSERS } from "./lib/verdict.mjs";
 
@@ -123,6 +124,8 @@ app.registerExtension({
     app.extensionManager?.registerSidebarTab?.(libraryTab(host));
     setInterval(() => {
       for (const node of allNodes(rootGraph())) {
+        if (!isOurs(node)) continue;
+        refreshShown(node);
         node.spectralVerdict?.refresh();
         node.spectralCard?.look();
         if (node.spectralStack && node.spectralStack.shown !== node.spectralStack.widget.value) node.spectralStack.draw();
@@ -137,7 +140,8 @@ app.registerExtension({
     if (node.comfyClass === STRENGTH) addCurve(node, host);
     if (node.comfyClass === STACK) addStack(node, host);
     if (FUSERS.has(node.comfyClass)) addVerdict(node, host);
-    addReport(node);
+    if (reports(node)) addReport(node);
+    refreshShown(node);
     makeRoom(node);
     const executed = node.onExecuted;
     node.onExecuted = function (output) {

@@ -54,6 +54,19 @@ class WordTokenizer:
         return self.inner.known(word) if rows is None and isinstance(self.inner, WordTokenizer) else rows
 
 
+def pieces(clip: Any, word: str) -> list[str]:
+    """The known pieces that the CLIP's first tokenizer reads a word as; one for a word that it knows, none
+    where the tokenizer does not tell."""
+    for tokenizer in vars(clip.tokenizer).values():
+        inner, names = getattr(tokenizer, "tokenizer", None), getattr(tokenizer, "inv_vocab", None)
+        if not callable(inner) or not isinstance(names, dict):
+            continue
+        around = set(inner("")["input_ids"])
+        found = [i for i in inner(word)["input_ids"] if not isinstance(i, Tensor) and i not in around]
+        return [str(names.get(i, "?")).replace("</w>", "") for i in found]
+    return []
+
+
 def add(clip: Any, adapter: Adapter) -> tuple[Any, list[str]]:
     """(a clone of CLIP that knows the adapter's words, lines for the report); CLIP itself where it has none.
 

@@ -27,6 +27,7 @@ from ....spectral_core.training.runs.events import FILE, read_events
 from ....spectral_core.training.runs.finished import find_result
 from ....spectral_core.training.runs.place import Place, take_place
 from ..files import paths
+from ..model.words import pieces
 from . import data as training_data
 from . import identity
 from . import start as training_start
@@ -51,7 +52,7 @@ def run(job: Job, given: Inputs, said: Sequence[str] = ()) -> Trained:
     is afterwards as it was. said: notes on the job, which are told with the others.
     """
     job, more = fitted(job, given.model, pixels_per_cell(given.vae))
-    said = [*said, *more]
+    said = [*said, *more, *_of_the_word(job, given.clip)]
     with torch.inference_mode(False), torch.no_grad():
         shown = _source(job, given)
         words = _words(job, given)
@@ -140,6 +141,20 @@ def losses_of(place: Place) -> tuple[float, ...]:
         return ()
     steps = [e for e in read_events(events) if e["event"] == "step" and e.get("loss") is not None]
     return tuple(float(e["loss"]) for e in steps)
+
+
+def _of_the_word(job: Job, clip: Any) -> list[str]:
+    """What to say of a trigger word that the CLIP does not take for one word."""
+    word = job.trigger_word.strip()
+    if not word or clip is None or not job.images or job.init_words.strip():
+        return []
+    found = pieces(clip, word)
+    if len(found) < 2:
+        return []
+    return [
+        f"trigger_word {word!r}: the CLIP splits it into {' + '.join(found)}, whose meaning comes along; "
+        "for a word of its own set init_words (Training: Text Encoder)"
+    ]
 
 
 def _words(job: Job, given: Inputs) -> dict[str, dict[str, torch.Tensor]]:

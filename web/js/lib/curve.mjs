@@ -15,6 +15,16 @@ export const SHAPES = {
   bell: (x) => (1 - Math.cos(2 * Math.PI * x)) / 2,
 };
 
+// What a button sets: curve, start and end; the tooltip says what it does to the picture.
+export const PRESETS = {
+  always: ["constant", 0, 1, "Over all steps."],
+  early: ["constant", 0, 0.4, "Layout and shape only; the details are the model's own."],
+  late: ["constant", 0.4, 1, "Details and style only; the layout is the model's own."],
+  middle: ["bell", 0, 1, "Most in the middle, where shapes get their form."],
+  "fade in": ["linear in", 0, 1, "From nothing to all."],
+  "fade out": ["linear out", 0, 1, "From all to nothing."],
+};
+
 // "0:1, 0.5:0.3" as pairs; null where it cannot be read.
 export function readPoints(text) {
   const parts = text.split(/[,;\n]/).map((part) => part.trim()).filter(Boolean);
@@ -46,12 +56,37 @@ export function movedPoint(points, index, [place, strength]) {
   return points.map((point, i) => (i === index ? [Math.min(most, Math.max(least, place)), strength] : point));
 }
 
+// A named curve as a few points on its line.
+export function asPoints(curve, start, end) {
+  const shape = SHAPES[curve] ?? SHAPES.constant;
+  const inside = [0, 0.5, 1].map((x) => [start + (end - start) * x, shape(x)]);
+  return [...(start > 0 ? [[0, 0], [start, 0]] : []), ...inside, ...(end < 1 ? [[end, 0], [1, 0]] : [])];
+}
+
+export function widestGap(points) {
+  if (points.length < 2) return [points[0]?.[0] > 0.5 ? 0 : 1, points[0]?.[1] ?? 1];
+  const gaps = points.slice(1).map((point, i) => point[0] - points[i][0]);
+  const at = gaps.indexOf(Math.max(...gaps));
+  return [(points[at][0] + points[at + 1][0]) / 2, (points[at][1] + points[at + 1][1]) / 2];
+}
+
 class Curve {
   constructor(node, host) {
     Object.assign(this, { node, host });
     this.svg = this.make("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, width: "100%", height: "100%", preserveAspectRatio: "none" });
     this.svg.setAttribute("aria-label", "strength over the denoising");
-    this.box = element("div", { class: "spectral", title: "Double click adds a point, Delete takes it away; arrows move it." }, this.svg);
+    const presets = Object.entries(PRESETS).map(([name, [curve, start, end, title]]) =>
+      element("button", { type: "button", class: "spectral-preset", title, onclick: () => this.preset(curve, start, end) }, name),
+    );
+    this.svg.style.height = `${HEIGHT}px`;
+    this.box = element("div", { class: "spectral" }, element("div", { class: "spectral-presets" }, ...presets));
+    this.plot = element("div", { title: "Double click adds a point, Delete takes it away; arrows move it." }, this.svg);
+    const add = () => this.addPoint();
+    this.box.lastChild.append(element("button", { type: "button", class: "spectral-preset", title: "A point to move by mouse or arrow keys; the curve becomes custom.", onclick: add }, "+ point"));
+    const axis = element("div", { class: "spectral-axis spectral-muted" }, element("span", {}, "noise"), element("span", {}, "picture"));
+    this.range = element("span");
+    axis.firstChild.after(this.range);
+    this.box.append(this.plot, axis);
     this.svg.addEventListener("dblclick", (event) => this.addPoint(this.placeOf(event)));
     this.svg.addEventListener("pointermove", (event) => this.drag(event));
     for (const name of ["pointerup", "pointerleave"]) this.svg.addEventListener(name, () => (this.held = null));
@@ -64,8 +99,12 @@ class Curve {
         return result;
       };
     }
-    addPageWidget(node, "strength_curve", this.box, 110);
+    addPageWidget(node, "strength_curve", this.box, 122);
     this.draw();
+  }
+
+  preset(curve, start, end) {
+    this.set({ curve, start_percent: start, end_percent: end });
   }
 
   make(tag, values) {
@@ -76,11 +115,6 @@ class Curve {
 
   value(name) {
     return widgetNamed(this.node, name).value;
-  }
-
-  get top() {
-    const found = line(this.value("curve"), this.value("start_percent"), this.value("end_percent"), this.value("custom_curve"));
-    return Math.max(1, ...found.map(([, strength]) => strength));
   }
 
   at([place, strength]) {
@@ -101,7 +135,11 @@ class Curve {
   }
 
   write(points) {
-    for (const [name, value] of [["curve", "custom"], ["custom_curve", writePoints(points)]]) {
+    this.set({ curve: "custom", custom_curve: writePoints(points) });
+  }
+
+  set(values) {
+    for (const [name, value] of Object.entries(values)) {
       const widget = widgetNamed(this.node, name);
       widget.value = value;
       widget.callback?.(value);
@@ -109,9 +147,11 @@ class Curve {
     this.host.changed?.();
   }
 
+  // Where the user points, else in the widest gap; a named curve first becomes points of its own.
   addPoint(point) {
-    const points = this.points ?? [[0, 1], [1, 1]];
-    this.write([...points, point].sort((a, b) => a[0] - b[0]));
+    const points = this.points ?? asPoints(this.value("curve"), this.value("start_percent"), this.value("end_percent"));
+    const added = [...points, point ?? widestGap(points)].sort((a, b) => a[0] - b[0]);
+    this.write(added);
   }
 
   drag(event) {
@@ -137,6 +177,7 @@ class Curve {
     const drawn = line(this.value("curve"), this.value("start_percent"), this.value("end_percent"), this.value("custom_curve"));
     this.low = Math.min(0, ...drawn.map(([, strength]) => strength));
     this.high = Math.max(1, ...drawn.map(([, strength]) => strength));
+    this.range.textContent = `strength ${round(this.low)} to ${round(this.high)}`;
     const path = drawn.map((point) => this.at(point).join(",")).join(" ");
     const [left, zero] = this.at([0, 0]);
     const [right] = this.at([1, 0]);

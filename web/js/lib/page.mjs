@@ -54,6 +54,25 @@ export function addPageWidget(node, name, content, height) {
   return widget;
 }
 
+// Shows the node's widgets but for these; true where that changed.
+export function showAllBut(node, hidden) {
+  let changed = false;
+  for (const widget of node.widgets ?? []) {
+    const wanted = hidden.has(widget.name);
+    if (Boolean(widget.spectralHidden) === wanted) continue;
+    widget.spectralHidden = wanted;
+    widget.hidden = wanted;
+    if (widget.options) widget.options.hidden = wanted;
+    if (widget.element) widget.element.style.display = wanted ? "none" : "";
+    changed = true;
+  }
+  if (changed) {
+    makeRoom(node);
+    node.graph?.setDirtyCanvas?.(true, true);
+  }
+  return changed;
+}
+
 // Makes room for the node's widgets, and never takes any away.
 export function makeRoom(node) {
   const [width, height] = node.computeSize();
@@ -86,8 +105,10 @@ const STYLES = `
 .spectral-samples { display: flex; gap: 6px; overflow-x: auto; flex: none; }
 .spectral-samples figure { margin: 0; text-align: center; font-size: 10px; }
 .spectral-samples img { height: 64px; display: block; image-rendering: auto; border-radius: 3px; }
-.spectral-gates { display: flex; flex: none; gap: 1px; } .spectral-gates i { height: 10px; }
-.spectral-gates i { flex: 1; background: #3fb950; }
+.spectral-gates { display: grid; grid-template-columns: max-content 1fr; gap: 2px 6px; flex: none; font-size: 10px; align-items: center; }
+.spectral-gates div { display: flex; gap: 1px; } .spectral-gates i { flex: 1; height: 9px; background: #3fb950; }
+.spectral-axis { display: flex; justify-content: space-between; font-size: 10px; }
+.spectral-presets { display: flex; gap: 3px; margin-bottom: 2px; } .spectral button.spectral-preset { padding: 0 4px; font-size: 11px; }
 .spectral .u-wrap { position: relative; } .spectral .uplot canvas { display: block; position: relative;
   width: 100%; height: 100%; } .spectral .u-over, .spectral .u-under, .spectral .u-axis { position: absolute; }
 .spectral .u-legend, .spectral .u-select, .spectral .u-cursor-x, .spectral .u-cursor-y { display: none; }

@@ -2,9 +2,9 @@
 
 import uPlot from "../vendor/uplot.mjs";
 import { addPageWidget, colour, element, makeRoom, widgetNamed } from "./page.mjs";
-import { columns, emptyRun, numbers, sentence, take } from "./training.mjs";
+import { columns, emptyRun, gateCells, numbers, sentence, take } from "./training.mjs";
 
-export const TRAINERS = new Set(["SpectralAdapters_TrainAdapter", "SpectralAdapters_DistilAdapters"]);
+export const TRAINERS = new Set(["SpectralAdapters_TrainAdapter", "SpectralAdapters_DistilAdapters", "SpectralAdapters_ConceptSlider"]);
 const PROPERTY = "spectral_run";
 const HEIGHT = 330;
 const COLOURS = { loss: "#8fb7ff", smoothed: "#4c8dff", heldOut: "#e5534b", rate: "#d29922" };
@@ -18,7 +18,7 @@ export class Panel {
     this.said = element("div", { role: "status" });
     this.figures = element("div", { class: "spectral-row spectral-numbers" });
     this.plot = element("div", { class: "spectral-plot", "aria-hidden": "true" });
-    this.gates = element("div", { class: "spectral-gates" });
+    this.gates = element("div", { class: "spectral-gates", role: "img" });
     this.samples = element("div", { class: "spectral-samples" });
     this.buttons = {
       stop: this.button("Stop and keep", () => this.host.interrupt(), "Stops after this step. Nothing is lost."),
@@ -138,14 +138,14 @@ export class Panel {
   }
 
   drawGates() {
-    const layers = Object.entries(this.run.gates).slice(0, 400);
+    const { layers, levels } = gateCells(this.run);
+    const cell = ({ share, title }) => element("i", { title, style: `opacity:${(0.1 + 0.9 * (share ?? 0)).toFixed(2)}` });
+    const strip = (label, cells) => [element("span", { class: "spectral-muted" }, label), element("div", {}, ...cells.map(cell))];
     this.gates.replaceChildren(
-      ...layers.map(([layer, open]) => {
-        const share = Array.isArray(open) ? open.reduce((a, b) => a + b, 0) / (open.length || 1) : Number(open);
-        const title = `${layer}: ${Math.round(100 * share)} % of the gates are open`;
-        return element("i", { title, style: `opacity:${(0.1 + 0.9 * share).toFixed(2)}` });
-      }),
+      ...(layers.length ? strip("open gates by layer", layers) : []),
+      ...(levels.length ? strip("by noise, high to low", levels) : []),
     );
+    this.gates.setAttribute("aria-label", [...layers, ...levels].slice(0, 20).map(({ title }) => title).join("; "));
   }
 
   drawSamples() {

@@ -3,7 +3,7 @@
 export const MOST_POINTS = 1500;
 
 export function emptyRun(name = "") {
-  return { name, steps: 0, planned: 0, points: [], gates: {}, samples: [], state: "new", error: "", memory: null };
+  return { name, steps: 0, planned: 0, points: [], gates: {}, levels: [], samples: [], state: "new", error: "", memory: null };
 }
 
 // Takes one event in. Steps may come twice (from the file and live) or start again after a resume.
@@ -19,7 +19,8 @@ export function take(run, event) {
     if (step > last) run.points.push(pointOf(event));
     if (run.points.length > 2 * MOST_POINTS) run.points = thinned(run.points);
     Object.assign(run, { steps: Math.max(step, run.steps), planned: event.steps ?? run.planned, state: "running" });
-    if (event.open_gates) run.gates = event.open_gates;
+    if (event.open_by_layer) run.gates = event.open_by_layer;
+    if (event.open_by_level) run.levels = event.open_by_level.map((share, i) => share ?? run.levels[i] ?? null);
   }
   if (event.event === "sample") {
     const known = new Set(run.samples.map((sample) => sample.file));
@@ -36,7 +37,7 @@ function pointOf(event) {
     step: event.step,
     loss: event.loss ?? null,
     smoothed: event.smoothed_loss ?? null,
-    heldOut: event.held_out_loss ?? event.validation_loss ?? null,
+    heldOut: event.held_out_loss ?? null,
     rate: event.learning_rate ?? null,
     open: event.open_share ?? null,
     left: event.seconds_left ?? null,
@@ -82,6 +83,19 @@ export function numbers(run) {
   if (last.open != null) shown.push(["gates open", `${Math.round(100 * last.open)} %`]);
   if (run.memory != null) shown.push(["memory", `${(run.memory / 2 ** 30).toFixed(1)} GiB`]);
   return shown;
+}
+
+// Where among ten parts of the noise level, and in how many layers, the gates are open: cells with their words.
+export function gateCells(run) {
+  const percent = (share) => `${Math.round(100 * share)} % of the gates are open`;
+  const layers = Object.entries(run.gates).slice(0, 400);
+  return {
+    layers: layers.map(([layer, share]) => ({ share, title: `${layer}: ${percent(share)}` })),
+    levels: run.levels.map((share, i) => ({
+      share,
+      title: `noise ${100 - 10 * i} to ${90 - 10 * i} %: ${share == null ? "not seen yet" : percent(share)}`,
+    })),
+  };
 }
 
 export function sentence(run) {

@@ -26,19 +26,6 @@ export function filesBehind(node, names = ["adapter_1", "adapter_2", "adapters"]
   return found;
 }
 
-const LOOKING = ["prompts", "sample_steps", "sample_cfg", "sample_seed", "save_statistics", "sample_rounds"];
-
-// The widgets of the methods that draw a few steps are shown for these alone.
-function showRead(node) {
-  const method = widgetNamed(node, "method")?.value ?? "";
-  const reads = method.startsWith("closed-form") || method === "gradient";
-  for (const name of LOOKING) {
-    const widget = widgetNamed(node, name);
-    if (widget) widget.hidden = !reads;
-  }
-  node.graph?.setDirtyCanvas?.(true, true);
-}
-
 class Verdict {
   constructor(node, host) {
     Object.assign(this, { node, host, asked: "" });
@@ -53,11 +40,6 @@ class Verdict {
 
   // Asked now and then: loaders far up may change, and nothing tells.
   async refresh() {
-    const method = widgetNamed(this.node, "method")?.value;
-    if (method !== this.method) {
-      this.method = method;
-      if (method) showRead(this.node);
-    }
     const files = filesBehind(this.node);
     const asked = files.join("\n");
     if (asked === this.asked) return;
