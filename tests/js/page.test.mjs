@@ -4,11 +4,12 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { facts, mismatchOf, size } from "../../web/js/lib/card.mjs";
-import { line, movedPoint, readPoints, SHAPES, writePoints } from "../../web/js/lib/curve.mjs";
+import { asPoints, line, movedPoint, PRESETS, readPoints, SHAPES, widestGap, writePoints } from "../../web/js/lib/curve.mjs";
 import { nodeById } from "../../web/js/lib/page.mjs";
 import { exceptionText, inputErrors, keep, readKept } from "../../web/js/lib/report.mjs";
 import { moved, readRows, writeRows } from "../../web/js/lib/stack.mjs";
-import { columns, duration, emptyRun, MOST_POINTS, numbers, sentence, short, take } from "../../web/js/lib/training.mjs";
+import { methodBehind, unread } from "../../web/js/lib/shown.mjs";
+import { columns, duration, emptyRun, gateCells, MOST_POINTS, numbers, sentence, short, take } from "../../web/js/lib/training.mjs";
 import { filesBehind } from "../../web/js/lib/verdict.mjs";
 
 const step = (n, more = {}) => ({ event: "step", step: n, steps: 9, loss: 1 / n, smoothed_loss: 0.5, learning_rate: 1e-4, ...more });
@@ -123,4 +124,52 @@ test("the files behind a fusion are found through strengths and stacks", () => {
   const strength = node("SpectralAdapters_AdapterStrength", {}, { adapter: loader("b"), adapters: stack });
   const fuse = node("SpectralAdapters_FuseAdapters", {}, { adapter_1: loader("a"), adapters: strength, model: loader("x") });
   assert.deepEqual(filesBehind(fuse), ["a", "b", "c"]);
+});
+
+test("open gates are cells by layer and by noise, what was not seen keeps its last share", () => {
+  const run = emptyRun("a");
+  take(run, step(10, { open_by_layer: { a: 0.25, b: 1 }, open_by_level: [0.5, null, 1] }));
+  take(run, step(20, { open_by_level: [null, 0.25, 0] }));
+  const { layers, levels } = gateCells(run);
+  assert.deepEqual(layers.map(({ share }) => share), [0.25, 1]);
+  assert.match(layers[0].title, /^a: 25 % of the gates are open$/);
+  assert.deepEqual(levels.map(({ share }) => share), [0.5, 0.25, 0]);
+  assert.match(levels[1].title, /^noise 90 to 80 %: 25 %/);
+});
+
+test("a named curve becomes points on its line, and a new point goes into the widest gap", () => {
+  assert.deepEqual(asPoints("linear out", 0.2, 1), [[0, 0], [0.2, 0], [0.2, 1], [0.6, 0.5], [1, 0]]);
+  assert.deepEqual(widestGap([[0, 1], [0.2, 0], [1, 1]]), [0.6, 0.5]);
+  for (const [curve, start, end] of Object.values(PRESETS)) assert.ok(curve in SHAPES && start < end);
+});
+
+test("nodes show what their choice reads", () => {
+  const node = (kind, values) => ({
+    comfyClass: `SpectralAdapters_${kind}`,
+    widgets: Object.entries(values).map(([name, value]) => ({ name, value })),
+  });
+  assert.deepEqual(unread(node("AdapterStrength", { curve: "bell" })), ["custom_curve"]);
+  assert.deepEqual(unread(node("AdapterStrength", { curve: "custom" })), ["start_percent", "end_percent"]);
+  assert.ok(unread(node("FuseAdapters", { method: "sum" })).includes("prompts"));
+  assert.deepEqual(unread(node("FuseAdapters", { method: "closed-form-rank" })), []);
+  assert.deepEqual(unread(node("CompareAdapters", { compare: "fusion methods" })), ["run_name"]);
+});
+
+test("an option node shows what the method of its trainer reads, through other option nodes", () => {
+  const trainer = { id: 3, comfyClass: "SpectralAdapters_TrainAdapter", widgets: [{ name: "method", value: "lora" }] };
+  const nodes = new Map([[3, trainer]]);
+  const links = { 7: { target_id: 2 }, 8: { target_id: 3 } };
+  const graph = { getNodeById: (id) => nodes.get(id), links };
+  const option = (id, link) => {
+    const made = { id, graph, comfyClass: "SpectralAdapters_TrainLayers", outputs: [{ type: "SPECTRAL_TRAIN_OPTIONS", links: [link] }] };
+    const input = { optional: { targets: ["STRING", {}], columns: ["STRING", { methods: ["spectral_a"] }], alpha: ["FLOAT", { methods: ["lora"] }] } };
+    made.constructor = { nodeData: { input } };
+    nodes.set(id, made);
+    return made;
+  };
+  const [near, far] = [option(2, 8), option(1, 7)];
+  assert.equal(methodBehind(far), "lora");
+  assert.deepEqual([unread(near), unread(far)], [["columns"], ["columns"]]);
+  trainer.widgets[0].value = "spectral_a";
+  assert.deepEqual(unread(far), ["alpha"]);
 });

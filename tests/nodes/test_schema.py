@@ -144,3 +144,11 @@ def test_page_scripts_only_add_comfort() -> None:
             if found and not found[1].endswith(("/scripts/app.js", "/scripts/api.js")):
                 assert (script.parent / found[1]).suffix == ".mjs", (script, line)
                 assert (script.parent / found[1]).is_file(), (script, line)
+
+
+@pytest.mark.parametrize(
+    "word", ["slider", "schedule", "merge", "concept", "trigger", "style", "train", "lora", "combine"]
+)
+def test_search_finds_us(ours: Pack, word: str) -> None:
+    aliases = [alias for node in ours.root.NODE_CLASS_MAPPINGS.values() for alias in node.SEARCH_ALIASES]
+    assert word in aliases

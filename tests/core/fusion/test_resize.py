@@ -103,6 +103,7 @@ def test_trained_words_stand_where_programs_look(tmp_path: Path) -> None:
         {"modelspec.trigger_phrase": "<tom>, ein Bär", "trained_words": "other"},
         {"trained_words": '["<tom>", "ein Bär", "<tom>"]'},
         {"trained_words": " <tom> ,ein Bär,"},
+        {"ss_tag_frequency": '{"10_tom": {"<tom>": 12, "ein Bär": 12, "sitting": 3}}'},
     ],
 )
 def test_words_are_read_from_wherever_programs_write_them(tmp_path: Path, metadata: dict[str, str]) -> None:

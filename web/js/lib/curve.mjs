@@ -59,7 +59,7 @@ export function movedPoint(points, index, [place, strength]) {
 // A named curve as a few points on its line.
 export function asPoints(curve, start, end) {
   const shape = SHAPES[curve] ?? SHAPES.constant;
-  const inside = [0, 0.5, 1].map((x) => [start + (end - start) * x, shape(x)]);
+  const inside = [0, 0.5, 1].map((x) => [round(start + (end - start) * x), shape(x)]);
   return [...(start > 0 ? [[0, 0], [start, 0]] : []), ...inside, ...(end < 1 ? [[end, 0], [1, 0]] : [])];
 }
 
@@ -67,7 +67,7 @@ export function widestGap(points) {
   if (points.length < 2) return [points[0]?.[0] > 0.5 ? 0 : 1, points[0]?.[1] ?? 1];
   const gaps = points.slice(1).map((point, i) => point[0] - points[i][0]);
   const at = gaps.indexOf(Math.max(...gaps));
-  return [(points[at][0] + points[at + 1][0]) / 2, (points[at][1] + points[at + 1][1]) / 2];
+  return [(points[at][0] + points[at + 1][0]) / 2, (points[at][1] + points[at + 1][1]) / 2].map(round);
 }
 
 class Curve {

@@ -84,7 +84,7 @@ const STYLES = `
   font: 12px/1.35 system-ui, sans-serif; color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222);
   border-radius: 4px; user-select: text; }
 .spectral:focus-visible, .spectral :focus-visible { outline: 2px solid #4c8dff; outline-offset: 1px; }
-.spectral-report { white-space: pre-wrap; overflow-wrap: anywhere; }
+.spectral-report { min-height: 84px; white-space: pre-wrap; overflow-wrap: anywhere; }
 .spectral-report[data-kind=error] { border-left: 3px solid #e5534b; }
 .spectral-report[data-kind=hint] { color: var(--descrip-text, #999); }
 .spectral-row { display: flex; flex-wrap: wrap; gap: 4px 10px; align-items: center; }
@@ -108,7 +108,7 @@ const STYLES = `
 .spectral-gates { display: grid; grid-template-columns: max-content 1fr; gap: 2px 6px; flex: none; font-size: 10px; align-items: center; }
 .spectral-gates div { display: flex; gap: 1px; } .spectral-gates i { flex: 1; height: 9px; background: #3fb950; }
 .spectral-axis { display: flex; justify-content: space-between; font-size: 10px; }
-.spectral-presets { display: flex; gap: 3px; margin-bottom: 2px; } .spectral button.spectral-preset { padding: 0 4px; font-size: 11px; }
+.spectral-presets { display: flex; gap: 3px; margin-bottom: 2px; } .spectral button.spectral-preset { padding: 0 3px; font-size: 10px; white-space: nowrap; }
 .spectral .u-wrap { position: relative; } .spectral .uplot canvas { display: block; position: relative;
   width: 100%; height: 100%; } .spectral .u-over, .spectral .u-under, .spectral .u-axis { position: absolute; }
 .spectral .u-legend, .spectral .u-select, .spectral .u-cursor-x, .spectral .u-cursor-y { display: none; }
