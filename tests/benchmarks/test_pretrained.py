@@ -53,13 +53,13 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pretrained.Bench:
     config = BertConfig(
         vocab_size=WORDS + 2,
         hidden_size=64,
-        num_hidden_layers=1,
+        num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=128,
     )
     model = BertModel(config, add_pooling_layer=False).eval().requires_grad_(False).bfloat16()
     lab = Lab(tmp_path, replace(pretrained.SETTING, seeds=(0, 1, 2)))
-    return pretrained.Bench(lab, model, Words(), tmp_path)
+    return pretrained.Bench(lab, model, Words(), tmp_path, 1)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -103,8 +103,8 @@ def test_differences_are_paired_and_say_what_could_have_been_seen() -> None:
 
     cells: dict[str, Any] = {}
     for seed, level in enumerate((0.2, 0.4, 0.6)):
-        cells[f"test__topic__lora__{seed}"] = cell(level) | {"parameters": 5}
-        cells[f"test__topic__top__{seed}"] = cell(level - 0.1 - 0.01 * seed) | {"parameters": 5}
+        cells[f"test__topic__3__lora__{seed}"] = cell(level) | {"parameters": 5}
+        cells[f"test__topic__3__top__{seed}"] = cell(level - 0.1 - 0.01 * seed) | {"parameters": 5}
 
     class Kept:
         setting = replace(pretrained.SETTING, seeds=(0, 1, 2))
