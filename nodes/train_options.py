@@ -13,6 +13,7 @@ from . import inputs, train_inputs
 Options = dict[str, Any]
 _ON_THE_NODE = ("method", "rank", "steps", "sample_every", "sample_prompt")
 _FOLDERS = ("prior_images",)
+_LATER = ("gate_budget", "compare_ungated")  # stored workflows know a widget by its place: these come last
 
 
 class _TrainOptions:
@@ -29,7 +30,7 @@ class _TrainOptions:
     @classmethod
     def INPUT_TYPES(cls) -> inputs.Inputs:
         widgets = {}
-        for row in train_inputs.rows().values():
+        for row in sorted(train_inputs.rows().values(), key=lambda row: row.name in _LATER):
             if row.words.group in cls.GROUPS and row.name not in _ON_THE_NODE and not row.words.command_only:
                 is_folder = row.name in _FOLDERS
                 widgets[row.name] = train_inputs.folder(row) if is_folder else train_inputs.widget(row)

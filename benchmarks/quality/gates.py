@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -30,11 +29,12 @@ from torch import Tensor
 from benchmarks.claims.drawings import style_picture
 from benchmarks.claims.judge import as_tensor
 from benchmarks.claims.lab import FULL, HELD_OUT_SEED, SIZE, Busy, Lab, Recipe, Shown, Task
-from benchmarks.claims.recipes import COLUMNS, RANK
+from benchmarks.claims.recipes import COLUMNS, RANK, block
 from benchmarks.common import finish
 from spectral_core.attach.attaching import attach
 from spectral_core.errors import SpectralAdapterError
 from spectral_core.methods import FouRAConfig, LoRAConfig, MethodConfig
+from spectral_core.names.unet_blocks import halvings
 from spectral_core.pipelines.concept import diffusion_of, encode_pictures
 from spectral_core.pipelines.conditioning import CaptionCache
 from spectral_core.training.config.config import TrainConfig
@@ -42,6 +42,7 @@ from spectral_core.training.data.order import Order
 from spectral_core.training.engine.gate_parameters import GateParameters
 from spectral_core.training.engine.loop import Setup, evaluation_loss, train
 
+PLACES = {**COLUMNS, "block 1": block(1), "block 2": block(2)}  # of columns
 STYLE, PICTURES, HELD_OUT, LEVELS, BATCH = "poster", 30, 8, 8, 4
 SWITCHES = 0.05
 NAME = "gates"
@@ -69,8 +70,8 @@ class Cell:
 
     @property
     def recipe(self) -> Recipe:
-        if self.adapter in COLUMNS:
-            return COLUMNS[self.adapter]
+        if self.adapter in PLACES:
+            return PLACES[self.adapter]
         return Recipe(self.adapter, lambda _: self.config, self.rate)
 
     @property
@@ -110,6 +111,7 @@ class Seen:
     def summary(self) -> dict[str, Any]:
         opened, total, switching, noisy, clean = 0.0, 0, 0.0, 0.0, 0.0
         by_depth: dict[int, list[float]] = {}
+        levels = halvings(self.rows)
         for layer, rows in self.rows.items():
             gates, level = torch.cat([g for g, _ in rows]), torch.cat([n for _, n in rows])
             mean = gates.mean(0)
@@ -119,21 +121,13 @@ class Seen:
             switching += float(((mean > SWITCHES) & (mean < 1 - SWITCHES)).sum())
             noisy += float(gates[level < 0.5].mean(0).sum())
             clean += float(gates[level >= 0.5].mean(0).sum())
-            by_depth.setdefault(depth(layer), []).append(float(mean.mean()))
+            by_depth.setdefault(levels[layer], []).append(float(mean.mean()))
         return {
             "open": opened / total,
             "switching": switching / total,
             "noisy": (noisy - clean) / total,
             "levels": [round(fmean(by_depth[d]), 3) for d in sorted(by_depth)],
         }
-
-
-def depth(layer: str) -> int:
-    """0 at the highest resolution."""
-    match = re.search(r"(down|up)_blocks\.(\d+)", layer)
-    if match is None:
-        return 2
-    return int(match[2]) if match[1] == "down" else 2 - int(match[2])
 
 
 def measured(lab: Lab, cell: Cell, seed: int) -> dict[str, Any]:
@@ -177,7 +171,7 @@ def measured(lab: Lab, cell: Cell, seed: int) -> dict[str, Any]:
             if len(decisions):
                 assert result.gates is not None
                 found |= seen.summary()
-                found |= {"share": result.gates.share, "dead": len(result.gates.dead)}
+                found |= {"share": result.gates.share, "effective_rank": result.gates.effective_rank}
                 with decisions.frozen():
                     found["frozen"] = evaluation_loss(unseen, levels=LEVELS)
     return found

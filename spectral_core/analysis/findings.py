@@ -126,10 +126,12 @@ def _gate_lines(findings: Findings) -> list[str]:
         return [*lines, "gates in a run: none recorded yet"] if findings.trained_open else lines
     gates = gate_summary(findings.record)
     levels = ", ".join("–" if share is None else f"{share:.0%}" for share in gates["by_noise"])
-    lines.append(f"gates open in the last run: {gates['open_share']:.0%}; noisiest to cleanest: {levels}")
-    for key, words in (("dead", "never opened"), ("always_open", "never closed")):
-        if gates[key]:
-            lines.append(f"{len(gates[key])} layers {words}, such as {gates[key][0]}")
+    lines.append(
+        f"gates open in the last run: {gates['open_share']:.0%}; noisiest to cleanest: {levels}; "
+        f"{gates['switching']:.0%} of them switch"
+    )
+    if always := gates["always_open"]:
+        lines.append(f"{len(always)} layers never closed, such as {always[0]}")
     return lines
 
 

@@ -12,6 +12,7 @@ from statistics import fmean
 from PIL import Image
 
 from ..names.layer_name import LayerName
+from ..names.unet_blocks import halvings
 from ..plots import abbreviate, heatmap, line_plot
 from ..plots.compose import page
 from .findings import Findings
@@ -125,29 +126,46 @@ def _gates(findings: Findings) -> list[Image.Image]:
     edges = [f"{i / record['bins']:.0%}" for i in range(record["bins"])]
     title = "Open gates in the last run, by block and noise level"
     places = [(i + 0.5) / record["bins"] for i in range(record["bins"])]
-    curves = {
-        "all layers": gates["by_noise"],
-        "most open layer": [_best(shares, i, max) for i in range(record["bins"])],
-        "least open layer": [_best(shares, i, min) for i in range(record["bins"])],
+    levels = halvings(shares)
+    curves = {"all layers": gates["by_noise"]}
+    for level in sorted(set(levels.values())):
+        rows = [shares[name] for name, found in levels.items() if found == level]
+        curves[f"resolution 1/{2**level}"] = [_mean(column) for column in zip(*rows, strict=True)]
+    if not levels:
+        curves["most open layer"] = [_best(shares, i, max) for i in range(record["bins"])]
+        curves["least open layer"] = [_best(shares, i, min) for i in range(record["bins"])]
+    spread = {
+        name: [None if value is None else value / rank for value in row]
+        for name, row, rank in zip(record["layers"], record["input_spread"], record["ranks"], strict=True)
     }
+    by_layer = sorted(shares, key=side_of_block)
+    axis = "denoising, noisiest to cleanest"
     return [
-        heatmap(
-            means,
-            list(blocks),
-            edges,
-            title,
-            "{:.0%}",
-            "open",
-            "denoising, noisiest to cleanest",
-            low=0.0,
-            high=1.0,
-        ),
+        heatmap(means, list(blocks), edges, title, "{:.0%}", "open", axis, low=0.0, high=1.0),
         line_plot(
             {name: (places, values) for name, values in curves.items()},
             "denoising, 0 noisiest to 1 cleanest",
             "share of open gates",
-            "Open gates over the denoising",
+            "Open gates over the denoising, by resolution" if levels else "Open gates over the denoising",
             height=400,
+            y_range=(0.0, 1.0),
+        ),
+        *(
+            heatmap(
+                [values[name] for name in by_layer],
+                [abbreviate(name) for name in by_layer],
+                edges,
+                title,
+                "{:.0%}",
+                legend,
+                axis,
+                low=0.0,
+                high=high,
+            )
+            for values, title, legend, high in (
+                (shares, "Open gates, by layer and noise level", "open", 1.0),
+                (spread, "How much that differs from input to input at one noise level", "sd", 0.5),
+            )
         ),
     ]
 

@@ -168,6 +168,8 @@ def gate_summary(record: Mapping[str, Any]) -> dict[str, Any]:
         "open_share": sum(means) / sum(ranks) if ranks else None,
         "per_layer": {n: m / r for n, m, r in zip(record["layers"], means, ranks, strict=True)},
         "by_noise": by_noise,
-        "dead": list(record["dead"]),
+        "switching": sum(s * r for s, r in zip(record["switching"], ranks, strict=True)) / sum(ranks)
+        if ranks
+        else None,
         "always_open": list(record["always_open"]),
     }

@@ -91,6 +91,16 @@ class Attachment:
                     assert isinstance(value, nn.Parameter)
                     yield f"{term_name(str(update.name), i)}.{key}", value
 
+    def rate_factors(self) -> dict[str, float]:
+        """``<layer>.<tensor>`` -> the multiplier of its learning rate, where that is not 1."""
+        found = {}
+        for _, update in self._updates if self._source is not None else ():
+            for i, term in enumerate(update.layer.terms):
+                name = term_name(str(update.name), i)
+                factors = method_of(term.config).rate_factors(term.config, term.params)
+                found.update({f"{name}.{key}": value for key, value in factors.items()})
+        return found
+
     @contextmanager
     def folded_together(self) -> Iterator[None]:
         """For a training step: inside, all layers' factors are folded at once, in few operations.

@@ -214,7 +214,16 @@ class LayerUpdate:
         gate = piece.terms[0].config.adaptive_gate
         if gate is not None:
             name, runtime = piece.gate_name, self.control.gates
-            found = gates.values(z, started.ready[2], *gate, self.is_convolution, runtime, name)
+            found = gates.values(
+                z,
+                started.ready[2],
+                gate.kind,
+                gate.rows_per_gate,
+                self.is_convolution,
+                runtime,
+                name,
+                gate.budget,
+            )
         if rows is None:
             return found
         per_row = self._per_row(rows, z)[:, None]

@@ -146,10 +146,10 @@ def _say_end(done: Trained, job: Job, config: TrainConfig, as_json: bool) -> Non
         return
     print(f"{done.path}: {done.adapter.parameter_count:,} parameters, {done.result.seconds:.0f} s", file=out)
     gates = done.result.gates
-    if gates is not None and gates.mean_open:
-        frozen = [gates.frozen_rank(name) for name in gates.mean_open]
+    if gates is not None and gates.frozen_rank:
+        frozen = gates.frozen_rank.values()
         print(
             f"gates: {sum(frozen) / len(frozen):.1f} of {job.rank} rows open on average once frozen, "
-            f"{len(gates.dead)} layers closed, {len(gates.always_open)} always open",
+            f"{len(gates.always_open)} of {len(frozen)} layers always open",
             file=out,
         )

@@ -143,6 +143,8 @@ def gate_plot(rows: Sequence[Row]) -> Any | None:
                 row_labels=[name.removeprefix("unet.") for name in summary["layers"]],
                 column_labels=[f"{i / bins:.1f}" for i in range(bins)],
                 title=f"{row.label}: open gates (of {max(summary['ranks'])}); left noisy, right clean",
+                low=0.0,
+                high=float(max(summary["ranks"])),
             )
     return None
 

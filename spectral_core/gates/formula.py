@@ -5,7 +5,11 @@ network, an entropy, a sigmoid, soft in training, hard and input-dependent at in
 that gate is never on (or, rounded, always), so this one keeps its idea and not its letter:
 
     φ = log(mean over tokens |z|² + 1e-12),  input = [LayerNorm(φ), mean(φ) − μ]
-    logits = bias + W₂·SiLU(W₁·input + b₁),  p = σ(logits / τ),  open where p > ½
+    logits = bias + W₂·SiLU(W₁·input + b₁),  p = σ((logits − θ) / τ),  open where p > ½, and the largest
+
+θ is 0. The gate with the largest logit is open in any case: no input loses a layer's whole adapter. With a
+``budget`` the k = max(1, round(budget · rank)) largest logits are open for every input, no more and no fewer,
+and θ lies in the middle between the k-th and the next.
 
 μ, a stored number per layer, shows the network the overall scale of z, which LayerNorm alone removes.
 ``entropy`` puts scale·H(σ(logits)) + shift, H the binary entropy in nats, in place of the logits: the printed
@@ -127,14 +131,38 @@ def logits(params: Params, phi: Tensor, kind: str) -> Tensor:
     return out
 
 
-def probabilities(params: Params, phi: Tensor, kind: str, temperature: float) -> Tensor:
-    """p (B, rank) = σ(logits / τ), τ > 0."""
-    return torch.sigmoid(logits(params, phi, kind) / temperature)
+def probabilities(params: Params, phi: Tensor, kind: str, temperature: float, budget: float = 0.0) -> Tensor:
+    """p (B, rank) = σ((logits − θ) / τ), τ > 0."""
+    raw = logits(params, phi, kind)
+    return torch.sigmoid((raw - threshold(raw, budget)) / temperature)
 
 
-def freeze(mean_open: Tensor) -> Tensor:
-    """The fixed 0/1 mask (rank,) of a frozen gate: open where E[p] > ½."""
-    return (mean_open > 0.5).float()
+def open_rows(rank: int, budget: float) -> int:
+    """k: how many gates a budget (a share of the rank, above 0) keeps open."""
+    return max(1, round(budget * rank))
+
+
+def threshold(raw: Tensor, budget: float) -> Tensor | float:
+    """θ (B, 1) of logits (B, rank) under a budget, 0 without."""
+    rank = raw.shape[-1]
+    if not budget or (k := open_rows(rank, budget)) == rank:
+        return 0.0
+    return raw.topk(k + 1, -1).values[..., k - 1 :].mean(-1, keepdim=True)
+
+
+def opened(values: Tensor, middle: float, budget: float) -> Tensor:
+    """Which gates are open, of their logits (…, rank) with middle 0 or of E[p] with middle ½: those above it
+    and always the largest; with a budget the k largest."""
+    if not budget:
+        return (values > middle) | (values == values.amax(-1, keepdim=True))
+    largest = values.topk(open_rows(values.shape[-1], budget), -1).indices
+    return torch.zeros_like(values, dtype=torch.bool).scatter(-1, largest, True)
+
+
+def freeze(mean_open: Tensor, budget: float = 0.0) -> Tensor:
+    """The fixed 0/1 mask (rank,) of a frozen gate: open where E[p] > ½, and where it is largest; with a
+    budget, its k largest."""
+    return opened(mean_open, 0.5, budget).float()
 
 
 def values(
@@ -145,6 +173,7 @@ def values(
     is_convolution: bool,
     runtime: GateRuntime,
     name: str,
+    budget: float = 0.0,
 ) -> Tensor:
     """G(z) (B, R) in z's dtype, of the folded down projection z of one layer before alpha and strength."""
     phi = features(z, rows_per_gate, is_convolution)
@@ -152,9 +181,9 @@ def values(
     raw = logits(params, phi, kind)
     p = None
     if runtime.mode != "hard" or runtime.wants_p:
-        p = torch.sigmoid(raw / runtime.temperature)
-    is_open = raw > 0
-    runtime.watch(name, phi, is_open, p)
+        p = torch.sigmoid((raw - threshold(raw, budget)) / runtime.temperature)
+    is_open = opened(raw, 0.0, budget)
+    runtime.watch(name, phi, raw, is_open, p)
     if runtime.mode == "soft":
         assert p is not None
         found = p.to(z.dtype)
@@ -173,7 +202,8 @@ def apply(
     is_convolution: bool,
     runtime: GateRuntime,
     name: str,
+    budget: float = 0.0,
 ) -> Tensor:
     """G(z)·z, in the shape and dtype of z."""
-    found = values(z, params, kind, rows_per_gate, is_convolution, runtime, name)
+    found = values(z, params, kind, rows_per_gate, is_convolution, runtime, name, budget)
     return z * channel_view(found, z, is_convolution)

@@ -4,7 +4,7 @@ Counting happens on the gates' own device and is fetched in batches, so that rec
 wait.
 
 Shapes: is_open (B, rank) booleans; kept per layer: sums (bins + 1, rank) and counts (bins + 1,), float32 on
-the CPU, the last bin for passes of unknown noise level.
+the CPU, the last bin for passes of unknown noise level; squares (bins + 1,) of the open gates of a row.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import SpectralAdapterError
 
 _FETCH_EVERY = 256  # recorded passes
+_SWITCHES = 0.05  # a gate that is open in 5 to 95 % of the cases depends on something
 
 
 class GateRecorder:
@@ -28,6 +29,7 @@ class GateRecorder:
         self.bins = bins
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
+        self._squares: dict[str, Tensor] = {}
         self._waiting: list[tuple[str, Tensor, float | Tensor | None]] = []
 
     def record(self, layer: str, is_open: Tensor, progress: float | Tensor | None) -> None:
@@ -51,9 +53,11 @@ class GateRecorder:
                 if layer not in self._sums:
                     self._sums[layer] = torch.zeros(self.bins + 1, rows.shape[1])
                     self._counts[layer] = torch.zeros(self.bins + 1)
+                    self._squares[layer] = torch.zeros(self.bins + 1)
                 index = self._bins_of(progress, rows.shape[0])
                 self._sums[layer].index_add_(0, index, rows)
                 self._counts[layer].index_add_(0, index, torch.ones(rows.shape[0]))
+                self._squares[layer].index_add_(0, index, rows.sum(1).square())
 
     def _bins_of(self, progress: float | Tensor | None, rows: int) -> Tensor:
         if progress is None:
@@ -77,37 +81,46 @@ class GateRecorder:
                     f"layer {layer} has rank {mine.shape[1]} here and {sums.shape[1]} there"
                 )
             self._sums[layer] = sums.clone() if mine is None else mine + sums
-            counts = self._counts.get(layer)
-            self._counts[layer] = (
-                other._counts[layer].clone() if counts is None else counts + other._counts[layer]
-            )
+            for ours, theirs in ((self._counts, other._counts), (self._squares, other._squares)):
+                known = ours.get(layer)
+                ours[layer] = theirs[layer].clone() if known is None else known + theirs[layer]
 
     def summary(self) -> dict[str, Any]:
         """A plain dictionary, ready for JSON.
 
         ``layers`` names; ``ranks`` per layer; ``effective_rank`` layers × bins (None where nothing was seen),
-        the mean number of open gates, noisiest bin first; ``mean_effective_rank`` per layer over everything
-        seen; ``passes`` batch rows per layer; ``dead`` and ``always_open`` the layers where no gate ever
-        opened or closed.
+        the mean number of open gates, noisiest bin first; ``input_spread`` the same for its standard
+        deviation from input to input at one noise level; ``mean_effective_rank`` per layer over everything
+        seen; ``switching`` the share of a layer's gates that are open in 5 to 95 % of the cases; ``passes``
+        batch rows per layer; ``always_open`` the layers where no gate ever closed.
         """
         self._fetch()
         layers = list(self._sums)
         matrix: list[list[float | None]] = []
+        spreads: list[list[float | None]] = []
         means: list[float] = []
+        switching: list[float] = []
         for layer in layers:
             opened, counts = self._sums[layer].sum(1), self._counts[layer]
             matrix.append(
                 [float(o / c) if c else None for o, c in zip(opened[:-1], counts[:-1], strict=True)]
             )
+            variance = (self._squares[layer] / counts - (opened / counts).square()).clamp_min(0)
+            spreads.append(
+                [float(v) if c else None for v, c in zip(variance.sqrt()[:-1], counts[:-1], strict=True)]
+            )
             means.append(float(opened.sum() / counts.sum()))
+            shares = self._sums[layer].sum(0) / counts.sum()
+            switching.append(float(((shares > _SWITCHES) & (shares < 1 - _SWITCHES)).float().mean()))
         ranks = [self._sums[layer].shape[1] for layer in layers]
         return {
             "bins": self.bins,
             "layers": layers,
             "ranks": ranks,
             "effective_rank": matrix,
+            "input_spread": spreads,
             "mean_effective_rank": means,
+            "switching": switching,
             "passes": [int(self._counts[layer].sum()) for layer in layers],
-            "dead": [layer for layer, mean in zip(layers, means, strict=True) if mean == 0],
             "always_open": [n for n, mean, r in zip(layers, means, ranks, strict=True) if mean == r],
         }

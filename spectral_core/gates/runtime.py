@@ -71,6 +71,8 @@ class GateRuntime:
     target_open, penalty_weight: ρ and λ of ``penalty()``; none without both.
     settle_steps: training steps over which μ is learned; 0 keeps the stored one (an adapter trained before).
     counting: off while gradient checkpointing runs a forward pass again, whose gates were counted before.
+    logits: kept here, flat, of every pass that counts, where it is a list; +inf of a gate that is open only
+    because it is its layer's largest.
 
     A trainer calls ``anneal(fraction)`` before each step, adds ``penalty()`` to its loss, calls
     ``end_step()`` after it, and near the end ``start_calibration()``; ``buffers()`` then holds what belongs
@@ -85,6 +87,7 @@ class GateRuntime:
     penalty_weight: float = 0.0
     settle_steps: int = SETTLE_STEPS
     counting: bool = True
+    logits: list[Tensor] | None = field(default=None, repr=False)
     _penalties: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _levels: dict[str, _Mean] = field(default_factory=dict, repr=False)
     _mu: dict[str, _Mean] = field(default_factory=dict, repr=False)
@@ -192,8 +195,9 @@ class GateRuntime:
         for one, total in zip(seen, mean([one.total for one in seen]), strict=True):
             one.total = total
 
-    def watch(self, name: str, phi: Tensor, is_open: Tensor, p: Tensor | None) -> None:
-        """See one layer's gates (B, rank) in a forward pass; p where the runtime ``wants_p``.
+    def watch(self, name: str, phi: Tensor, raw: Tensor, is_open: Tensor, p: Tensor | None) -> None:
+        """See one layer's gates (B, rank) in a forward pass: logits, which are open, and p where the runtime
+        ``wants_p``.
 
         ``end_step`` takes mean(φ) into μ. What is averaged is only kept here: a model has hundreds of gates,
         and those of all layers are counted in few operations later.
@@ -209,6 +213,9 @@ class GateRuntime:
             self._seen.append((name, phi.detach() if learns else None, opened))
             if len(self._seen) >= _COUNT_EVERY:
                 self._count()
+        if self.logits is not None:
+            found = raw.detach()
+            self.logits.append(torch.where(is_open & (found <= 0), torch.inf, found).flatten())
         if self.recorder is not None:
             self.recorder.record(name, is_open, self.progress)
 

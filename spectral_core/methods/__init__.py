@@ -63,6 +63,7 @@ class Method:
     fold(config, shape, params, strength)  exact Factors of strength·ΔW with every gate open, differentiable
     fold_many(folds)                       the same for many layers, in fewer operations where it can be
     freeze(config, params)                 both with an adaptive gate fixed as it was on average
+    rate_factors(config, params)           multipliers of the learning rate by tensor; 1 for those not named
     =====================================  ==================================================================
     """
 
@@ -75,6 +76,7 @@ class Method:
     fold: Callable[[Any, LayerShape, Params, float], Factors]
     fold_many: FoldMany
     freeze: Callable[[Any, Params], tuple[Any, dict[str, Tensor]]]
+    rate_factors: Callable[[Any, Params], dict[str, float]]
 
 
 def _method(module: Any, config: type[Any], needs_basis: bool) -> Method:
@@ -88,11 +90,16 @@ def _method(module: Any, config: type[Any], needs_basis: bool) -> Method:
         module.fold,
         getattr(module, "fold_many", None) or one_by_one(module.fold),
         getattr(module, "freeze", None) or _unchanged,
+        getattr(module, "rate_factors", None) or _alike,
     )
 
 
 def _unchanged(config: MethodConfig, params: Params) -> tuple[MethodConfig, dict[str, Tensor]]:
     return config, dict(params)
+
+
+def _alike(config: MethodConfig, params: Params) -> dict[str, float]:
+    return {}
 
 
 METHODS: dict[str, Method] = {

@@ -22,10 +22,12 @@ MOST_RANK = 65_536  # more than the smaller side of any layer that there is
 
 
 class AdaptiveGate(NamedTuple):
-    """A gate that the layer's input opens and closes: its kind and its rows of z (:mod:`..gates.formula`)."""
+    """A gate that the layer's input opens and closes: its kind, its rows of z, the share of gates that is
+    open for every input or 0 (:mod:`..gates.formula`)."""
 
     kind: str
     rows_per_gate: int
+    budget: float = 0.0
 
 
 class MethodConfig:
@@ -126,6 +128,14 @@ def check_choice(value: object, choices: tuple[str, ...], setting: str, method: 
     """Refuse a value that is not among the choices, with the nearest one."""
     if value not in choices:
         raise SpectralAdapterError(f"{setting} {value!r} for method {method}: {expected(value, choices)}")
+
+
+def check_share(value: object, setting: str, method: str) -> None:
+    """Refuse what is not a number from 0 to 1."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise SpectralAdapterError(
+            f"{setting} {value!r:.40} for method {method}: expected a number from 0 to 1"
+        )
 
 
 def check_columns(columns: object, method: str) -> None:

@@ -34,6 +34,7 @@ class FouRAConfig(common.MethodConfig):
     """rank ≥ 1; alpha None means alpha = rank; transform dct / dft / none; gate none / adaptive / frozen.
 
     gate_kind ``mlp`` is the gate of this project, ``entropy`` the one nearest to the formula as printed.
+    gate_budget 0 … 1: the share of gates that is open for every input; 0: whichever decide to.
 
     >>> FouRAConfig(rank=8, gate="none").scale
     1.0
@@ -46,6 +47,7 @@ class FouRAConfig(common.MethodConfig):
     transform: transforms.Transform = "dct"
     gate: Gate = "adaptive"
     gate_kind: gates.Kind = "mlp"
+    gate_budget: float = 0.0
 
     def __post_init__(self) -> None:
         common.check_rank(self.rank, self.method)
@@ -53,6 +55,7 @@ class FouRAConfig(common.MethodConfig):
         common.check_choice(self.transform, transforms.TRANSFORMS, "transform", self.method)
         common.check_choice(self.gate, GATES, "gate", self.method)
         common.check_choice(self.gate_kind, gates.KINDS, "gate_kind", self.method)
+        common.check_share(self.gate_budget, "gate_budget", self.method)
 
     @property
     def scale(self) -> float:
@@ -60,8 +63,9 @@ class FouRAConfig(common.MethodConfig):
 
     @property
     def adaptive_gate(self) -> common.AdaptiveGate | None:
-        adapts = self.gate == "adaptive"
-        return common.AdaptiveGate(self.gate_kind, self.rows_per_gate) if adapts else None
+        if self.gate != "adaptive":
+            return None
+        return common.AdaptiveGate(self.gate_kind, self.rows_per_gate, self.gate_budget)
 
     @property
     def summary(self) -> str:
@@ -128,11 +132,13 @@ def _fold_alike(folds: Sequence[common.Fold]) -> list[Factors]:
 
 
 def freeze(config: FouRAConfig, params: Mapping[str, Tensor]) -> tuple[FouRAConfig, dict[str, Tensor]]:
-    """The adapter with its gate frozen to the rows that were open on average, E[p] > ½ (``gate.mean_open``).
+    """The adapter with its gate frozen to the rows that were open on average (:func:`..formula.freeze` of
+    ``gate.mean_open``).
 
     Other configurations come back as they are. The rank stays; ``fold`` leaves the closed rows out.
     """
     if config.gate != "adaptive":
         return config, dict(params)
     kept = {name: params[name] for name in ("a", "b")}
-    return replace(config, gate="frozen"), kept | {"gate.mask": gates.freeze(params["gate.mean_open"])}
+    mask = gates.freeze(params["gate.mean_open"], config.gate_budget)
+    return replace(config, gate="frozen", gate_budget=0.0), kept | {"gate.mask": mask}

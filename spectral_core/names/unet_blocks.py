@@ -38,6 +38,23 @@ ENDS = {
 }
 
 
+_SIDE = re.compile(r"(down|up)_blocks\.(\d+)\.|mid_block\.")
+
+
+def halvings(names: Iterable[str]) -> dict[str, int]:
+    """Layer name -> how often the picture was halved before it, of the layers of a UNet's blocks.
+
+    >>> halvings(["unet.down_blocks.0.a", "unet.mid_block.a", "unet.up_blocks.2.a", "te.layers.0"])
+    {'unet.down_blocks.0.a': 0, 'unet.mid_block.a': 2, 'unet.up_blocks.2.a': 0}
+    """
+    found = {name: match for name in names if (match := _SIDE.search(name))}
+    deepest = max((int(match[2]) for match in found.values() if match[2]), default=0)
+    return {
+        name: int(match[2]) if match[1] == "down" else deepest - int(match[2] or 0)
+        for name, match in found.items()
+    }
+
+
 @dataclass(frozen=True)
 class UNetLayout:
     """Blocks of a UNet: per level, the transformer depth behind each of its residual blocks (0: none).

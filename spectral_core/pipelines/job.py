@@ -46,6 +46,8 @@ class Job(ConceptSettings):
         values = asdict(self)
         for name in ("images", "prior_images", "cache", "sample_prompts"):
             del values[name]
+        if not self.gate_budget:  # which runs of earlier versions did not have
+            del values["gate_budget"]
         return values | {"columns": list(self.columns), "size": list(self.size)}
 
     @property

@@ -30,17 +30,22 @@ def line_plot(
     log_y: bool = False,
     width: int = 960,
     height: int = 540,
+    y_range: tuple[float, float] | None = None,
 ) -> Image.Image:
     """One line for each name; missing values break it, a lone point is a dot.
 
-    On a logarithmic axis values ≤ 0 count as missing. Raises where nothing can be drawn or lengths differ.
+    The y axis shows at least ``y_range``, else about what there is. On a logarithmic axis values ≤ 0 count as
+    missing. Raises where nothing can be drawn or lengths differ.
     """
     lines = {name: _points(name, values, log_x, log_y) for name, values in series.items()}
     known = [p for points in lines.values() for p in points if not math.isnan(p[0] + p[1])]
     if not known:
         hint = "; on a logarithmic axis only values above 0 count" if log_x or log_y else ""
         raise SpectralAdapterError(f"no finite point in {len(lines)} series: nothing to draw{hint}")
-    x_axis, y_axis = _Axis([p[0] for p in known], log_x, snug=True), _Axis([p[1] for p in known], log_y)
+    x_axis, y_axis = (
+        _Axis([p[0] for p in known], log_x, snug=True),
+        _Axis([*(p[1] for p in known), *(y_range or ())], log_y),
+    )
     named = [shorten(name, SMALL, _LEGEND_WIDTH) for name in lines] if any(lines) else []
     legend = max((text_size(name, SMALL)[0] + 54 for name in named), default=0)
     heading = Heading(title, width)

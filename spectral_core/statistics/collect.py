@@ -91,7 +91,7 @@ class _Gate:
     adapter: int
     index: int
     down: Tensor
-    kind: AdaptiveGate
+    gate: AdaptiveGate
     params: Mapping[str, Tensor]
     name: str
 
@@ -100,7 +100,9 @@ class _Gate:
         is_convolution = self.down.dim() > 2
         z = project(x, self.down.to(x), geometry)
         params = {key: value.to(x.device) for key, value in self.params.items()}
-        opened = gates.values(z, params, *self.kind, is_convolution, GateRuntime(), self.name)
+        kind, rows_per_gate, budget = self.gate
+        runtime = GateRuntime()
+        opened = gates.values(z, params, kind, rows_per_gate, is_convolution, runtime, self.name, budget)
         shown = opened.reshape(len(opened), opened.shape[1], *(1,) * (z.dim() - 2))
         if not is_convolution:
             shown = shown.movedim(1, -1)

@@ -36,6 +36,7 @@ GATED: dict[str, MethodConfig] = {
     "foura-adaptive": FouRAConfig(4),
     "foura-dft-adaptive": FouRAConfig(4, transform="dft"),
     "foura-entropy": FouRAConfig(4, gate_kind="entropy"),
+    "foura-budget": FouRAConfig(4, gate_budget=0.5),
 }
 ALL = MERGEABLE | GATED
 

@@ -88,14 +88,15 @@ class Job(ConceptSettings, RunSettings):
     def settings(self) -> dict[str, Any]:
         """What the result depends on, JSON-able; the pictures and the models count by content, elsewhere."""
         apart: tuple[str, ...] = ("run_name", "config", "checkpoint_every", "images", "continued")
-        apart += ("sample_every", "sample_prompt", "prior_images", "buckets", "alpha")
+        apart += ("sample_every", "sample_prompt", "prior_images", "buckets", "alpha", "gate_budget")
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         for name in ("init_words", "text_targets"):
             values[name] = values[name].strip()
             if not values[name]:  # which runs of earlier versions did not have
                 del values[name]
-        if self.alpha:
-            values["alpha"] = self.alpha
+        for name in ("alpha", "gate_budget"):
+            if found := getattr(self, name):
+                values[name] = found
         if not self.images:
             del values["trigger_word"]
         if self.needs_vae:
@@ -103,7 +104,8 @@ class Job(ConceptSettings, RunSettings):
         else:
             del values["resolution"]
         if self.continued is not None:
-            for name in ("rank", "columns", "train_scale", "transform", "gate", "targets", "alpha"):
+            of_adapter = ("rank", "columns", "train_scale", "transform", "gate", "gate_budget", "alpha")
+            for name in (*of_adapter, "targets"):
                 values.pop(name, None)
             values["continued"] = self.continued.content_hash
         return {**values, "columns": list(self.columns)} if "columns" in values else values

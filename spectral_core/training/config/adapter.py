@@ -79,6 +79,18 @@ class AdapterSettings:
     gate: Gate = setting(
         "adaptive", "Whether which rows act is learned.", "gate", methods=("foura",), label="gate"
     )
+    gate_budget: float = setting(
+        0.0,
+        "Share of gates that is open for every input, exactly; 0: as many as the input asks for. A layer's "
+        "largest gates are. target_open then has no effect.",
+        "gate",
+        least=0,
+        most=1,
+        step=0.05,
+        methods=("foura",),
+        metavar="SHARE",
+        advanced=True,
+    )
 
     def check(self) -> None:
         """To be called first in ``__post_init__``."""
@@ -97,6 +109,7 @@ class AdapterSettings:
             values = {"rank": self.rank, "alpha": self.alpha or None}
             if self.method == "foura":
                 values |= {"transform": self.transform, "gate": self.gate}
+                values["gate_budget"] = self.gate_budget if self.gate == "adaptive" else 0.0
         return config_from_dict({"method": self.method, **values})
 
 

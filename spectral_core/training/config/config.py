@@ -249,6 +249,14 @@ class TrainConfig:
         methods=("foura",),
         metavar="SHARE",
     )
+    compare_ungated: bool = setting(
+        False,
+        "Train a second adapter afterwards, without gates and of the same effective rank, and say its loss. "
+        "Twice the time; the result is the same.",
+        "gate",
+        methods=("foura",),
+        advanced=True,
+    )
     explosion: float = setting(
         5.0,
         "Stop where the smoothed loss is this many times its first level; 0 never.",

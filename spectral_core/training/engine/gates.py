@@ -18,6 +18,7 @@ from ...attach.attaching import Attachment
 from ...gates.record import GateRecorder
 from ...gates.runtime import ANNEALED_FRACTION
 from ...maths.grouping import alike
+from ...methods import method_of
 from ..config.config import TrainConfig
 from ..runs.outcome import GateReport
 
@@ -96,23 +97,26 @@ class OpenGates(GateRecorder):
         means = [(total / count, rank) for total, count, rank in self.calibration.values()]
         return sum(mean for mean, _ in means) / sum(rank for _, rank in means) if means else None
 
-    def extremes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Layers of which no gate opened, and of which none closed, since the calibration began."""
-        dead = tuple(name for name, (total, _, _) in self.calibration.items() if total == 0)
-        always = tuple(n for n, (total, count, rank) in self.calibration.items() if total == count * rank)
-        return dead, always
+    def effective_rank(self) -> float | None:
+        """Open gates of a layer, the mean of all layers, since the calibration began."""
+        means = [total / count for total, count, _ in self.calibration.values()]
+        return sum(means) / len(means) if means else None
+
+    def always_open(self) -> tuple[str, ...]:
+        """Layers of which no gate closed since the calibration began."""
+        return tuple(n for n, (total, count, rank) in self.calibration.items() if total == count * rank)
 
 
 def set_gates(
-    attachments: Sequence[Attachment], config: TrainConfig, fraction: float, is_above: bool, begins: bool
+    attachments: Sequence[Attachment], fraction: float, target: float, penalty: float, begins: bool
 ) -> None:
-    """Before a step: τ and mode at this fraction of the schedule, the penalty. is_above: more gates are open
-    than shall be. begins: E[p] counts afresh from this step on."""
+    """Before a step: τ and mode at this fraction of the schedule; the share that shall be open, 0 for none,
+    and the penalty's weight while the gates are soft. begins: E[p] counts afresh from this step on."""
     for attachment in attachments:
         attachment.gates.anneal(fraction)
-        attachment.gates.target_open = config.target_open or None
-        closes = is_above and attachment.gates.mode == "soft"
-        attachment.gates.penalty_weight = config.gate_penalty if closes else 0.0
+        attachment.gates.target_open = target or None
+        attachment.gates.penalty_weight = penalty if attachment.gates.mode == "soft" else 0.0
+        attachment.gates.logits = [] if target else None
         if begins:
             attachment.gates.start_calibration()
 
@@ -148,15 +152,17 @@ def plan(config: TrainConfig, start: int) -> Plan:
 
 def gate_report(adapter: Adapter, counted: OpenGates | None = None) -> GateReport | None:
     """What the adapter's adaptive gates learned; None without any."""
-    found = {}
+    found, frozen = {}, {}
     for name, layer in adapter.layers.items():
         for term in layer.terms:
             if not term.mergeable:
                 found[name] = tuple(term.params["gate.mean_open"].tolist())
+                frozen[name] = int(
+                    method_of(term.config).freeze(term.config, term.params)[1]["gate.mask"].sum()
+                )
     if not found:
         return None
-    dead, always = counted.extremes() if counted is not None else ((), ())
-    return GateReport(found, dead, always)
+    return GateReport(found, frozen, counted.always_open() if counted is not None else ())
 
 
 def joined(one: GateReport | None, other: GateReport | None) -> GateReport | None:
@@ -166,6 +172,6 @@ def joined(one: GateReport | None, other: GateReport | None) -> GateReport | Non
     return replace(
         one,
         mean_open={**one.mean_open, **other.mean_open},
-        dead=tuple(dict.fromkeys((*one.dead, *other.dead))),
+        frozen_rank={**one.frozen_rank, **other.frozen_rank},
         always_open=tuple(dict.fromkeys((*one.always_open, *other.always_open))),
     )

@@ -8,8 +8,9 @@ always Adam, whose rate means how far a logit moves a step: so they decide alike
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,14 +26,15 @@ TOKEN_FACTOR = 10.0  # of the adapter's rate, for new words
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters with one peak learning rate and weight decay. ``label`` is for events. Of gates the rate is
-    :meth:`TrainConfig.gate_rate`'s."""
+    """Parameters with one peak learning rate, rate · factor, and weight decay. ``label`` is for events. Of
+    gates the rate is :meth:`TrainConfig.gate_rate`'s; the factor is the method's (``rate_factors``)."""
 
     label: str
     parameters: tuple[nn.Parameter, ...]
     rate: float
     weight_decay: float
     is_gate: bool = False
+    factor: float = 1.0
 
 
 def groups(
@@ -40,8 +42,10 @@ def groups(
     tokens: Sequence[nn.Parameter],
     config: TrainConfig,
     method: str,
+    factors: Mapping[str, float] = MappingProxyType({}),
 ) -> list[Group]:
-    """The groups that have parameters. named: ``<part>.<path>.<tensor>`` of every adapter parameter."""
+    """The groups that have parameters. named: ``<part>.<path>.<tensor>`` of every adapter parameter. factors:
+    by the same name, of rates; prodigy, which finds one rate for all, does without."""
     rate = config.rate_for(method)
     scales = config.optimiser == "prodigy"  # it knows one rate: what is given are multiples of it
     text = config.text_learning_rate or (rate if scales else TEXT_SHARE * rate)
@@ -55,9 +59,18 @@ def groups(
             if name.startswith("text_encoder") == is_text and bool(trained_tensor(name)) == is_gate
         )
 
+    known = {p: factors.get(name, 1.0) for name, p in named} if not scales else {}
+
+    def adapters(label: str, is_text: bool, rate: float) -> list[Group]:
+        by_factor: dict[float, list[nn.Parameter]] = {}
+        for p in chosen(is_text, False):
+            by_factor.setdefault(known.get(p, 1.0), []).append(p)
+        decay = config.weight_decay
+        return [Group(label, tuple(ps), rate, decay, factor=factor) for factor, ps in by_factor.items()]
+
     found = [
-        Group("adapter", chosen(False, False), rate, config.weight_decay),
-        Group("text encoder", chosen(True, False), text, config.weight_decay),
+        *adapters("adapter", False, rate),
+        *adapters("text encoder", True, text),
         Group("words", tuple(tokens), words, 0.0),
         Group("gates", chosen(False, True), config.gate_rate(), 0.0, is_gate=True),
         Group("text encoder gates", chosen(True, True), config.gate_rate(), 0.0, is_gate=True),
@@ -81,7 +94,7 @@ def build(found: Sequence[Group], config: TrainConfig) -> list[torch.optim.Optim
     made = []
     for is_gate, builder in ((False, BUILDERS[config.optimiser]), (True, _adamw)):
         groups_ = [
-            {"params": list(g.parameters), "lr": g.rate, "weight_decay": g.weight_decay}
+            {"params": list(g.parameters), "lr": g.rate * g.factor, "weight_decay": g.weight_decay}
             for g in found
             if g.is_gate == is_gate
         ]

@@ -22,7 +22,7 @@ from ..runs.checkpoint import State
 from ..runs.distributed import World
 from . import divergence, gates, optim
 from .averaging import Averaging
-from .gate_parameters import GateParameters, compared
+from .gate_parameters import GateParameters, compared, logit_above
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -42,13 +42,16 @@ class Stepper:
     """The parameters with their optimiser, random numbers and gates.
 
     step: optimiser steps done. start: the step with which the schedule began. whole: False while the
-    optimiser is at work, when nothing may be saved.
+    optimiser is at work, when nothing may be saved. gates_learn: off, the gates stay as they are.
     """
 
-    def __init__(self, setup: Setup, config: TrainConfig, method: str, world: World) -> None:
-        self.setup, self.config, self.world = setup, config, world
+    def __init__(
+        self, setup: Setup, config: TrainConfig, method: str, world: World, gates_learn: bool = True
+    ) -> None:
+        self.setup, self.config, self.world, self.gates_learn = setup, config, world, gates_learn
         adapters = [item for attachment in setup.attachments for item in attachment.named_parameters()]
-        self.groups = optim.groups(adapters, setup.tokens, config, method)
+        factors = {k: v for attachment in setup.attachments for k, v in attachment.rate_factors().items()}
+        self.groups = optim.groups(adapters, setup.tokens, config, method, factors)
         self.named = [*adapters, *((f"word{i}", p) for i, p in enumerate(setup.tokens))]
         self.parameters = [p for _, p in self.named]
         self.device = self.parameters[0].device
@@ -61,6 +64,9 @@ class Stepper:
         self.open_gates = gates.OpenGates()
         self.decisions = [GateParameters(attachment) for attachment in setup.attachments]
         self.opened: dict[str, float] = {}  # layer -> mean open gates of the last step
+        budget = max((one.budget for one in self.decisions), default=0.0)
+        # a budget is kept by itself
+        self.target = 0.0 if budget or not gates_learn else config.target_open
         self.share = 1.0  # of open gates, smoothed over the last steps
         self.step = 0
         self.start = 0
@@ -102,20 +108,20 @@ class Stepper:
         fraction = (self.step - self.start) / (self.config.steps - self.start)
         plan = gates.plan(self.config, self.start)
         begins = self.step == plan.calibrated_from
-        is_above = self.share > self.config.target_open
-        gates.set_gates(self.setup.attachments, self.config, fraction, is_above, begins)
+        penalty = self.config.gate_penalty if self.share > self.target else 0.0
+        gates.set_gates(self.setup.attachments, fraction, self.target, penalty, begins)
         if begins:
             self.open_gates.calibration.clear()
         if self.step == plan.frozen_from:
             self._freeze()
         factor = self.config.rate_factor(self.step, self.start)
         gate_rate = 0.0
-        if self.step < plan.frozen_from:
+        if self.gates_learn and self.step < plan.frozen_from:
             gate_rate = self.config.gate_rate(self.start) * self.config.gate_rate_factor(
                 self.step, self.start
             )
         for group, known in self._groups():
-            group["lr"] = gate_rate if known.is_gate else known.rate * factor
+            group["lr"] = gate_rate if known.is_gate else known.rate * known.factor * factor
 
     def _groups(self) -> Iterator[tuple[dict[str, Any], optim.Group]]:
         """The optimisers' groups with what they are."""
@@ -173,17 +179,17 @@ class Stepper:
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """A batch's loss with the gates' penalty, and its target's power."""
-        with self._autocast():
+        with self.autocast():
             loss, power = batch_loss(self.setup, batch, self.config)
         return loss + sum(a.gates.penalty() for a in self.setup.attachments), power
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
         dtype = DTYPES.get(self.config.precision, torch.float32)
         return torch.autocast(self.device.type, dtype, enabled=self.config.precision != "fp32")
 
     def compared_gates(self) -> tuple[float, float] | None:
         """The loss with adaptive gates and with the same frozen; see :func:`.gate_parameters.compared`."""
-        with self._autocast():
+        with self.autocast():
             return compared(self.setup, self.config, self.decisions)
 
     def _exchange_gradients(self) -> None:
@@ -228,19 +234,24 @@ class Stepper:
         plan = gates.plan(self.config, self.start)
         if self.step >= plan.calibrated_from:
             self.open_gates.calibrate(self.opened)
-        if self.step < plan.frozen_from:
-            for decisions in self.decisions:
-                decisions.steer(
-                    self.share,
-                    self.opened,
-                    self.config.target_open,
-                    self.config.gate_rate(self.start),
-                    is_hard=self.step >= plan.hard_from,
-                )
+        if self.step < plan.frozen_from and self.target and self.opened:
+            self._steer(is_hard=self.step >= plan.hard_from)
+
+    def _steer(self, is_hard: bool) -> None:
+        """Lead the share of open gates to its target; closing them is the penalty's while they are soft."""
+        found = logit_above(self.target, [x for a in self.setup.attachments for x in a.gates.logits or ()])
+        if self.world.size > 1:
+            found = self.world.mean([torch.tensor(found, device=self.device)])[0].item()
+        gain = min(1.0, gates.SMOOTHED / (self.config.steps - self.start))
+        for decisions in self.decisions:
+            decisions.shift(-gain * (found if is_hard else min(found, 0.0)))
 
     def rates(self) -> dict[str, float]:
-        """Group -> learning rate; prodigy's with its own estimate."""
-        return {known.label: group["lr"] * float(group.get("d", 1.0)) for group, known in self._groups()}
+        """Group -> learning rate before its factor; prodigy's with its own estimate."""
+        return {
+            known.label: group["lr"] / known.factor * float(group.get("d", 1.0))
+            for group, known in self._groups()
+        }
 
     # --- going wrong ----------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ from ..runs.place import Run, differences, locked
 from . import checkpointing as memory
 from . import checks, divergence, gates
 from .stepper import Moment, Stepper
+from .ungated import ungated_loss
 
 if TYPE_CHECKING:
     from ..runs.outcome import GateReport, TrainResult
@@ -65,6 +66,8 @@ class Trainer:
         self._saved_at = -1
         self._good = [p.detach().clone() for p in self.stepper.parameters]
         self._good_step = 0
+        # before a checkpoint is taken over
+        self._start = [p.clone() for p in self._good] if config.compare_ungated else []
 
     @property
     def step(self) -> int:
@@ -163,16 +166,31 @@ class Trainer:
 
     def _judge_gates(self, learned: GateReport) -> None:
         """The gates' share, and the loss with and without their decisions; what should be known of both."""
-        target = self.config.target_open
-        found = replace(learned, target=target, share=self.stepper.open_gates.calibrated_share())
+        counted = self.stepper.open_gates
+        found = replace(
+            learned,
+            target=self.stepper.target,
+            share=counted.calibrated_share(),
+            effective_rank=counted.effective_rank(),
+        )
         if not self.result.stopped and (losses := self.stepper.compared_gates()) is not None:
-            found = replace(found, loss=losses[0], loss_frozen=losses[1])
+            found = replace(found, loss=losses[0], loss_frozen=losses[1], loss_ungated=self._ungated())
         self.result.gates = found
         self.log.say("gates", self.step, found.as_dict())
         if not self.result.stopped:
             self.result.notes += found.lines()
             for line in found.warnings():
                 self._warn(line)
+
+    def _ungated(self) -> float | None:
+        """The loss of an adapter without gates and of the same effective rank, where it is asked for."""
+        if not self.config.compare_ungated:
+            return None
+        self.log.say("comparison", self.step, {"steps": self.config.steps})
+        ranks = {n: total / count for n, (total, count, _) in self.stepper.open_gates.calibration.items()}
+        return ungated_loss(
+            self.setup, self.config, self.method, self.world, self._start, ranks, self.run.cancel
+        )
 
     # --- a step ---------------------------------------------------------------------------------------
 

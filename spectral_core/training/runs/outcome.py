@@ -14,25 +14,24 @@ MISSED = 0.05  # share of gates beside the target that is worth a warning
 
 @dataclass(frozen=True, repr=False)
 class GateReport(OneLine):
-    """What the gates learned: E[p] and open rows of a frozen gate by layer; dead and always open layers.
+    """What the gates learned, by layer: E[p], and the open rows once frozen; the layers whose gates never
+    close, which is reported and not assumed wrong: at the rank that it needs, a layer may rightly stay open.
 
-    ``dead`` and ``always_open`` are reported, not assumed wrong: at the rank that a layer needs, its gates
-    may rightly stay open. target, share: of open gates, wanted (0: none) and over the last steps with gates
-    that decide. loss, loss_frozen: over the same pictures and noise, with gates that decide and with the
-    frozen mask.
+    target, share: of open gates, wanted (0: none) and over the last steps with gates that decide;
+    effective_rank: open gates of a layer there, the mean of all layers. loss, loss_frozen,
+    loss_ungated: over the same pictures and noise, with gates that decide, with the frozen mask, and of an
+    adapter of this effective rank trained without gates, where that was asked for.
     """
 
     mean_open: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    dead: tuple[str, ...] = ()
+    frozen_rank: Mapping[str, int] = field(default_factory=dict)
     always_open: tuple[str, ...] = ()
     target: float = 0.0
     share: float | None = None
+    effective_rank: float | None = None
     loss: float | None = None
     loss_frozen: float | None = None
-
-    def frozen_rank(self, layer: str) -> int:
-        """Open rows once the layer is frozen: E[p] > ½."""
-        return sum(p > 0.5 for p in self.mean_open[layer])
+    loss_ungated: float | None = None
 
     def lines(self) -> list[str]:
         """What the gates came to, for the report."""
@@ -40,17 +39,30 @@ class GateReport(OneLine):
             return []
         line = f"gates: {self.share:.0%} open"
         line += f" (target {self.target:.0%})" if self.target else ""
+        if self.effective_rank is not None:
+            line += f", effective rank {self.effective_rank:.1f}"
         if self.loss is not None and self.loss_frozen is not None:
             change = self.loss_frozen / self.loss - 1 if self.loss else 0.0
             line += (
                 f"; loss on training pictures {self.loss:.4f} with gates that decide, {self.loss_frozen:.4f} "
                 f"frozen ({change:+.1%})"
             )
+            line += (
+                f", {self.loss_ungated:.4f} trained without gates at that rank"
+                if self.loss_ungated is not None
+                else " (compare_ungated: without gates at that rank, too)"
+            )
         return [line]
 
     def record(self) -> dict[str, float]:
         """For the adapter's file."""
-        values = {"gates_open": self.share, "gates_loss": self.loss, "gates_loss_frozen": self.loss_frozen}
+        values = {
+            "gates_open": self.share,
+            "gates_effective_rank": self.effective_rank,
+            "gates_loss": self.loss,
+            "gates_loss_frozen": self.loss_frozen,
+            "gates_loss_ungated": self.loss_ungated,
+        }
         return {name: round(value, 6) for name, value in values.items() if value is not None}
 
     def warnings(self) -> list[str]:
@@ -59,11 +71,6 @@ class GateReport(OneLine):
             lines.append(
                 f"{self.share:.0%} of the gates are open, the target is {self.target:.0%}: train for more "
                 "steps, or raise gate_learning_rate"
-            )
-        if self.dead:
-            lines.append(
-                f"{len(self.dead)} of {len(self.mean_open)} layers have no open gate and do nothing, first "
-                f"{self.dead[0]}: raise target_open, or train for more steps"
             )
         if self.always_open:
             advice = "raise gate_learning_rate" if self.target else "give a target_open"
@@ -76,10 +83,10 @@ class GateReport(OneLine):
     def as_dict(self) -> dict[str, Any]:
         """For events: per layer its rank, the mean of E[p] and the rank once frozen."""
         layers = {
-            name: {"rank": len(p), "mean_open": sum(p) / len(p), "frozen_rank": self.frozen_rank(name)}
+            name: {"rank": len(p), "mean_open": sum(p) / len(p), "frozen_rank": self.frozen_rank[name]}
             for name, p in self.mean_open.items()
         }
-        found = {"layers": layers, "dead": list(self.dead), "always_open": list(self.always_open)}
+        found = {"layers": layers, "always_open": list(self.always_open)}
         return found | {"target": self.target} | self.record()
 
 

@@ -227,7 +227,8 @@ def test_gate_summary_from_a_recorder():
     assert facts["per_layer"] == {"unet.a": 1.5 / 4, "unet.b": 1.0}
     assert facts["open_share"] == pytest.approx(3.5 / 6)
     assert facts["by_noise"] == [0.5, None, None, 0.5]
-    assert facts["always_open"] == ["unet.b"] and facts["dead"] == []
+    assert facts["always_open"] == ["unet.b"]
+    assert facts["switching"] == pytest.approx(1 / 6), "the second of a's gates"
     assert gate_summary(GateRecorder().summary())["open_share"] is None
 
 

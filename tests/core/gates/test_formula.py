@@ -322,6 +322,53 @@ def test_bad_modes_are_refused(mode: str, temperature: float) -> None:
         GateRuntime(mode, temperature)
 
 
+def test_the_largest_gate_is_open_whatever_its_logit() -> None:
+    logits = torch.tensor([[1.0, -1.0, 2.0], [-3.0, -1.0, -2.0], [0.0, 0.0, 0.0], [0.0, -1.0, 1e-9]])
+    wanted = [[True, False, True], [False, True, False], [True, True, True], [False, False, True]]
+    assert gate.opened(logits, 0.0, 0.0).tolist() == wanted
+    assert gate.freeze(torch.tensor([0.2, 0.4, 0.1])).tolist() == [0.0, 1.0, 0.0]
+    assert gate.freeze(torch.tensor([0.6, 0.4, 0.9])).tolist() == [1.0, 0.0, 1.0]
+
+
+@every_kind
+@pytest.mark.parametrize("mode", gate_runtime.MODES)
+def test_a_closed_layer_keeps_a_row_in_every_hard_pass(kind: str, mode: str) -> None:
+    p = params(kind)
+    p["gate.bias"] = p["gate.bias"] - 50.0
+    if kind == "entropy":
+        p["gate.entropy_shift"] -= 50.0
+    z = activations(4, 5, RANK)
+    kept = gate.apply(z, p, kind, 1, False, GateRuntime(mode, 0.5), "layer")
+    rows = (kept.abs() > 1e-6).any(1).sum(1)
+    assert rows.tolist() == [0 if mode == "soft" else 1] * 4
+
+
+@every_pairing
+@pytest.mark.parametrize(("budget", "kept"), [(0.5, 2), (0.25, 1), (0.01, 1), (0.7, 3), (1.0, 4)])
+def test_a_budget_keeps_the_largest(budget: float, kept: int, rows: int) -> None:
+    p = params("mlp", rank=4)
+    z = activations(6, 5, 4 * rows)
+    phi = gate.features(z, rows, False)
+    logits = gate.logits(p, phi, "mlp")
+    largest = logits.argsort(-1, descending=True)[:, :kept]
+    for mode in ("hard", "straight_through", "soft"):
+        found = gate.values(z, p, "mlp", rows, False, GateRuntime(mode, 0.5), "layer", budget)
+        found = found[:, :4]
+        is_open = torch.zeros(6, 4, dtype=torch.bool).scatter(1, largest, True)
+        if kept < 4:
+            assert torch.equal(found > 0.5, is_open)
+        if mode != "soft":
+            assert torch.allclose(found, is_open.float() if kept < 4 else torch.ones(6, 4))
+        elif kept < 4:
+            low, high = logits.sort(-1, descending=True).values[:, kept - 1 : kept + 1].mT
+            wanted = torch.sigmoid((logits - ((low + high) / 2)[:, None]) / 0.5)
+            assert torch.allclose(found, wanted, atol=1e-6)
+            assert torch.allclose(gate.probabilities(p, phi, "mlp", 0.5, budget), wanted, atol=1e-6)
+    assert gate.freeze(torch.tensor([0.9, 0.8, 0.7, 0.6]), budget).tolist() == [1.0] * kept + [0.0] * (
+        4 - kept
+    )
+
+
 # --- the recorder ---------------------------------------------------------------------------------
 
 
@@ -331,16 +378,17 @@ def test_recorder_counts_open_gates_per_layer_and_noise_level() -> None:
     recorder.record("a", half, 0.1)
     recorder.record("a", half, torch.tensor([0.1, 1.0]))
     recorder.record("a", ~half, torch.tensor([0.5, 0.7]))
-    recorder.record("dead", torch.zeros(2, 3, dtype=torch.bool), 0.0)
+    recorder.record("closed", torch.zeros(2, 3, dtype=torch.bool), 0.0)
     recorder.record("open", torch.ones(1, 3, dtype=torch.bool), None)
     found = recorder.summary()
     assert json.loads(json.dumps(found)) == found
-    assert found["layers"] == ["a", "dead", "open"] and found["ranks"] == [3, 3, 3]
+    assert found["layers"] == ["a", "closed", "open"] and found["ranks"] == [3, 3, 3]
     assert found["effective_rank"][0] == pytest.approx([5 / 3, (1 + 1 + 2) / 3])
     assert found["effective_rank"][1:] == [[0.0, None], [None, None]]
     assert found["mean_effective_rank"] == pytest.approx([9 / 6, 0.0, 3.0])
     assert found["passes"] == [6, 2, 1]
-    assert found["dead"] == ["dead"] and found["always_open"] == ["open"]
+    assert found["input_spread"][0] == pytest.approx([math.sqrt(2) / 3, math.sqrt(2) / 3])
+    assert found["switching"] == [1.0, 0.0, 0.0] and found["always_open"] == ["open"]
 
 
 def test_recorders_merge() -> None:

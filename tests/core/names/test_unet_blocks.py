@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from spectral_core.errors import SpectralAdapterError
-from spectral_core.names.unet_blocks import UNetLayout, unet_table
+from spectral_core.names.unet_blocks import UNetLayout, halvings, unet_table
 
 DEMO = Path(__file__).resolve().parents[3] / "demo_model" / "unet" / "config.json"
 LAYOUTS = {
@@ -28,3 +28,13 @@ def test_the_layout_is_found_again(name: str) -> None:
 def test_another_kind_of_model_is_refused() -> None:
     with pytest.raises(SpectralAdapterError, match="no UNet"):
         UNetLayout.from_native(["double_blocks.0.img_attn.qkv"])
+
+
+def test_halvings_of_layers_with_some_blocks_left_out() -> None:
+    names = [
+        f"unet.{side}_blocks.{i}.attentions.0.x"
+        for side, found in (("down", (0, 1, 2)), ("up", (1, 2, 3)))
+        for i in found
+    ]
+    assert list(halvings([*names, "unet.mid_block.attentions.0.x"]).values()) == [0, 1, 2, 2, 1, 0, 3]
+    assert halvings(["transformer.blocks.0.x", "unet.conv_in"]) == {}

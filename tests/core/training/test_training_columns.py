@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,14 @@ from spectral_core.adapter.fingerprint import fingerprint
 from spectral_core.errors import SpectralAdapterError
 from spectral_core.files.adapter_file import save
 from spectral_core.methods import LoRAConfig, SpectralAConfig, SpectralRConfig
+from spectral_core.methods.spectral_a import rate_factors
+from spectral_core.training.config.config import TrainConfig
 from spectral_core.training.data.locks import FileLock
 from spectral_core.training.engine.columns import FOLDER, lowest_free, reserve
-from tests.core.training.training_toy import basis
+from spectral_core.training.engine.loop import train
+from spectral_core.training.engine.optim import groups
+from spectral_core.training.runs.place import Run
+from tests.core.training.training_toy import Toy, basis
 
 WEIGHTS = {"unet.a": torch.randn(16, 16, generator=torch.Generator().manual_seed(0))}
 BASE = fingerprint(WEIGHTS)
@@ -75,3 +81,46 @@ def test_a_lock_is_for_one(tmp_path: Path) -> None:
             FileLock(tmp_path / "lock").acquire(0.1)
     with FileLock(tmp_path / "lock"):
         pass
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "schedulefree"])
+def test_the_first_step_moves_the_balanced_factors_alike_whichever_columns(optimiser: str) -> None:
+    """Adam's first step is the rate in every entry: here of A·√S₁."""
+    pytest.importorskip("schedulefree" if optimiser == "schedulefree" else "torch")
+    sizes = []
+    for block in (0, 3):
+        made = Toy(SpectralAConfig(tuple(range(4 * block, 4 * block + 4))), block=block)
+        options = TrainConfig(steps=1, learning_rate=1e-3, warmup=0, weight_decay=0.0, optimiser=optimiser)  # type: ignore[arg-type]
+        told: list[dict[str, Any]] = []
+        train(made.setup, options, "spectral_a", run=Run(listener=told.append))
+        terms = [layer.terms[0].params for layer in made.attachment.to_adapter().layers.values()]
+        for params in terms:
+            assert params["a_u"].abs().max() == pytest.approx(
+                1e-3 * float(params["s"].mean()) ** -0.5, rel=1e-3
+            )
+        sizes.append([float((p["a_u"].abs() * p["s"].sqrt()).mean()) for p in terms])
+        (step,) = [event for event in told if event["event"] == "step"]
+        assert step["learning_rates"] == {"adapter": pytest.approx(1e-3)}
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.05), "twelve columns further down"
+
+
+def test_the_scale_of_the_singular_values_and_prodigy_keep_one_rate() -> None:
+    params = {"s": torch.tensor([4.0, 2.0])}
+    config = SpectralAConfig((0, 1), train_scale=True)
+    assert rate_factors(config, params) == {"a_u": 3**-0.5, "a_v": 3**-0.5}
+    named = [
+        (name, torch.nn.Parameter(torch.zeros(2)))
+        for name in ("unet.x.a_u", "unet.x.a_s", "text_encoder.x.a_u")
+    ]
+    factors = {"unet.x.a_u": 0.5, "text_encoder.x.a_u": 0.25}
+    found = groups(named, [], TrainConfig(learning_rate=1e-2), "spectral_a", factors)
+    assert [(g.label, g.rate, g.factor, len(g.parameters)) for g in found] == [
+        ("adapter", 1e-2, 0.5, 1),
+        ("adapter", 1e-2, 1.0, 1),
+        ("text encoder", 5e-3, 0.25, 1),
+    ]
+    found = groups(named, [], TrainConfig(optimiser="prodigy"), "spectral_a", factors)
+    assert [(g.label, g.factor, len(g.parameters)) for g in found] == [
+        ("adapter", 1.0, 2),
+        ("text encoder", 1.0, 1),
+    ]

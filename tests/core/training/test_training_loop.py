@@ -100,31 +100,34 @@ def test_open_gates_are_told_by_noise_level_once() -> None:
     assert opened.take_levels() == [None] * 10
 
 
-@pytest.mark.parametrize(("bias", "kind"), [(-6.0, "dead"), (6.0, "always_open")])
-def test_gates_are_told_of_while_training_and_judged_at_the_end(bias: float, kind: str) -> None:
+@pytest.mark.parametrize(("bias", "opened"), [(-6.0, 1.0), (6.0, 4.0)])
+def test_gates_are_told_of_while_training_and_judged_at_the_end(bias: float, opened: float) -> None:
+    """However far they are closed, every layer has one that is open."""
     _, attachment, setup = set_up(FouRAConfig(4, gate="adaptive"))
     for name, parameter in attachment.named_parameters():
         if name.endswith("gate.bias"):
-            parameter.data.fill_(bias)
+            parameter.data.copy_(torch.full((4,), bias) + 0.1 * torch.arange(4))
     events: list[dict[str, Any]] = []
     config = TrainConfig(steps=20, target_open=0.0, gate_learning_rate=1e-3)
     result = train(setup, config, "foura", run=Run(listener=events.append))
     steps = [e for e in events if e["event"] == "step"]
-    opened = 0.0 if kind == "dead" else 4.0
     layers = ("net.first", "net.second")
     assert [e["step"] for e in steps if "open_by_layer" in e] == [10, 20]
     assert steps[9]["open_by_layer"] == dict.fromkeys(layers, opened / 4)
     assert {share for share in steps[9]["open_by_level"] if share is not None} == {opened / 4}
     assert all(e["open_share"] == opened / 4 for e in steps)
     assert [e["temperature"] for e in (steps[0], steps[7], steps[19])] == pytest.approx([1.0, 0.75, 0.5])
-    assert result.gates is not None and getattr(result.gates, kind) == layers
-    assert [result.gates.frozen_rank(name) for name in layers] == [opened, opened]
-    words = "have no open gate" if kind == "dead" else "keep every gate open"
-    first, share, last = result.notes
+    assert result.gates is not None and result.gates.always_open == (layers if opened == 4 else ())
+    assert [result.gates.frozen_rank[name] for name in layers] == [opened, opened]
+    first, share, *last = result.notes
     assert "the gates cannot close" in first and "raise gate_learning_rate" in first
-    assert share.startswith(f"gates: {opened / 4:.0%} open; loss on training pictures")
-    assert f"2 of 2 layers {words}" in last and ("give a target_open" in last) == (kind == "always_open")
-    assert [e["event"] for e in events][-3:] == ["gates", "warning", "finished"]
+    assert share.startswith(
+        f"gates: {opened / 4:.0%} open, effective rank {opened:.1f}; loss on training pictures"
+    )
+    assert len(last) == (opened == 4)
+    for line in last:
+        assert "2 of 2 layers keep every gate open" in line and "give a target_open" in line
+    assert [e["event"] for e in events][-2 - len(last) :] == ["gates", *["warning"] * len(last), "finished"]
 
 
 def test_training_works_inside_inference_mode() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,19 +48,21 @@ class Denoiser(nn.Module):
         return self.second(hidden).reshape(x.shape)
 
 
-def basis(_: str, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    found = select_columns(weight, Columns.block(0, 4))
+def basis(_: str, weight: Tensor, block: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    found = select_columns(weight, Columns.block(block, 4))
     return found.u, found.s, found.v
 
 
 class Toy:
-    """model, attachment and setup over six latents; ``batch`` rows a step."""
+    """model, attachment and setup over six latents; ``batch`` rows a step; ``block`` of columns."""
 
-    def __init__(self, config: MethodConfig, batch: int = 3, **changes: Any) -> None:
+    def __init__(self, config: MethodConfig, batch: int = 3, block: int = 0, **changes: Any) -> None:
         torch.manual_seed(1)
         self.model = Denoiser().requires_grad_(False)
         weights = {f"net.{n}": getattr(self.model, n).weight for n in ("first", "second")}
-        self.adapter: Adapter = create(weights, config, basis, torch.Generator().manual_seed(0))
+        self.adapter: Adapter = create(
+            weights, config, partial(basis, block=block), torch.Generator().manual_seed(0)
+        )
         self.attachment: Attachment = attach(self.model, self.adapter, part="net", trainable=True)
         self.examples = [Example(Path(str(i)), "") for i in range(6)]
         self.on_call: Callable[[], None] = lambda: None
