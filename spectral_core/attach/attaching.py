@@ -29,6 +29,7 @@ from .dispatcher import Dispatcher
 from .factors import folded_together, term_name
 from .placement import AttachReport, joined, place
 from .update import Control, LayerUpdate
+from .vectors import update_of
 
 
 class Attachment:
@@ -178,13 +179,13 @@ def attach(
             control = Control(attachment.gates, adapter.schedule)
             attachment._controls.append(control)
             for p in placements:
-                layer = _trainable_copy(p.layer, p.module) if trainable else p.layer
+                layer = _trainable_copy(p.layer, p.parameter) if trainable else p.layer
                 strength = adapter.strength_of(str(p.name))
-                update = LayerUpdate(p.name, layer, strength, control, p.module, trainable)
+                update = update_of(p.name)(p.name, layer, strength, control, p.module, trainable)
                 dispatcher = Dispatcher.on(p.module)
                 attachment._updates.append((dispatcher, update))
                 dispatcher.insert(update)
-                update.prepare(cast(Tensor, p.module.weight))
+                update.prepare(p.parameter)
     except BaseException:  # an interrupt too must not leave half of it behind
         attachment.remove()
         raise
@@ -206,11 +207,9 @@ def remove_all(root: nn.Module) -> None:
                 dispatcher.take_off(update)  # type: ignore[union-attr]
 
 
-def _trainable_copy(layer: AdapterLayer, module: nn.Module) -> AdapterLayer:
-    """The layer with its trained tensors as float32 parameters and copies of the others, where the module
-    computes."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
+def _trainable_copy(layer: AdapterLayer, weight: Tensor) -> AdapterLayer:
+    """The layer with its trained tensors as float32 parameters and copies of the others, where the weight
+    is."""
     terms = []
     for term in layer.terms:
         learns = method_of(term.config).trainable(term.config)

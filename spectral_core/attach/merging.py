@@ -45,7 +45,7 @@ class _Change:
         on_device = type(factors)(factors.down.to(weight), factors.up.to(weight), factors.scale)
         rows = self.name.rows
         target = weight if rows is None else weight[rows[0] : rows[1]]
-        target.add_(delta(on_device))
+        target.add_(delta(on_device).reshape(target.shape))
 
 
 @dataclass(eq=False)
@@ -174,7 +174,7 @@ def merge_into(
     try:
         for adapter, placements, _ in plans:
             for p in placements:
-                weight = cast(nn.Parameter, p.module.weight)
+                weight = cast(nn.Parameter, p.parameter)
                 change = _Change(p.name, p.layer, adapter.strength_of(str(p.name)))
                 merged._changes.append((weight, change))
                 record = _record(weight, keep_on)
@@ -202,7 +202,7 @@ def _check(adapter: Adapter, placements: list[Placement]) -> None:
                 f"layer {p.name} has an adaptive gate, which has no fixed ΔW: freeze the adapter first "
                 "(fusion.freeze), or attach it"
             )
-        weight = p.module.weight
+        weight = p.parameter
         if not isinstance(weight, nn.Parameter) or weight.is_meta:
             found = (
                 "a weight on the meta device" if isinstance(weight, nn.Parameter) else type(weight).__name__
@@ -210,7 +210,7 @@ def _check(adapter: Adapter, placements: list[Placement]) -> None:
             raise SpectralAdapterError(
                 f"layer {p.name}: found {found}, expected a parameter with numbers; attach instead"
             )
-        if problem := weight_problem(p.module):
+        if p.name.vector is None and (problem := weight_problem(p.module)):
             raise SpectralAdapterError(
                 f"layer {p.name}: {problem}: it cannot hold a merge; attach the adapter instead"
             )

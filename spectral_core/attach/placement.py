@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field, replace
+from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..adapter.adapter import Adapter, AdapterLayer, require_adapter
 from ..errors import SpectralAdapterError
@@ -17,6 +18,7 @@ from ..names.layer_name import LayerName
 from ..names.spellings import path_spellings
 from ..words import OneLine
 from .targets import bypassed_layers, layer_problem, layer_shape, modules_by_path
+from .vectors import vector_problem
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,6 +45,12 @@ class Placement:
     name: LayerName
     layer: AdapterLayer
     module: nn.Module
+
+    @property
+    def parameter(self) -> Tensor:
+        """The weight that it changes, or the vector."""
+        _, kind = self.name.vector or ("", "weight")
+        return cast(Tensor, getattr(self.module, kind))
 
 
 def choose_part(adapter: Adapter, part: str | None) -> str:
@@ -73,24 +81,27 @@ def place(
     placements: list[Placement] = []
     unmatched: dict[str, str] = {}
     mismatched: dict[str, str] = {}
-    taken: dict[tuple[int, tuple[int, int] | None], LayerName] = {}
+    taken: dict[tuple[int, str, tuple[int, int] | None], LayerName] = {}
     for text, layer in adapter.layers.items():
         name = LayerName.parse(text)
         if name.part != chosen:
             continue
-        module = next((modules[p] for p in path_spellings(name.path) if p in modules), None)
+        path, vector = name.vector or (name.path, "")
+        module = next((modules[p] for p in path_spellings(path) if p in modules), None)
         if module is None:
-            unmatched[text] = f"no such module here{_near(name.path, modules)}"
-        elif why := bypassed.get(id(module)) or layer_problem(module):
+            unmatched[text] = f"no such module here{_near(path, modules)}"
+        elif why := bypassed.get(id(module)) or (
+            vector_problem(module, vector, live) if vector else layer_problem(module)
+        ):
             unmatched[text] = why
         elif why := _shape_problem(name, layer.shape, module):
             mismatched[text] = why
-        elif other := taken.get((id(module), name.rows)):
+        elif other := taken.get((id(module), vector, name.rows)):
             unmatched[text] = (
                 f"the same module as {other}, which this adapter changes too: it can take one of the two"
             )
         else:
-            taken[id(module), name.rows] = name
+            taken[id(module), vector, name.rows] = name
             placements.append(Placement(name, layer, module))
     report = AttachReport(tuple(str(p.name) for p in placements), unmatched, mismatched)
     if not placements or (strict and report.problems):
@@ -99,7 +110,10 @@ def place(
 
 
 def _shape_problem(name: LayerName, expected: LayerShape, module: nn.Module) -> str | None:
-    found = layer_shape(module)
+    if name.vector:
+        found = LayerShape(getattr(module, name.vector[1]).numel(), 1)
+    else:
+        found = layer_shape(module)  # type: ignore[assignment]
     assert found is not None
     if name.rows is not None:
         if name.rows[1] > found.out_features:

@@ -79,6 +79,7 @@ class LayerUpdate:
         trained: bool,
     ) -> None:
         self.name, self.layer, self.strength, self.control = name, layer, strength, control
+        self.module = module
         self.pieces = pieces_of(str(name), layer, trained)
         self.geometry = Geometry.of(module)
         self.is_convolution = bool(layer.shape.kernel)

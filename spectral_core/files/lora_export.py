@@ -141,7 +141,9 @@ def export_lora(
     omitted: dict[str, str] = {}
     for name, layer in adapter.layers.items():
         factors, loss = _fold(layer, adapter.strength_of(name))
-        if factors.rank == 0:
+        if naming == "diffusers" and LayerName.parse(name).vector:
+            omitted[name] = "diffusers' names have no biases and norms"
+        elif factors.rank == 0:
             omitted[name] = "every gate closed: rank 0"
         elif factors.scale == 0 or not bool(factors.up.any()):
             omitted[name] = "its update is zero"
@@ -163,8 +165,7 @@ def export_lora(
                 f"{path}: layer {name}: another layer has the same name in {naming} spelling"
             )
         tensors |= written
-        down, up, scale = _as_read(written)
-        rounding = _distance(Factors(down, up, scale), exact)
+        rounding = _distance(_as_read(written), exact)
         layers[name] = ExportedLayer(folded[name][0].rank, rounding, folded[name][1])
     bundled = _bundled(adapter, path) if words else {}
     tensors |= bundled
@@ -260,7 +261,11 @@ def _kohya(
 ) -> Written:
     two = keys.has_two_encoders(list(adapter.layers), adapter.provenance.family)
     found: Written = {}
-    for name, factors in _with_common_alphas(folded).items():
+    vectors = {name for name in folded if LayerName.parse(name).vector}
+    for name in vectors:
+        found[name] = _vector(folded[name], LayerName.parse(name), two, dtype, path, names)
+    matrices = {name: factors for name, factors in folded.items() if name not in vectors}
+    for name, factors in _with_common_alphas(matrices).items():
         key = names.get(name) or keys.in_lora_file(name, two)
         down, up = _rounded(factors, dtype, f"{path}: layer {name}")
         alpha = torch.tensor(factors.scale * factors.rank, dtype=torch.float32)
@@ -269,6 +274,22 @@ def _kohya(
             factors,
         )
     return found
+
+
+def _vector(
+    factors: Factors, name: LayerName, two: bool, dtype: torch.dtype, path: Path, names: Mapping[str, str]
+) -> tuple[dict[str, Tensor], Factors]:
+    """A bias's or norm's difference (n,), as LoRA files hold them: ``diff_b`` and ``diff``."""
+    assert name.vector is not None
+    module = str(replace(name, path=name.vector[0]))
+    key = names.get(module) or keys.in_lora_file(module, two)
+    exact = factors.scaled_up() @ factors.down
+    value = exact.flatten().to(dtype)
+    if not bool(torch.isfinite(value).all()):
+        raise SpectralAdapterError(f"{path}: layer {name}: values do not fit {dtype}: export as float32")
+    return {f"{key}.{'diff_b' if name.vector[1] == 'bias' else 'diff'}": value.contiguous()}, Factors(
+        exact.new_ones(1, 1), exact
+    )
 
 
 def _with_common_alphas(folded: Mapping[str, Factors]) -> dict[str, Factors]:
@@ -336,12 +357,15 @@ def _rounded(factors: Factors, dtype: torch.dtype, place: str) -> tuple[Tensor, 
     return down.contiguous(), up.reshape(*up.shape, *(1,) * (down.dim() - 2)).contiguous()
 
 
-def _as_read(written: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, float]:
-    """down, up and scale as a reader of the file takes them."""
+def _as_read(written: Mapping[str, Tensor]) -> Factors:
+    """The factors as a reader of the file takes them."""
+    if len(written) == 1:
+        value = next(iter(written.values()))
+        return Factors(value.new_ones(1, 1), value[:, None])
     down = next(t for key, t in written.items() if key.endswith(("lora_down.weight", "lora_A.weight")))
     up = next(t for key, t in written.items() if key.endswith(("lora_up.weight", "lora_B.weight")))
     alpha = next((float(t) for key, t in written.items() if key.endswith(".alpha")), float(len(down)))
-    return down, up.flatten(1), alpha / len(down)
+    return Factors(down, up.flatten(1), alpha / len(down))
 
 
 def _bundled(adapter: Adapter, path: Path) -> dict[str, Tensor]:

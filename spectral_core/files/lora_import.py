@@ -30,7 +30,7 @@ from . import metadata as file_metadata
 from . import other_kinds as foreign
 from .container import open_safely
 from .lora_alphas import PEFT_PREFIX, AlphaOf, alphas_beside, alphas_in_metadata
-from .lora_layers import build_layer
+from .lora_layers import build_layer, layer_of_vector
 from .lora_names import layer_name, role_of
 
 MOST_MULTIPLIED = 96 << 20  # bytes that ``lora_mid`` may become, all layers together
@@ -87,7 +87,7 @@ def read_lora(
     """A LoRA file as an adapter, with everything that was assumed or did not match.
 
     unet: layout for native block names (``lora_unet_input_blocks_…``), SDXL's by default. Changed biases and
-    norms are no matrices: they are left out, and the notes say so. PEFT files take alpha and ranks from the
+    norms become layers of their own, ``<layer>.bias`` and ``<layer>.weight``. PEFT files take alpha and ranks from the
     ``adapter_config.json`` beside them. with_dependent: hand out layers that need the model's weights instead
     of refusing the file. Raises SpectralAdapterError, with file and layer, for other kinds of
     adapters, halves without their partner, shapes that do not fit, and values that are not finite.
@@ -115,7 +115,7 @@ def lora_from_tensors(
     """A LoRA that is already in memory, such as ComfyUI's ``LORA_MODEL``, as an adapter that shares nothing
     with it.
 
-    Changed biases and norms are left out and reported. keep_names: leave native names as they are, which is
+    keep_names: leave native names as they are, which is
     right for every model, instead of reading them as those of a Stable Diffusion. Raises as
     :func:`read_lora` does.
     """
@@ -145,9 +145,8 @@ class _Source:
 
 
 def _read(source: _Source, name_of: Callable[[str], str], with_dependent: bool) -> ImportedLoRA:
-    dropped = [key for key in source.shapes if _is_difference(key, source.shapes[key])]
-    left_out = set(dropped)
-    kept = [key for key in source.shapes if key not in left_out]
+    vectors = {key: found for key, shape in source.shapes.items() if (found := _vector(key, shape))}
+    kept = [key for key in source.shapes if key not in vectors]
     modules = {m[1] for key in kept if (m := _DEPENDENT.fullmatch(key))} if with_dependent else set()
     apart = [key for key in kept if _module_of(key, modules)]
     left_out = set(apart)
@@ -162,9 +161,9 @@ def _read(source: _Source, name_of: Callable[[str], str], with_dependent: bool) 
         collected, unmatched = _collect(kept, name_of)
     except SpectralAdapterError as error:
         raise SpectralAdapterError(f"{source.place}: {error}") from error
-    if not apart and not any(set(layer.tensors) - {"alpha"} for layer in collected.values()):
+    if not (apart or vectors) and not any(set(layer.tensors) - {"alpha"} for layer in collected.values()):
         raise SpectralAdapterError(f"{source.place}: is {foreign.family(kept)}; expected a LoRA file")
-    notes = [_dropped(source.read(dropped))] if dropped else []
+    notes = []
     alpha_of = source.alphas()
     if alpha_of is None and any(key.startswith(PEFT_PREFIX) for key in kept):
         notes.append("no adapter_config.json beside the file: alpha taken as the rank of each layer")
@@ -174,6 +173,20 @@ def _read(source: _Source, name_of: Callable[[str], str], with_dependent: bool) 
     for name, layer in collected.items():
         parts = {role: tensors[key] for role, key in layer.tensors.items()}
         layers[name] = build_layer(f"{source.place}: layer {layer.source}", layer.source, parts, alpha_of)
+    sources = {name: layer.source for name, layer in collected.items()}
+    zero = 0
+    for key, value in source.read(list(vectors)).items():
+        module, parameter = vectors[key]
+        name = str(LayerName.parse(f"{name_of(module)}.{parameter}"))
+        if name in layers:
+            raise SpectralAdapterError(f"{source.place}: tensor {key!r}: {name} is in the file twice")
+        layer_ = layer_of_vector(f"{source.place}: tensor {key!r}", value)
+        if bool(value.any()):
+            layers[name], sources[name] = layer_, module
+        else:
+            zero += 1
+    if zero:
+        notes.append(f"{zero} biases and norms of the file change nothing and were left out")
     raw = tuple(name for name in layers if name.startswith(keys.KOHYA_PART + "."))
     if raw:
         notes.append(
@@ -183,7 +196,6 @@ def _read(source: _Source, name_of: Callable[[str], str], with_dependent: bool) 
     if words := sorted({key.split(".")[1] for key in unmatched if key.startswith(_BUNDLED)}):
         notes.append(f"the file holds the trained words {', '.join(words)}, which were left out")
     adapter = Adapter(layers, _provenance(source.name, source.metadata, layers, unmatched, raw))
-    sources = {name: layer.source for name, layer in collected.items()}
     dependent: dict[str, dict[str, Tensor]] = {}
     for key, value in source.read(apart).items():
         dependent.setdefault(_module_of(key, modules), {})[key] = value
@@ -210,16 +222,15 @@ def _refuse_large_products(source: _Source, layers: Iterable[_Layer]) -> None:
             )
 
 
-def _is_difference(key: str, shape: tuple[int, ...]) -> bool:
-    return key.endswith((".diff_b", ".w_norm", ".b_norm")) or (key.endswith(".diff") and len(shape) == 1)
+_VECTORS = {".diff_b": "bias", ".b_norm": "bias", ".w_norm": "weight", ".diff": "weight"}
 
 
-def _dropped(differences: Mapping[str, Tensor]) -> str:
-    changed = sum(bool(value.any()) for value in differences.values())
-    return (
-        f"{len(differences)} changed biases and norms are no part of an adapter and were left out; "
-        f"{changed} of them are not zero"
-    )
+def _vector(key: str, shape: tuple[int, ...]) -> tuple[str, str] | None:
+    """(module's name, bias or weight) of a tensor that is the difference of a vector."""
+    for end, parameter in _VECTORS.items():
+        if key.endswith(end) and (end != ".diff" or len(shape) == 1):
+            return key.removesuffix(end), parameter
+    return None
 
 
 def _collect(

@@ -99,6 +99,18 @@ def _multiplied_out(place: str, down: Tensor, mid: Tensor) -> Tensor:
     return torch.einsum("pq...,qi->pi...", mid.to(dtype), down.flatten(1).to(dtype))
 
 
+def layer_of_vector(place: str, difference: Tensor) -> AdapterLayer:
+    """A bias's or a norm's difference (n,) as a layer of one column. Raises SpectralAdapterError, beginning
+    with ``place``, where it is none."""
+    if difference.dim() != 1 or difference.dtype not in (*_FLOATS, *_FLOATS_8) or not _is_finite(difference):
+        raise SpectralAdapterError(
+            f"{place}: found {difference.dtype} of shape {tuple(difference.shape)}, expected a vector of "
+            "finite numbers"
+        )
+    wide = difference if difference.dtype in _FLOATS else difference.half()
+    return _layer(wide.new_ones(1, 1), wide[:, None], None)
+
+
 def layer_of_difference(place: str, difference: Tensor) -> AdapterLayer:
     """A weight's whole difference (out, in, *kernel) as a layer. Raises SpectralAdapterError, beginning with
     ``place``, where it is none."""

@@ -2,6 +2,7 @@
 
 Part ``unet``, ``text_encoder`` or ``text_encoder_2`` (or any other word without a dot), path the module's
 path in that part, with ``[start:stop]`` behind it where only those output rows of a fused weight are meant.
+A path that ends in ``.bias`` or ``.weight`` is that vector of the module before it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from ..errors import SpectralAdapterError
 MOST_LETTERS = 1000  # of a name or a glob
 MOST_STARS = 8  # of a glob: each multiplies the ways in which it may fit
 MOST_ROWS = 2**31
+
+VECTORS = ("weight", "bias")
 
 _NAME = re.compile(
     r"(?P<part>[^.\[\]]+)\.(?P<path>[^\[\]]+)(?:\[(?P<start>[0-9]{1,10}):(?P<stop>[0-9]{1,10})\])?"
@@ -44,6 +47,13 @@ class LayerName:
                 f"layer name {name!r:.200}: expected start < stop in its rows, at most {MOST_ROWS}"
             )
         return cls(match["part"], match["path"], rows)
+
+    @property
+    def vector(self) -> tuple[str, str] | None:
+        """(the module's path, ``weight`` or ``bias``) where the layer is a vector of a module: a bias, or the
+        weight of a norm; None for a matrix."""
+        path, _, last = self.path.rpartition(".")
+        return (path, last) if path and last in VECTORS else None
 
     def __str__(self) -> str:
         rows = "" if self.rows is None else f"[{self.rows[0]}:{self.rows[1]}]"

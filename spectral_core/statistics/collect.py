@@ -42,14 +42,16 @@ LIMIT_BYTES = 8 << 30
 
 
 def modules_of(root: nn.Module, adapters: Sequence[Adapter], part: str) -> dict[str, nn.Module]:
-    """Layer name -> module of ``root`` for every layer of this part that any adapter changes.
+    """Layer name -> module of ``root`` for every weight of this part that any adapter changes; biases and
+    norms have no input to speak of.
 
     Raises SpectralAdapterError where a layer has no place there.
     """
     found: dict[str, nn.Module] = {}
     for adapter in adapters:
         if part in adapter.parts:
-            found |= {str(p.name): p.module for p in place(root, adapter, part, strict=True)[0]}
+            placed = place(root, adapter, part, strict=True)[0]
+            found |= {str(p.name): p.module for p in placed if p.name.vector is None}
     return found
 
 

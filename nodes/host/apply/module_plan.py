@@ -11,6 +11,7 @@ from torch import nn
 from ....spectral_core.attach.dispatcher import Dispatcher
 from ....spectral_core.attach.targets import bypassed_layers, layer_problem
 from ....spectral_core.attach.update import LayerUpdate
+from ....spectral_core.attach.vectors import vector_problem
 from ....spectral_core.errors import SpectralAdapterError
 from ....spectral_core.names.layer_name import LayerName
 from ..model import compat
@@ -158,6 +159,9 @@ def _problem(place: Place, module: Any | None, bypassed: dict[int, str]) -> str 
         return f"the host rearranges what is added to {place.key}"
     if place.offset is not None and place.offset[0] != 0:
         return f"it is some columns of {place.key}"
+    vector = LayerName.parse(place.name).vector
+    if vector is not None:
+        return bypassed.get(id(module)) or vector_problem(module, vector[1], live=True)
     return bypassed.get(id(module)) or layer_problem(module)
 
 

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from ....spectral_core.adapter.schedule import Schedule
-from ....spectral_core.attach.update import Control, LayerUpdate
+from ....spectral_core.attach.update import Control
+from ....spectral_core.attach.vectors import update_of
 from ....spectral_core.gates.formula import GateRuntime
 from ..model import compat, memory, noise
 from ..model.places import Place
@@ -146,7 +147,8 @@ class Stack:
         for entry, control, pieces in zip(self.entries, self.controls, self._pieces, strict=True):
             for place, strength, kept in zip(entry.places, entry.strengths, pieces, strict=True):
                 name = plans.layer_name(place)
-                update = LayerUpdate(name, place.layer, strength, control, next(modules), trained=False)
+                kind = update_of(name)
+                update = kind(name, place.layer, strength, control, next(modules), trained=False)
                 update.pieces = kept
                 update._digest = factors.digest(place.layer)
                 updates.append(update)

@@ -24,6 +24,7 @@ from ....spectral_core.errors import SpectralAdapterError
 from ....spectral_core.files.lora_import import ImportedLoRA
 from ....spectral_core.files.lora_layers import layer_of_difference
 from ....spectral_core.maths.layers import LayerShape
+from ....spectral_core.names.layer_name import LayerName
 from ....spectral_core.names.spellings import KOHYA_PART, NATIVE_PART
 from ..model import compat
 from ..model import places as keys
@@ -75,7 +76,12 @@ def fitted(read: ImportedLoRA, model: Any, clip: Any) -> tuple[Adapter, tuple[st
     renamed = 0
     for old, layer in read.adapter.layers.items():
         name, weight = old, _find(sides, _names(read.sources.get(old, ""), old))
-        if weight is not None:
+        vector = LayerName.parse(old).vector
+        if weight is not None and vector is not None:
+            foreign = old.startswith((f"{KOHYA_PART}.", f"{NATIVE_PART}."))
+            if weight.offset is None and (weight.side.renames_all or foreign):
+                name = f"{weight.name}.{vector[1]}"
+        elif weight is not None:
             layer, is_turned = _as_the_host(layer, weight)
             foreign = old.startswith((f"{KOHYA_PART}.", f"{NATIVE_PART}."))
             if is_turned and (weight.side.renames_all or foreign):

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from ....spectral_core.adapter.adapter import Adapter
 from ....spectral_core.errors import SpectralAdapterError
+from ....spectral_core.names.layer_name import LayerName
 from ....spectral_core.statistics.collect import LIMIT_BYTES, collect, exact_bytes
 from ....spectral_core.statistics.moments import Statistics
 from ..apply import adapters as applying
@@ -169,6 +170,8 @@ def _modules(adapters: Sequence[Adapter], request: Request) -> tuple[dict[str, n
         for patcher, place in owners:
             module = keys.module_at(patcher.model, place.module_path)
             is_slice_of_inputs = place.offset is not None and place.offset[0] != 0
+            if LayerName.parse(place.name).vector is not None:
+                continue  # a bias or a norm has no input to speak of
             if module is None or is_slice_of_inputs or place.function is not None:
                 skipped[place.name] = None
             else:

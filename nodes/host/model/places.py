@@ -47,7 +47,7 @@ class Place:
 
     @property
     def module_path(self) -> str:
-        return self.key.removesuffix(".weight")
+        return self.key.removesuffix(".weight").removesuffix(".bias")
 
 
 @dataclass(frozen=True)
@@ -111,16 +111,28 @@ class _Map:
     keys: dict[str, Any]
 
     def find(self, name: str, layer: AdapterLayer) -> Place | None:
+        vector = LayerName.parse(name).vector
         for candidate in candidates(name):
             if candidate in self.keys:
                 found = _place(name, layer, self.keys[candidate])
+                if vector is not None and not self._has(found):
+                    continue
                 self._check_shape(found)
                 return found
         return None
 
+    def _has(self, place_: Place) -> bool:
+        """Whether there is such a vector: the map names weights alone."""
+        found = getattr(
+            module_at(self.patcher.model, place_.module_path), place_.key.rpartition(".")[2], None
+        )
+        return getattr(found, "ndim", 0) == 1
+
     def _check_shape(self, place_: Place) -> None:
         module = module_at(self.patcher.model, place_.module_path)
         found = None if module is None else layer_shape(module)
+        if LayerName.parse(place_.name).vector is not None:
+            found = LayerShape(getattr(module, place_.key.rpartition(".")[2]).numel(), 1)
         if found is None:
             found = LayerShape.of(self.patcher.model.state_dict()[place_.key])
         whole = found
@@ -157,7 +169,9 @@ def _place(name: str, layer: AdapterLayer, value: Any) -> Place:
     """The map's value with the rows of the layer's own name inside it."""
     key, offset, function = (value, None, None) if isinstance(value, str) else (*value, None, None)[:3]
     offset = None if offset is None else tuple(offset)
-    rows = LayerName.parse(name).rows
+    rows, vector = LayerName.parse(name).rows, LayerName.parse(name).vector
+    if vector is not None:
+        key = f"{key.removesuffix('.weight')}.{vector[1]}"
     if rows is not None:
         start = 0 if offset is None else offset[1]
         offset = (0, start + rows[0], rows[1] - rows[0])
@@ -182,9 +196,9 @@ def side_of(name: str) -> str:
 
 
 def candidates(name: str) -> Iterator[str]:
-    """The names under which the host's maps may have a layer, most specific first."""
+    """The names under which the host's maps may have a layer, or a vector's module; most specific first."""
     layer = LayerName.parse(name)
-    part, path = layer.part, layer.path
+    part, path = layer.part, layer.vector[0] if layer.vector else layer.path
     if part == KOHYA_PART:  # kept as a LoRA file has it
         yield path
         return

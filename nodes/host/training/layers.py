@@ -111,7 +111,9 @@ def fitted(adapter: Adapter, patcher: Any) -> tuple[Adapter, dict[str, LayerShap
                 f"layer {place.name}: the host rearranges {place.key}, so this layer cannot train here; "
                 "leave it out of the adapter"
             )
-        name = named.get(place.key, place.module_path)
+        name = named.get(f"{place.module_path}.weight", place.module_path)
+        if vector := LayerName.parse(place.name).vector:
+            name = f"{name}.{vector[1]}"
         if place.offset is not None:
             _, start, length = place.offset
             native = LayerName.parse(place.module_path)
