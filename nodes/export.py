@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from . import inputs, results, tensors
+from . import images, inputs, results, tensors
+
+
+COVER = (
+    "IMAGE",
+    {
+        "tooltip": "A picture of what the adapter does, written beside the file as <name>.preview.png: model "
+        "browsers, LoRA managers and the webuis show it."
+    },
+)
 
 
 def _size(path: Path) -> str:
@@ -66,7 +75,8 @@ class SaveAdapter:
                         "into the file. Empty keeps those that it has.",
                     },
                 ),
-            }
+            },
+            "optional": {"cover": COVER},
         }
 
     def save(
@@ -76,6 +86,7 @@ class SaveAdapter:
         precision: str = "as is",
         compact: bool = False,
         trigger_words: str = "",
+        cover: Any = None,
     ) -> dict[str, Any]:
         from ..spectral_core.analysis.spectra import summary_text
         from ..spectral_core.files import adapter_file as fileformat
@@ -95,7 +106,8 @@ class SaveAdapter:
                 config_tensor=startup.is_in_load_lora(),
             )
         file = paths.below_output(path)
-        report = results.lines(f"saved as {file}, {_size(path)}", summary_text(adapter))
+        told = images.add_cover(path, cover)
+        report = results.lines(f"saved as {file}, {_size(path)}", told, summary_text(adapter))
         return results.shown(report, adapter, file, report)
 
 
@@ -157,6 +169,7 @@ class ExportAdapterAsLoRA:
                         "fused weight (Flux, Z-Image and others), so that Load LoRA reads the file whole."
                     },
                 ),
+                "cover": COVER,
             },
         }
 
@@ -168,6 +181,7 @@ class ExportAdapterAsLoRA:
         precision: str = "fp16",
         drop_schedule: bool = False,
         model: Any = None,
+        cover: Any = None,
     ) -> dict[str, Any]:
         from ..spectral_core.files.lora_export import export_lora
         from .host.files import paths
@@ -184,5 +198,6 @@ class ExportAdapterAsLoRA:
                 names = file_names(adapter, model)
             exported = export_lora(adapter, path, naming, dtype, drop_schedule=drop_schedule, names=names)
         file = paths.below_output(path)
-        report = results.lines(f"exported as {file}, {_size(path)}", str(exported))
+        told = images.add_cover(path, cover)
+        report = results.lines(f"exported as {file}, {_size(path)}", told, str(exported))
         return results.shown(report, file, report)

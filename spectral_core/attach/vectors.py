@@ -22,7 +22,7 @@ from .update import LayerUpdate
 
 
 def vector_problem(module: nn.Module, parameter: str, live: bool) -> str | None:
-    """Why a module's vector cannot take an update, or None. live: in its forward, not in the vector itself."""
+    """Why a module's vector cannot take an update, or None; live: its forward cannot."""
     found = getattr(module, parameter, None)
     if not isinstance(found, Tensor):
         return f"this {type(module).__name__} has no {parameter}"

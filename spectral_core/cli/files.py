@@ -10,6 +10,7 @@ from typing import Any
 from ..analysis.spectra import summary
 from ..files.adapter_file import save
 from ..files.container import open_safely
+from ..files.cover import copy_cover
 from ..files.lora_export import export_lora
 from ..fusion import recompress
 from ..training.runs import checkpoint
@@ -73,6 +74,7 @@ def run_export(options: argparse.Namespace) -> int:
         drop_schedule=options.drop_schedule,
     )
     print(report)
+    copy_cover(options.adapter, options.output)
     return 0
 
 
@@ -82,6 +84,7 @@ def run_resize(options: argparse.Namespace) -> int:
     save(small.adapter, path, dtype=DTYPES[options.dtype], overwrite=options.overwrite)
     sizes = [file.stat().st_size / 1e6 for file in (options.adapter, path)]
     print(f"{path.name}: {sizes[0]:.1f} MB -> {sizes[1]:.1f} MB; {small.report.text}")
+    copy_cover(options.adapter, path)
     if options.layers:
         for row in small.report.layers:
             print(f"  {row.name}: rank {row.rank_before} -> {row.rank_after}, error {row.error:.2e}")

@@ -9,10 +9,10 @@ from typing import Any
 from ....spectral_core.errors import SpectralAdapterError
 from ....spectral_core.files import adapter_file
 from ....spectral_core.files.container import open_safely
+from ....spectral_core.files.cover import cover_of
 from ....spectral_core.files.metadata import trained_words
 from ..files import parsed_cache, paths
 
-PREVIEWS = (".preview.png", ".png", ".preview.jpg", ".jpg", ".webp")
 KINDS = {"adapter": paths.KEY, "lora": paths.LORAS}
 
 
@@ -60,7 +60,7 @@ def _lora(path: Path) -> dict[str, Any]:
 
 def preview_of(path: Path) -> Path | None:
     """A picture beside the file, as managers of models keep it."""
-    return next((found for end in PREVIEWS if (found := path.with_suffix(end)).is_file()), None)
+    return cover_of(path)
 
 
 def preview(name: str, kind: str = "adapter") -> Path:

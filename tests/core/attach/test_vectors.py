@@ -150,8 +150,8 @@ def test_what_changes_nothing_is_said_and_twice_is_refused(tmp_path: Path) -> No
 
 
 def test_a_vector_without_a_place_is_named(file: Path) -> None:
-    model, x = made()
+    model, _ = made()
     model.out.bias = None
-    with pytest.raises(SpectralAdapterError, match="unet.out.bias.*has no bias"):
+    with pytest.raises(SpectralAdapterError, match=r"unet\.out\.bias.*has no bias"):
         attach(model, read_lora(file).adapter)
     assert "forward" not in model.out.__dict__

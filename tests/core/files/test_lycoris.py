@@ -181,12 +181,13 @@ def test_alpha_may_be_a_whole_number(tmp_path: Path) -> None:
     assert layer.factors().scale == 2.0
 
 
-def test_changed_biases_and_norms_are_told(tmp_path: Path) -> None:
+def test_changed_biases_and_norms_are_layers_of_their_own(tmp_path: Path) -> None:
     stored = {f"{NAME}.lora_down.weight": torch.randn(4, 7), f"{NAME}.lora_up.weight": torch.randn(9, 4)}
     more = {f"{NAME}.diff_b": torch.ones(9), "lora_unet_norm.w_norm": torch.zeros(9)}
     safetensors.torch.save_file(stored | more, tmp_path / "a.safetensors")
-    (note,) = read_lora(tmp_path / "a.safetensors").notes
-    assert note.startswith("2 changed biases and norms") and note.endswith("1 of them are not zero")
+    read = read_lora(tmp_path / "a.safetensors")
+    assert [name.rpartition(".")[2] for name in read.adapter.layers][1:] == ["bias"]
+    assert read.notes[-1] == "1 biases and norms of the file change nothing and were left out"
 
 
 def test_the_configuration_of_another_file_is_not_read(tmp_path: Path) -> None:

@@ -131,6 +131,42 @@ def check_names(family, model):
     return wrong
 
 
+def vectors(model, generator):
+    """Name -> differences of its vectors, as LoRA files hold them: biases of layers, weights and biases of
+    norms in both spellings; each vector once."""
+    state, found, seen = model.model.state_dict(), {}, set()
+    for name, key in sorted(comfy.lora.model_lora_keys_unet(model.model, {}).items()):
+        if not isinstance(key, str) or not key.endswith(".weight") or key in seen or key not in state:
+            continue
+        seen.add(key)
+        sizes = {"weight": state[key].shape} if state[key].dim() == 1 else {}
+        bias = key.removesuffix("weight") + "bias"
+        sizes |= {"bias": state[bias].shape} if bias in state else {}
+        spelling = {"weight": ".w_norm", "bias": ".b_norm"} if len(seen) % 2 and "weight" in sizes else {}
+        spelling = spelling or {"weight": ".diff", "bias": ".diff_b"}
+        for parameter, size in sizes.items():
+            found[name + spelling[parameter]] = torch.randn(size, generator=generator) * 0.2
+    return found
+
+
+def check_vectors(family, model):
+    """Biases and norms: what the host does with the file, what ours does, and the host with our export."""
+    tensors = vectors(model, torch.Generator().manual_seed(3))
+    if not tensors:
+        return []
+    save_file(tensors, SOURCE)
+    theirs = by_the_host(model, SOURCE)
+    try:
+        adapter = opened(model, SOURCE)
+        wrong = [differ(theirs, by_ours(model, adapter))]
+        export.export_lora(adapter, FILE, "kohya", torch.float32, overwrite=True)
+        wrong.append(differ(theirs, by_the_host(model, FILE)))
+    except errors.SpectralAdapterError as error:
+        wrong = [str(error)]
+    print(json.dumps({"family": family, "vectors": len(tensors), "changed": len(theirs)}))
+    return [f"{family}, biases and norms: {why}" for why in wrong if why]
+
+
 def kinds(name, shape, generator):
     """Files of every kind that the host reads, for one weight."""
 
@@ -150,6 +186,7 @@ def kinds(name, shape, generator):
         "lokr": kron,
         "lokr, whole": part(lokr_w1=(2, 2), lokr_w2=(out // 2, fan_in // 2, *inner)) | alpha,
         "difference": part(diff=shape),
+        "bias": part(diff_b=(out,)),
         "dora": plain | scale,
         "dora of loha": loha | scale,
         "oft": part(oft_blocks=(out // 4, 4, 4)) | {f"{name}.alpha": torch.tensor(1.0)},
@@ -163,6 +200,15 @@ def kinds(name, shape, generator):
         } | alpha
         del a
     return found
+
+
+def norm_kinds(name, size, generator):
+    """A norm's differences in both spellings."""
+    weight, bias = (torch.randn(size, generator=generator) * 0.2 for _ in range(2))
+    return {
+        "norm": {f"{name}.w_norm": weight, f"{name}.b_norm": bias},
+        "norm, as differences": {f"{name}.diff": weight, f"{name}.diff_b": bias},
+    }
 
 
 def paths_of(model, adapter, theirs, ours, exported):
@@ -205,12 +251,17 @@ def check_kinds(family, model):
     for name, value in sorted(known.items()):
         key, _ = target(value)
         weight = state.get(key)
-        if not name.startswith("lora_unet_") or weight is None or weight.dim() not in (2, 4):
+        if not name.startswith("lora_unet_") or weight is None or weight.dim() not in (1, 2, 4):
+            continue
+        if weight.dim() == 1:  # one group norm, one layer norm
+            kind = "layer norm" if "transformer_blocks" in name else "group norm"
+            sites.setdefault(kind, (name, tuple(weight.shape)))
             continue
         if weight.shape[0] % 8 == 0 and weight.shape[1] % 8 == 0:
             sites.setdefault(weight.dim() if weight.shape[-1] != 1 else 0, (name, tuple(weight.shape)))
     for name, shape in sites.values():
-        for kind, tensors in kinds(name, shape, generator).items():
+        of_it = norm_kinds(name, shape, generator) if len(shape) == 1 else kinds(name, shape, generator)
+        for kind, tensors in of_it.items():
             save_file({k: v.contiguous() for k, v in tensors.items()}, SOURCE)
             theirs = by_the_host(model, SOURCE)
             if not theirs:  # this version of the host does not know the kind
@@ -246,6 +297,7 @@ if __name__ == "__main__":
             patcher = pack("nodes.host.demo.model").load()[0] if is_demo else FAMILIES[family].patcher()
             before = {key: value.clone() for key, value in patcher.model.state_dict().items()}
             trouble += check_names(family, patcher)
+            trouble += check_vectors(family, patcher)
             if is_demo:
                 trouble += check_kinds(family, patcher)
             after = patcher.model.state_dict()
