@@ -7,7 +7,6 @@ from typing import Any
 
 from . import images, inputs, results, tensors
 
-
 COVER = (
     "IMAGE",
     {

@@ -87,10 +87,10 @@ def read_lora(
     """A LoRA file as an adapter, with everything that was assumed or did not match.
 
     unet: layout for native block names (``lora_unet_input_blocks_…``), SDXL's by default. Changed biases and
-    norms become layers of their own, ``<layer>.bias`` and ``<layer>.weight``. PEFT files take alpha and ranks
-    from the ``adapter_config.json`` beside them. with_dependent: hand out layers that need the model's weights
-    instead of refusing the file. Raises SpectralAdapterError, with file and layer, for other kinds of adapters,
-    halves without their partner, shapes that do not fit, and values that are not finite.
+    norms become layers of their own, ``<layer>.bias`` and ``<layer>.weight``. PEFT files take alpha and
+    ranks from the ``adapter_config.json`` beside them. with_dependent: hand out layers that need the model's
+    weights instead of refusing the file. Raises SpectralAdapterError, with file and layer, for other kinds
+    of adapters, halves without their partner, shapes that do not fit, and values that are not finite.
     """
     file = open_safely(path)
     if fileformat.VERSION_KEY in file.metadata:
