@@ -251,8 +251,8 @@ class TrainConfig:
     )
     compare_ungated: bool = setting(
         False,
-        "Train a second adapter afterwards, without gates and of the same effective rank, and say its loss. "
-        "Twice the time; the result is the same.",
+        "Train one without gates and of the same effective rank afterwards, to compare losses. Twice the "
+        "time; the result is the same.",
         "gate",
         methods=("foura",),
         advanced=True,

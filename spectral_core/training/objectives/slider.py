@@ -81,7 +81,7 @@ class SliderSettings(AdapterSettings, SampleSettings):
     def settings(self) -> dict[str, Any]:
         """What the result depends on, JSON-able."""
         values = {k: v for k, v in asdict(self).items() if k in SliderSettings.__dataclass_fields__}
-        for name in ("alpha", "train_scale"):  # which runs of earlier versions did not have
+        for name in ("alpha", "train_scale", "gate_budget"):  # which runs of earlier versions did not have
             if not values[name]:
                 del values[name]
         return values | {
