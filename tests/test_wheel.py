@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import dev
+import spectral_core
 
 ROOT = Path(dev.__file__).parent
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "spectral_core", "demo_model")
@@ -82,6 +83,7 @@ def use(python: Path, command: Path, place: Path, path: Path | None = None) -> N
     assert (place / "drawn" / "contact_sheet.png").is_file() and (place / "drawn" / "report.json").is_file()
 
 
+@pytest.mark.slow
 def test_beside_the_libraries_of_the_tests(wheel: Path, tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
     target, place = tmp_path / "installed", tmp_path / "place"
@@ -102,3 +104,23 @@ def test_in_an_environment_of_its_own(wheel: Path, tmp_path: Path) -> None:
     run([python, "-m", "pip", "install", *index, package], tmp_path)
     (tmp_path / "place").mkdir()
     use(python, python.with_name("spectral-adapters"), tmp_path / "place")
+
+
+def test_the_registry_gets_what_it_asks_for() -> None:
+    """Its specification: docs.comfy.org/registry/specifications."""
+    from PIL import Image
+
+    # setuptools' own reader: tomllib is newer than Python 3.10
+    reader = pytest.importorskip("setuptools.compat.py310")
+    project = reader.tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    urls, comfy = project["project"]["urls"], project["tool"]["comfy"]
+    assert {"Repository", "Documentation"} <= {*urls}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", project["project"]["version"])
+    assert project["project"]["version"] == spectral_core.__version__
+    assert "Operating System :: OS Independent" in project["project"]["classifiers"]
+    assert comfy["PublisherId"] and comfy["DisplayName"] and comfy["requires-comfyui"]
+    for name, ratio, most in (("Icon", 1, 400), ("Banner", 21 / 9, 2000)):
+        file = ROOT / comfy[name].partition("/main/")[2]
+        width, height = Image.open(file).size
+        assert abs(width / height - ratio) < 1e-3 and width <= most, name
+        assert comfy[name].startswith(urls["Repository"].replace("github.com", "raw.githubusercontent.com"))

@@ -68,6 +68,11 @@ def parser(prog: str = "dev.py demo", add_help: bool = True) -> argparse.Argumen
     )
     build.add_argument("--steps", type=int, metavar="N", help="training steps per adapter")
     build.add_argument(
+        "--quick",
+        action="store_true",
+        help="two training steps and few, coarse pictures: whether everything works here, in a minute",
+    )
+    build.add_argument(
         "--rank", type=int, metavar="R", help="rank of FouRA and number of columns of Spectral A"
     )
     build.add_argument(

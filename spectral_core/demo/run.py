@@ -88,7 +88,9 @@ def default_settings(pipe: Any, options: argparse.Namespace) -> DemoSettings:
     embedded = options.model is None
     factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     size = pipe.unet.config.sample_size * factor if options.size is None else options.size
-    steps = (120 if embedded else 300) if options.steps is None else options.steps
+    steps = options.steps
+    if steps is None:
+        steps = 2 if options.quick else 120 if embedded else 300
     rates = {"foura": 6e-3, "spectral_a": 2.5e-3} if embedded else {"foura": 0.0, "spectral_a": 0.0}
     if size < factor or size % factor:
         raise SpectralAdapterError(f"--size {size}: expected a multiple of {factor} pixels")
@@ -110,9 +112,9 @@ def default_settings(pipe: Any, options: argparse.Namespace) -> DemoSettings:
         rank=8 if options.rank is None else options.rank,
         targets=EMBEDDED_TARGETS if embedded else "attention",
         train=train,
-        sample_steps=25,
+        sample_steps=2 if options.quick else 25,
         guidance=4.0 if embedded else 7.5,
-        per_prompt=4,
+        per_prompt=1 if options.quick else 4,
         seed=options.seed,
     )
 
