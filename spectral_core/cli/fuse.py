@@ -21,6 +21,7 @@ from ..plots import save_picture
 from ..statistics import file as statistics_file
 from ..statistics import prompts as concept_prompts
 from ..training.config import reading
+from ..whole_file import write_whole
 from .models import DTYPES, open_adapter, open_model
 
 DESCRIPTION = """Fuse adapters (and ordinary LoRA files) into one.
@@ -210,7 +211,7 @@ def _write(
     if options.report is not None:
         found = {"before": before and before.to_json(), "fusion": report.to_json()}
         try:
-            options.report.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            write_whole(options.report, json.dumps(found, indent=1) + "\n")
         except OSError as error:
             raise SpectralAdapterError(
                 f"{options.report}: cannot be written ({error.strerror or error})"

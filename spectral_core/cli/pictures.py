@@ -8,6 +8,7 @@ from typing import Any
 
 from ..adapter.adapter import Adapter
 from ..errors import SpectralAdapterError
+from ..plots import save_picture
 from ..training.config import reading
 from .models import DTYPES, open_adapter, open_model
 
@@ -87,16 +88,8 @@ def run(options: argparse.Namespace) -> int:
             size=options.size,
             batch_size=options.batch_size,
         )
-    try:
-        options.output.mkdir(parents=True, exist_ok=True)
-        for number, (seed, picture) in enumerate(zip(seeds, pictures, strict=True)):
-            path = options.output / f"{number:03d}-seed{seed}.png"
-            picture.save(path)
-            print(path)
-    except OSError as error:
-        raise SpectralAdapterError(
-            f"{options.output}: cannot be written ({error.strerror or error})"
-        ) from error
+    for number, (seed, picture) in enumerate(zip(seeds, pictures, strict=True)):
+        print(save_picture(picture, options.output / f"{number:03d}-seed{seed}.png"))
     return 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import SpectralAdapterError
 from ..training.data.folder import find_examples
-from ..whole_file import whole_file
+from ..whole_file import whole_file, write_whole
 
 DRAWN_PICTURES = 12
 DRAWN_INIT = "shape"
@@ -75,7 +75,7 @@ def drawn_concept(name: str, folder: Path) -> DemoConcept:
         picture, caption = draw_concept(name, seed, token="<TOK>")
         path = folder / f"{seed:02d}.png"
         if not path.exists():
-            path.with_suffix(".txt").write_text(caption + "\n", encoding="utf-8")
+            write_whole(path.with_suffix(".txt"), caption + "\n")
             with whole_file(path) as stream:
                 picture.save(stream, format="PNG")
     return DemoConcept(name, f"<{name}>", folder, DRAWN_INIT, drawn=True)

@@ -18,6 +18,8 @@ from ..adapter.adapter import Adapter
 from ..analysis.interference import crosstalk, retention
 from ..errors import SpectralAdapterError
 from ..files.adapter_file import load, save
+from ..files.container import strict_json
+from ..files.reading import read_text
 from ..fusion import FusionMethod, FusionReport, freeze, fuse
 from ..gates.record import GateRecorder
 from ..maths.svd_cache import SVDCache, default_cache_folder
@@ -28,6 +30,7 @@ from ..pipelines import ConceptConfig, apply, generate, load_pipeline, train_con
 from ..pipelines.inputs import recorded_inputs
 from ..pipelines.loading import quiet_libraries
 from ..training.config.config import TrainConfig
+from ..whole_file import write_whole
 from .concepts import DemoConcept
 
 FUSION_OF: dict[str, FusionMethod] = {"foura": "sum", "spectral_a": "spectral"}
@@ -145,7 +148,7 @@ def train_all(
             if record is None:
                 record = train_one(pipe, concept, method, config, settings, cache, path)
                 record["digest"] = digest
-                record_path.write_text(json.dumps(record, indent=1), encoding="utf-8")
+                write_whole(record_path, json.dumps(record, indent=1))
             else:
                 print(f"{METHOD_NAMES[method]} on {concept.token}: reused {path.name}")
             trained.append(TrainedAdapter(concept, method, load(path), path, reused, record))
@@ -210,10 +213,10 @@ def read_record(path: Path, record_path: Path, digest: str) -> dict[str, Any] | 
     if not (path.is_file() and record_path.is_file()):
         return None
     try:
-        record: dict[str, Any] = json.loads(record_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if record.get("digest") == digest else None
+        record: dict[str, Any] = strict_json(read_text(record_path))
+    except SpectralAdapterError:
+        return None  # trained again
+    return record if isinstance(record, dict) and record.get("digest") == digest else None
 
 
 def generate_rows(

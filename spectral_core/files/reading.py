@@ -71,8 +71,8 @@ def refuse_more_than_memory(path: Path, wanted: int) -> None:
 def _free_memory() -> int | None:
     """Bytes that can be taken without swapping; None where the system does not say."""
     try:
-        with open("/proc/meminfo", encoding="ascii") as stream:
-            found = next(line for line in stream if line.startswith("MemAvailable:"))
+        with open("/proc/meminfo", "rb") as stream:
+            found = next(line for line in stream if line.startswith(b"MemAvailable:"))
         return int(found.split()[1]) * 1024
     except (OSError, StopIteration, ValueError, IndexError):
         return None

@@ -101,7 +101,7 @@ def find_examples(folder: str | Path, token: str = "") -> list[Example]:
 def _picture_folders(folder: Path) -> list[tuple[Path, int]]:
     """The folder itself once, then its ``<repeats>_<name>`` subfolders."""
     found = [(folder, 1)]
-    for sub in sorted(p for p in folder.iterdir() if p.is_dir()):
+    for sub in (entry for entry in _listed(folder) if entry.is_dir()):
         if match := _REPEATS.fullmatch(sub.name):
             if int(match[1]) > MOST_REPEATS:
                 raise SpectralAdapterError(
@@ -114,8 +114,12 @@ def _picture_folders(folder: Path) -> list[tuple[Path, int]]:
 
 def _files(folder: Path) -> list[Path]:
     """The ordinary files of a folder by name: a named pipe that is called like a picture is none."""
+    return [path for path in _listed(folder) if path.is_file()]
+
+
+def _listed(folder: Path) -> list[Path]:
     try:
-        return sorted(path for path in folder.iterdir() if path.is_file())
+        return sorted(folder.iterdir())
     except OSError as error:
         raise SpectralAdapterError(
             f"picture folder {folder}: cannot be listed ({error.strerror or error})"

@@ -21,6 +21,7 @@ import torch
 from PIL.Image import Image
 
 from ...errors import SpectralAdapterError
+from ...plots import save_picture
 from ..config.config import TrainConfig
 from ..objectives.losses import Setup
 from ..runs import checkpoint, distributed, rng, schema
@@ -321,14 +322,12 @@ class Trainer:
     def _save_pictures(self, pictures: Sequence[Image]) -> list[str]:
         if self.folder is None:
             return []
-        folder = self.folder / "samples"
         names = [f"step-{self.step:08d}-{i}.png" for i in range(len(pictures))]
         try:
-            folder.mkdir(exist_ok=True)
             for name, picture in zip(names, pictures, strict=True):
-                picture.save(folder / name)
-        except OSError as error:
-            self._warn(f"samples of step {self.step} could not be written ({error.strerror or error})")
+                save_picture(picture, self.folder / "samples" / name)
+        except SpectralAdapterError as error:
+            self._warn(f"samples of step {self.step} could not be written ({error})")
             return []
         return names
 

@@ -1,0 +1,41 @@
+"""Work in a process of its own, which may be killed, and may be refused what others may do."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from spectral_core.errors import SpectralAdapterError
+
+
+def forked(work: Callable[[], None]) -> int:
+    """The process that does it: 0 at its end, 3 for the project's error, 1 for any other, which it prints."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        work()
+        status = 0
+    except SpectralAdapterError:
+        status = 3
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+@contextmanager
+def in_memory() -> Iterator[Path]:
+    """A folder that no disk makes slow, where there is one: syncs are called there too, and cost nothing."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
+        yield Path(folder)
+
+
+def ended(child: int) -> int:
+    """The exit code of a forked process; minus the signal's number where one ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
