@@ -1,8 +1,8 @@
 """Which layers of a module tree an adapter is for: presets, globs, and a report of the rest.
 
 A layer is told by its attributes, not by its class, because hosts bring their own linear layers:
-``in_features`` and ``weight``, or ``kernel_size`` and ``weight``. Presets go by the names that diffusers,
-transformers, ComfyUI and the original repositories use.
+``in_features`` and ``weight``, or ``kernel_size`` and ``weight``. What a preset takes is told by
+:mod:`.roles`: what feeds an attention and what follows it, on every family of models.
 
 Shapes: weights are (out, in) or (out, in, *kernel), as :mod:`..maths.layers` has them.
 """
@@ -10,8 +10,7 @@ Shapes: weights are (out, in) or (out, in, *kernel), as :mod:`..maths.layers` ha
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +22,7 @@ from ..maths.layers import LayerShape
 from ..names.layer_name import LayerName, check_glob, matches
 from ..names.spellings import canonical_path, path_spellings
 from ..words import OneLine
+from .roles import ATTENTION, FEED_FORWARD, roles
 
 ROOT = "root"
 """The path of a tree that is itself a layer: its name is ``<part>.root``."""
@@ -31,57 +31,30 @@ MOST_ITEMS = 64  # of ``targets``
 
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
-# Names that are an attention projection wherever they stand, and those that are one inside an attention
-# module only.
-_ATTENTION_LEAF = re.compile(
-    r"(to|add)_(q|k|v|out|qkv|kv|add_out)(_proj)?|to_out\.0|(q|k|v|qkv)_proj|query|key|value|qkv"
-)
-_IN_ATTENTION_LEAF = re.compile(r"q|k|v|o|(out|o|c)_proj|proj(_out)?|out|c_attn|output\.dense")
-_ATTENTION_MODULE = re.compile(r"attn|attention", re.IGNORECASE)
-_MLP_LEAF = re.compile(r"fc\d|(gate|up|down)_proj|wi(_\d)?|wo|linear\d|c_fc|w\d")
-_MLP_MODULE = re.compile(r"(^|_)(ff|ffn|mlp|feed_?forward)(_|\d|$)|DenseReluDense", re.IGNORECASE)
-_MLP_END = re.compile(r"(^|\.)(intermediate|output)\.dense$")  # BERT's
-
-
-def is_attention(path: str) -> bool:
-    """Whether a linear layer of this path is a query, key, value or output projection."""
-    parts = path.split(".")
-    for size in (1, 2):
-        end, owner = ".".join(parts[-size:]), "".join(parts[-size - 1 : -size])
-        if _ATTENTION_LEAF.fullmatch(end):
-            return True
-        if _ATTENTION_MODULE.search(owner) and _IN_ATTENTION_LEAF.fullmatch(end):
-            return True
-    return False
-
-
-def is_mlp(path: str) -> bool:
-    """Whether a linear layer of this path belongs to a transformer's feed-forward part."""
-    parts = path.split(".")
-    if is_attention(path):
-        return False
-    named = any(_MLP_MODULE.search(p) for p in parts[:-1]) or _MLP_LEAF.fullmatch(parts[-1])
-    return bool(named or _MLP_END.search(path))
-
-
-Chooser = Callable[[str, LayerShape], bool]
-
-PRESETS: dict[str, Chooser] = {
-    "attention": lambda path, shape: not shape.kernel and is_attention(path),
-    "attention+mlp": lambda path, shape: not shape.kernel and (is_attention(path) or is_mlp(path)),
-    "all-linear": lambda path, shape: not shape.kernel,
-    "all": lambda path, shape: True,
+PRESETS = {
+    "attention": ATTENTION,
+    "attention+mlp": ATTENTION | {FEED_FORWARD},
+    "all-linear": None,
+    "all": None,
 }
+"""Preset -> the :func:`.roles.roles` of the layers that it takes; None: whatever they are for."""
 
 
 @dataclass(frozen=True, repr=False)
 class TargetReport(OneLine):
     """matched: names of the layers found; refused: chosen but unusable, name -> why; unselected: the other
-    layers."""
+    layers; linear: how many of those found are linear layers, and how many there are."""
 
     matched: tuple[str, ...]
     refused: dict[str, str]
     unselected: tuple[str, ...]
+    linear: tuple[int, int] = (0, 0)
+
+    @property
+    def share(self) -> str:
+        """What share of the linear layers was found, as a phrase."""
+        found, count = self.linear
+        return f"{found} of {count} linear layers ({found / max(count, 1):.0%})"
 
     @property
     def unmatched(self) -> dict[str, str]:
@@ -89,7 +62,9 @@ class TargetReport(OneLine):
         return self.refused | dict.fromkeys(self.unselected, "not among the targets")
 
     def __str__(self) -> str:
-        lines = [f"{len(self.matched)} layers matched, {len(self.unselected)} others left alone"]
+        lines = [
+            f"{len(self.matched)} layers matched, {self.share}, {len(self.unselected)} others left alone"
+        ]
         lines += [f"  not usable: {name}: {why}" for name, why in self.refused.items()]
         return "\n".join(lines)
 
@@ -166,12 +141,24 @@ def bypassed_layers(root: nn.Module) -> dict[int, str]:
     return bypassed
 
 
-def _chooser(item: str, part: str) -> Chooser:
+Chooser = Callable[[str], bool]
+_Layer = tuple[nn.Module, LayerShape, "str | None"]
+
+
+def _chooser(item: str, part: str, layers: Mapping[str, _Layer], root: nn.Module) -> Chooser:
     """One item of ``targets`` as a test on paths."""
-    if item in PRESETS:
-        return PRESETS[item]
-    check_glob(item, "targets")
-    return lambda path, shape: matches(path, item) or matches(f"{part}.{path}", item)
+    if item not in PRESETS:
+        check_glob(item, "targets")
+        return lambda path: any(
+            matches(spelling, item) or matches(f"{part}.{spelling}", item)
+            for spelling in path_spellings(path)
+        )
+    linears = {path: shape.weight_shape for path, (_, shape, _) in layers.items() if not shape.kernel}
+    wanted = PRESETS[item]
+    if wanted is None:
+        return lambda path: item == "all" or path in linears
+    of = roles(linears, modules_by_path(root))  # type: ignore[arg-type]
+    return lambda path: of.get(path) in wanted
 
 
 def split_targets(targets: str | Iterable[str]) -> list[str]:
@@ -192,9 +179,10 @@ def find_targets(
 ) -> tuple[dict[str, Tensor], TargetReport]:
     """Layer name -> pretrained weight of every layer that ``targets`` names, and a report.
 
-    targets: presets (``attention``, ``attention+mlp``, ``all-linear``, ``all``), glob patterns on module
-    paths (``down_blocks.*.to_q``); a list, or text with commas. A module under several names counts once,
-    under its first. A layer inside another layer is left to the outer one.
+    targets: presets (``attention``, ``attention+mlp``, ``all-linear``, ``all``; :mod:`.roles` says what an
+    attention is), glob patterns on module paths (``down_blocks.*.to_q``); a list, or text with commas. A
+    module under several names counts once, under its first. A layer inside another layer is left to the
+    outer one.
 
     Raises SpectralAdapterError where an item matches no usable layer, with names that come near.
 
@@ -211,10 +199,10 @@ def find_targets(
     refused: dict[str, str] = {}
     layers, others = _layers_of(root)
     for item in items:
-        chooses, hits = _chooser(item, part), 0
+        chooses, hits = _chooser(item, part, layers, root), 0
         reasons: dict[str, str] = {}
-        for path, (module, shape, problem) in layers.items():
-            if not any(chooses(spelling, shape) for spelling in path_spellings(path)):
+        for path, (module, _, problem) in layers.items():
+            if not chooses(path):
                 continue
             name = _name(part, path)
             if problem is None:
@@ -223,7 +211,7 @@ def find_targets(
             else:
                 reasons[name] = problem
         if item not in PRESETS:
-            reasons |= {_name(part, p): why for p, why in others.items() if chooses(p, LayerShape(0, 0))}
+            reasons |= {_name(part, p): why for p, why in others.items() if chooses(p)}
         if not hits:
             raise SpectralAdapterError(_no_match(item, list(layers), reasons))
         refused |= reasons
@@ -231,16 +219,15 @@ def find_targets(
     order = {name: i for i, name in enumerate(names)}
     weights = dict(sorted(weights.items(), key=lambda kv: order[kv[0]]))
     unselected = tuple(n for n in names if n not in weights and n not in refused)
-    return weights, TargetReport(tuple(weights), refused, unselected)
+    linear = [n for n, (_, shape, _) in zip(names, layers.values(), strict=True) if not shape.kernel]
+    share = (sum(n in weights for n in linear), len(linear))
+    return weights, TargetReport(tuple(weights), refused, unselected, share)
 
 
 def _name(part: str, path: str) -> str:
     """The layer's name; a text encoder's has its ``text_model.`` level whatever this transformers release
     calls it."""
     return str(LayerName(part, canonical_path(path) if part.startswith("text_encoder") else path))
-
-
-_Layer = tuple[nn.Module, LayerShape, "str | None"]
 
 
 def _layers_of(root: nn.Module) -> tuple[dict[str, _Layer], dict[str, str]]:

@@ -19,6 +19,7 @@ from ..model import compat
 from ..model.places import Place
 from . import folded_cache as factors
 
+KEY = "spectral_adapters_merged"
 _MEASURED = 4  # layers whose rounding is measured for a report
 
 
@@ -51,7 +52,15 @@ def add(patcher: Any, places: Iterable[Place], strength_of: Callable[[str], floa
     for strength, pairs in patches.items():
         for group in _without_repeats(pairs):
             patcher.add_patches(group, strength)
+    if compat.keeps_passes(patcher.model):
+        for when in (compat.ON_PRE_RUN, compat.ON_CLEANUP):
+            patcher.remove_callbacks_with_key(when, KEY)
+            patcher.add_callback_with_key(when, KEY, _forget)
     return count
+
+
+def _forget(patcher: Any) -> None:
+    compat.forget(patcher.model)
 
 
 def rounding(patcher: Any, places: Iterable[Place], strength_of: Callable[[str], float]) -> str:

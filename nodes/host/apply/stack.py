@@ -86,11 +86,13 @@ class Stack:
         plan = self._plan(model)
         with compat.layers_called():
             try:
+                compat.forget(model)
                 plan.put_on()
                 yield
                 plan.check_called()
             finally:
                 plan.take_off()
+                compat.forget(model)
 
     def _plan(self, model: nn.Module) -> Plan:
         # kept between runs, and what can be kept of one that does not fit any more (another wrapper puts a

@@ -8,6 +8,7 @@ Shapes: up (out, R), down (R, in, *kernel).
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -137,6 +138,25 @@ def layers_called() -> Iterator[None]:
         ops.linear_input_act = own
 
 
+def keeps_passes(model: Any) -> bool:
+    """Whether a model keeps keys and values of a prompt from one pass to the next, as HiDream-O1 does."""
+    return hasattr(getattr(model, "diffusion_model", None), "clear_kv_cache")
+
+
+def forget(model: Any) -> None:
+    """Have a model forget what it keeps of earlier passes: it is of the weights of then, and the host goes on
+    with it under others."""
+    if keeps_passes(model):
+        model.diffusion_model.clear_kv_cache()
+
+
+def anew(model: Any) -> dict[str, bool]:
+    """Arguments with which a model computes in each block what the blocks else hand on among themselves
+    (SeedVR2): a block that runs again for backward would find it there, and compute something else."""
+    forward = type(model.diffusion_model).forward
+    return {"disable_cache": True} if "disable_cache" in inspect.signature(forward).parameters else {}
+
+
 def free_memory(needed: int, device: torch.device) -> None:
     """Ask the host to make room; the CPU has no model to push out."""
     if not comfy.model_management.is_device_cpu(device):
@@ -169,24 +189,42 @@ def with_own_weights(model: Any) -> Any:
 
 @contextmanager
 def in_training() -> Iterator[None]:
-    """The host's models in the form that has derivatives: its own sign for that (newer hosts), and instead
-    of its fused kernels, which have none, the reference functions that they are tested against."""
+    """The host's models in the form that has derivatives: its own sign for that (newer hosts), instead of
+    its fused kernels, which have none, the reference functions that they are tested against, and sums of its
+    language models that are new tensors."""
     host = comfy.model_management
     before = getattr(host, "in_training", None)
     replaced = _reference_kernels()
     kernels: Any = sys.modules.get("comfy_kitchen")
     own = {name: getattr(kernels, name) for name in replaced}
+    language: Any = sys.modules.get("comfy.text_encoders.llama")
     try:
         if before is not None:
             host.in_training = True
         for name, function in replaced.items():
             setattr(kernels, name, function)
+        if language is not None:
+            language.torch = _TorchThatAddsAnew()
         yield
     finally:
         if before is not None:
             host.in_training = before
         for name, function in own.items():
             setattr(kernels, name, function)
+        if language is not None:
+            language.torch = torch
+
+
+class _TorchThatAddsAnew:
+    """torch, whose ``add`` leaves ``out`` alone: a sum written into a given tensor has no derivative. The
+    host's blocks go on with what is returned."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @staticmethod
+    def add(one: Tensor, two: Tensor, *, out: Tensor | None = None) -> Tensor:
+        return torch.add(one, two)
 
 
 def _reference_kernels() -> dict[str, Any]:

@@ -96,11 +96,18 @@ def place(adapter: Adapter, model: Any | None, clip: Any | None) -> Places:
 
 
 def unet_names(known: Mapping[str, Any]) -> dict[str, str]:
-    """Weight key -> this pack's name ``unet.<path>``, where the host's map has diffusers' name for it."""
+    """Weight key -> this pack's name ``unet.<path>``, where the host's map has diffusers' name for it.
+
+    A name that reads like one by accident (``time_embedding.linear_1`` of another family) is none: the host
+    lists a UNet's as diffusers' own LoRA files spell them as well.
+    """
     found = {}
     for name, key in known.items():
         path = unflatten(name.removeprefix("lora_unet_")) if name.startswith("lora_unet_") else None
-        if path is not None and isinstance(key, str):
+        if path is None or not isinstance(key, str):
+            continue
+        spelled = path.replace(".to_", ".processor.to_").removesuffix(".0")
+        if f"unet.{spelled}" in known or f"unet.{path}" in known:
             found[key] = f"unet.{path}"
     return found
 

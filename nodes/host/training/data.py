@@ -110,7 +110,12 @@ def from_nodes(model: Any, latents: Sequence[Any], conditionings: Sequence[Any],
     rows: list[Tensor] = []
     for i, latent in enumerate(latents):
         samples = latent.get("samples") if isinstance(latent, Mapping) else None
-        if not isinstance(samples, Tensor) or getattr(samples, "is_nested", False):
+        if getattr(samples, "is_nested", False):
+            raise SpectralAdapterError(
+                f"latents, number {i + 1}: holds several latents in one, such as a video and its sound; "
+                "models of that kind do not train here, and adapters for them are applied only"
+            )
+        if not isinstance(samples, Tensor):
             raise SpectralAdapterError(f"latents, number {i + 1}: expected a LATENT; connect VAE Encode")
         rows += [row.float().cpu().clone() for row in samples]
     entries = [row for c in conditionings for entry in _entries(c) for row in _split(entry)]

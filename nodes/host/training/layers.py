@@ -16,7 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from ....spectral_core.adapter.adapter import Adapter, AdapterLayer
-from ....spectral_core.attach.targets import bypassed_layers, find_targets, layer_problem
+from ....spectral_core.attach.targets import (
+    bypassed_layers,
+    find_targets,
+    layer_problem,
+    layer_shape,
+    split_targets,
+)
 from ....spectral_core.errors import SpectralAdapterError
 from ....spectral_core.maths.layers import LayerShape
 from ....spectral_core.names.layer_name import LayerName
@@ -60,14 +66,27 @@ def trees(patcher: Any) -> dict[str, nn.Module]:
 
     The second one holds the very same modules, hung up elsewhere.
     """
+    unet, _ = _unet_and_rest(patcher)
+    return {UNET: unet, NATIVE_PART: patcher.model.diffusion_model}
+
+
+def _unet_and_rest(patcher: Any) -> tuple[nn.Module, nn.Module]:
+    """The layers that have diffusers' names, hung up under them, and the others under their own; where none
+    has one, the others are the whole model."""
     root = patcher.model.diffusion_model
-    unet = nn.Module()
-    bypassed = bypassed_layers(root)
+    unet, rest = nn.Module(), nn.Module()
+    bypassed, hung = bypassed_layers(root), set()
     for key, name in _unet_names(patcher).items():
         module = keys.module_at(patcher.model, key.removesuffix(".weight"))
         if isinstance(module, nn.Module) and layer_problem(module) is None and id(module) not in bypassed:
             _hang(unet, name.removeprefix(f"{UNET}."), module)
-    return {UNET: unet, NATIVE_PART: root}
+            hung.add(id(module))
+    if not hung:
+        return unet, root
+    for path, module in root.named_modules():
+        if id(module) not in hung and layer_problem(module) is None and id(module) not in bypassed:
+            _hang(rest, path, module)
+    return unet, rest
 
 
 def _unet_names(patcher: Any) -> dict[str, str]:
@@ -90,10 +109,35 @@ def _hang(tree: nn.Module, path: str, module: nn.Module) -> None:
 
 def choose(patcher: Any, targets: str) -> dict[str, LayerShape]:
     """Name and shape of every layer that ``targets`` names; SpectralAdapterError where there is none."""
-    found = trees(patcher)
-    part = UNET if found[UNET]._modules else NATIVE_PART
-    weights, _ = find_targets(found[part], part, targets)
-    return {name: LayerShape.of(weight) for name, weight in weights.items()}
+    return chosen(patcher, targets)[0]
+
+
+def chosen(patcher: Any, targets: str) -> tuple[dict[str, LayerShape], str]:
+    """:func:`choose`, and what share of the model's linear layers it is, as a phrase."""
+    parts = dict(zip((UNET, NATIVE_PART), _unet_and_rest(patcher), strict=True))
+    parts = {part: tree for part, tree in parts.items() if tree._modules}
+    items = split_targets(targets) or [targets]
+    refused = {part: dict(_refused(tree, part, items)) for part, tree in parts.items()}
+    for item in items:
+        if all(item in of for of in refused.values()):
+            raise next(iter(refused.values()))[item]
+    found: dict[str, LayerShape] = {}
+    linear = 0
+    for part, tree in parts.items():
+        if here := [item for item in items if item not in refused[part]]:
+            found |= {n: LayerShape.of(w) for n, w in find_targets(tree, part, here)[0].items()}
+        linear += sum(1 for m in tree.modules() if (s := layer_shape(m)) and not s.kernel)
+    count = sum(not shape.kernel for shape in found.values())
+    return found, f"{count} of the model's {linear} linear layers ({count / max(linear, 1):.0%})"
+
+
+def _refused(tree: nn.Module, part: str, items: Iterable[str]) -> Iterator[tuple[str, SpectralAdapterError]]:
+    """The items of ``targets`` that name nothing in a tree, with why."""
+    for item in items:
+        try:
+            find_targets(tree, part, item)
+        except SpectralAdapterError as error:
+            yield item, error
 
 
 def fitted(adapter: Adapter, patcher: Any) -> tuple[Adapter, dict[str, LayerShape], list[str]]:

@@ -146,6 +146,7 @@ def ready(model: Any, precision: str, shape: Sequence[int]) -> Iterator[Ready]:
         comfy.model_management.load_models_gpu([patcher], memory_required=needed, force_full_load=True)
         patcher.pre_run()
         undo.callback(patcher.cleanup)
+        undo.callback(compat.forget, patcher.model)
         undo.enter_context(frozen(patcher.model))
         sampling = patcher.model.model_sampling
         yield Ready(patcher, options["transformer_options"], HostNoise(sampling), precision)
@@ -160,10 +161,10 @@ def _kernels_explained(name: str) -> Iterator[None]:
         text = str(error)
         if not any(words in text for words in _NO_DERIVATIVE):
             raise
+        said = text.splitlines()[0].partition(". ")[0][:120]
         raise SpectralAdapterError(
-            f"{name} cannot train on this ComfyUI: it computes with a kernel that has no derivative "
-            f"({text.splitlines()[0][:120]}). ComfyUI 0.28 and newer have a form of it for training: update "
-            "ComfyUI"
+            f"{name} cannot train on this ComfyUI: it computes with a kernel without a derivative ({said}). "
+            "ComfyUI 0.28 and newer have a form of it for training: update ComfyUI"
         ) from error
 
 
@@ -310,8 +311,12 @@ class Denoiser:
         """The host's estimate of the clean latents at noise levels σ (B,)."""
         options = {**self.ready.options, "sigmas": sigma}
         model = self.ready.patcher.model
+        given = {**conditions, **compat.anew(model)}
+        compat.forget(model)
         try:
-            found: Tensor = model.apply_model(noisy, sigma, transformer_options=options, **conditions)
+            found: Tensor = model.apply_model(noisy, sigma, transformer_options=options, **given)
         except comfy.model_management.InterruptProcessingException as stop:  # some models look for it
             raise KeyboardInterrupt from stop  # the trainer's word for it: no error
+        finally:
+            compat.forget(model)
         return found.float()

@@ -48,13 +48,15 @@ def layers(job: Job, model: Any, clip: Any) -> tuple[Adapter | None, BaseWeights
             "method, rank, columns and layers are those of the connected adapter; its learning starts afresh"
         )
         return adapter, BaseWeights(model, shapes), notes
-    chosen, text = training_layers.choose(model, job.targets), None
+    (chosen, share), text = training_layers.chosen(model, job.targets), None
+    beside: list[str] = []
     if job.text_targets.strip():
         chosen, text = chosen | training_text.choose(clip, job.text_targets.strip()), clip
+        beside = training_text.stay(clip)
     weights = BaseWeights(model, chosen, text)
     method = job.method_config(job.columns or tuple(range(job.rank)))
     kept, notes = fitting(weights.without_numbers(), method)
-    return None, weights.only(kept), notes
+    return None, weights.only(kept), [f"targets {job.targets}: {share}", *beside, *notes]
 
 
 def begin(

@@ -46,9 +46,22 @@ def choose(clip: Any, targets: str) -> dict[str, LayerShape]:
         found |= find_targets(tree, part, targets)[0]
     if not found:
         raise SpectralAdapterError(
-            f"text_targets {targets!r}: this CLIP has no text encoder that can train; leave it empty"
+            f"text_targets {targets!r}: only CLIP's own text encoders train ({', '.join(PARTS)}), and this "
+            f"CLIP has {', '.join(_others(clip)) or 'none'}; leave text_targets empty"
         )
     return {name: LayerShape.of(weight) for name, weight in found.items()}
+
+
+def _others(clip: Any) -> list[str]:
+    """The host's names of the CLIP's text encoders that cannot train: T5, Qwen, Llama and others."""
+    named = clip.patcher.model.named_children()
+    return [name for name, child in named if name not in PARTS and hasattr(child, "transformer")]
+
+
+def stay(clip: Any) -> list[str]:
+    """What to say about text encoders beside those that train."""
+    others = _others(clip)
+    return [f"text encoders that stay as they are: {', '.join(others)}"] if others else []
 
 
 def initial_rows(clip: Any, word: str, init_words: str) -> dict[str, Tensor]:

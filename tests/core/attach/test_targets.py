@@ -1,4 +1,4 @@
-"""Targets: presets on the names in use, globs, regular expressions, and the report of what is left out."""
+"""Targets: presets, globs, regular expressions, and the report of what is left out."""
 
 from __future__ import annotations
 
@@ -6,42 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from spectral_core.attach.targets import find_targets, is_attention, is_mlp
+from spectral_core.attach.targets import find_targets
 from spectral_core.errors import SpectralAdapterError
-
-NAMES = {
-    # diffusers
-    "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q": "attention",
-    "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0": "attention",
-    "transformer_blocks.3.attn.add_q_proj": "attention",
-    "transformer_blocks.3.attn.to_add_out": "attention",
-    "up_blocks.1.attentions.0.transformer_blocks.0.ff.net.0.proj": "mlp",
-    "up_blocks.1.attentions.0.transformer_blocks.0.ff.net.2": "mlp",
-    "up_blocks.1.attentions.0.proj_in": None,
-    "time_embedding.linear_1": None,
-    # transformers
-    "text_model.encoder.layers.0.self_attn.q_proj": "attention",
-    "text_model.encoder.layers.0.self_attn.out_proj": "attention",
-    "text_model.encoder.layers.0.mlp.fc1": "mlp",
-    "encoder.block.0.layer.0.SelfAttention.o": "attention",
-    "encoder.block.0.layer.1.DenseReluDense.wi_0": "mlp",
-    "encoder.layer.0.attention.self.query": "attention",
-    "encoder.layer.0.attention.output.dense": "attention",
-    "encoder.layer.0.output.dense": "mlp",
-    # native
-    "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_k": "attention",
-    "double_blocks.0.img_attn.qkv": "attention",
-    "double_blocks.0.txt_attn.proj": "attention",
-    "double_blocks.0.img_mlp.0": "mlp",
-    "final_layer.linear": None,
-    "proj": None,
-    "out": None,
-}
-
-
-@pytest.mark.parametrize("path", NAMES)
-def test_names(path: str) -> None:
-    assert ("attention" if is_attention(path) else "mlp" if is_mlp(path) else None) == NAMES[path]
 
 
 class Block(nn.Module):
@@ -83,6 +49,13 @@ def test_selection(targets: str | list[str], paths: list[str]) -> None:
     assert all(torch.equal(w, block.get_parameter(f"{n[5:]}.weight")) for n, w in weights.items())
     assert not any(w.requires_grad for w in weights.values())
     assert not set(report.matched) & set(report.unmatched)
+
+
+def test_the_report_says_what_share_of_the_linear_layers_it_is() -> None:
+    _, report = find_targets(Block(), "unet", "attention")
+    assert report.linear == (4, 7) and "4 of 7 linear layers (57%)" in str(report)
+    _, report = find_targets(Block(), "unet", "conv")
+    assert report.share == "0 of 7 linear layers (0%)"
 
 
 def test_reasons() -> None:
