@@ -41,13 +41,13 @@ def script_path(name: str) -> Path:
     return found
 
 
-def run_inside(checkout: Checkout, script: str, folder: Path) -> None:
+def run_inside(checkout: Checkout, script: str, folder: Path, *words: str) -> None:
     """Run the script of this name; AssertionError with what it printed when it fails."""
     hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     env = {k: v for k, v in os.environ.items() if k not in hidden}
     env |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [str(checkout.python), "-c", BOOTSTRAP, str(script_path(script)), str(folder)],
+        [str(checkout.python), "-c", BOOTSTRAP, str(script_path(script)), str(folder), *words],
         cwd=checkout.root,
         env=env,
         stdin=subprocess.DEVNULL,

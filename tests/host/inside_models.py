@@ -4,80 +4,9 @@ Sizes are small and weights random; classes, names, fused weights and sampling a
 that this host does not have is left out.
 """
 
-from dataclasses import dataclass, field
-
-import comfy.model_patcher
-import comfy.sample
-import comfy.supported_models as models
 import torch
+from inside_family import CPU, WORDS, Family, made_of, patcher_of  # noqa: F401
 from inside_unets import SD15, UNET
-
-CPU = torch.device("cpu")
-WORDS = 7
-
-
-@dataclass(frozen=True)
-class Family:
-    """kind: the host's class. latent: shape of one example's latents. width: of the words' states."""
-
-    kind: str
-    config: dict
-    latent: tuple
-    width: int
-    pooled: int = 0
-    masked: bool = False
-    extra: dict = field(default_factory=dict)
-
-    def exists(self):
-        return hasattr(models, self.kind)
-
-    def patcher(self):
-        return patcher_of(getattr(models, self.kind), self.config)
-
-    def words(self, seed):
-        generator = torch.Generator().manual_seed(seed)
-        states = torch.randn(1, WORDS, self.width, generator=generator)
-        options = dict(self.extra)
-        if self.pooled:
-            options["pooled_output"] = torch.randn(1, self.pooled, generator=generator)
-        if self.masked:
-            options["attention_mask"] = torch.ones(1, WORDS, dtype=torch.long)
-        return [[states, options]]
-
-    def noise(self, rows=1, seed=4):
-        return torch.randn((rows, *self.latent[1:]), generator=torch.Generator().manual_seed(seed))
-
-    def sampled(self, patcher, steps=2):
-        """Latents after some steps with guidance."""
-        return comfy.sample.sample(
-            patcher, self.noise(), steps, 3.0, "euler", "simple", self.words(5), self.words(6),
-            torch.zeros(self.latent), disable_pbar=True, seed=1,
-        ).float()  # fmt: skip
-
-
-def patcher_of(kind, config, dtype=torch.float32):
-    """A MODEL on the CPU, its weights random and of a size that keeps activations near 1."""
-    model = made_of(kind, config, dtype)
-    generator = torch.Generator().manual_seed(2)
-    for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        if value.numel() and value.is_floating_point() and name.startswith("diffusion_model"):
-            size = value[0].numel() ** -0.5 if value.dim() > 1 else 0.1
-            value.data = (torch.randn(value.shape, generator=generator) * size).to(value.dtype)
-    return comfy.model_patcher.ModelPatcher(model, load_device=CPU, offload_device=CPU)
-
-
-def made_of(kind, config, dtype):
-    """The host's model; options that an older host does not know yet are left out."""
-    settings = kind({**config, "dtype": dtype})
-    settings.set_inference_dtype(dtype, None)
-    try:
-        return settings.get_model({}, device=CPU)
-    except TypeError as error:
-        unknown = str(error).partition("unexpected keyword argument '")[2].rstrip("'")
-        if unknown not in config:
-            raise
-        return made_of(kind, {k: v for k, v in config.items() if k != unknown}, dtype)
-
 
 FLUX = {
     "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 32, "context_in_dim": 48,

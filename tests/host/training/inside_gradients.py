@@ -5,15 +5,11 @@ nothing is checkpointed; it copies whatever is about to change. The loss itself 
 its change along the gradient.
 """
 
-import json
-import sys
-import traceback
 from contextlib import ExitStack
 
-import comfy.model_management
 import torch
-from inside_apply_lib import FOLDER, leftovers, pack
-from inside_models import FAMILIES
+from inside_apply_lib import leftovers, pack
+from inside_catalogue import CATALOGUE
 
 attaching = pack("spectral_core.attach.attaching")
 adapters = pack("spectral_core.adapter.adapter")
@@ -39,9 +35,10 @@ def adapter_of(patcher):
     return made
 
 
-def check(name):
-    family = FAMILIES[name]
-    patcher = family.patcher()
+def check(name, patcher=None):
+    """The largest difference of any mode, relative; AssertionError above the tolerance."""
+    family = CATALOGUE[name]
+    patcher = patcher or family.patcher()
     adapter = adapter_of(patcher)
     with model.ready(patcher, "fp32", family.noise().shape) as ready:
         rows = model.Conditions(ready.patcher, {0: family.words(7)[0]}, [family.noise()[0]])
@@ -58,8 +55,9 @@ def check(name):
             def loss():
                 return (denoiser(family.noise(), levels, [0]) - target).square().mean()
 
-            compare(name, ready.root, [p for part in parts for p in part.parameters()], loss)
+            worst = compare(name, ready.root, [p for part in parts for p in part.parameters()], loss)
     assert leftovers(patcher.model) == []
+    return worst
 
 
 def flat(grads):
@@ -92,6 +90,7 @@ def compare(name, root, parameters, loss):
                 worst = max(worst, ((found - expected).norm() / expected.norm()).item())
         assert worst <= TOLERANCE, f"checkpointing {mode}: gradients differ by {worst:.1e}"
     print(f"  {name}: {worst:.1e} in {len(parameters)} parameters, {len(unused)} of them unused")
+    return worst
 
 
 def _move(parameters, direction, size):
@@ -99,23 +98,3 @@ def _move(parameters, direction, size):
     for p in parameters:
         p += size * direction[start : start + p.numel()].view_as(p)
         start += p.numel()
-
-
-def main():
-    report = {}
-    for name, family in FAMILIES.items():
-        if not family.exists() or (sys.argv[3:] and name not in sys.argv[3:]):
-            continue
-        try:
-            with torch.inference_mode():
-                check(name)
-            report[name] = ""
-        except Exception as error:
-            report[name] = traceback.format_exc()
-            print(f"  {name}: FAILED {type(error).__name__}: {str(error)[:300]}")
-        comfy.model_management.unload_all_models()
-    (FOLDER / "gradients.json").write_text(json.dumps(report), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,75 @@
+"""The conformance table: every family that a host lists goes through its whole row, a test each.
+
+``docs/models.md`` is written from the same rows; CONTRIBUTING.md says how.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.host.booted import Checkout
+from tests.host.inside import checkouts, run_inside, script_path
+
+pytestmark = pytest.mark.host
+
+TABLES = {
+    "FAMILIES": "inside_models.py",
+    "UNETS": "inside_models_unets.py",
+    "IMAGES": "inside_models_images.py",
+    "VIDEOS": "inside_models_videos.py",
+    "OTHERS": "inside_models_others.py",
+}
+AT_ONCE = 10  # families in one process
+RECORDED = Path(__file__).parents[3] / "benchmarks" / "results" / "conformance"
+
+
+def families() -> list[str]:
+    """The names in the tables of scripts that only a host's Python can import."""
+    names = []
+    for table, script in TABLES.items():
+        tree = ast.parse(script_path(script).read_text(encoding="utf-8"))
+        assigned = [n for n in tree.body if isinstance(n, ast.Assign)]
+        (found,) = (n.value for n in assigned if ast.unparse(n.targets[0]) == table)
+        assert isinstance(found, ast.Dict)
+        names += [ast.literal_eval(key) for key in found.keys if key is not None]
+    return names
+
+
+def process_of(name: str) -> tuple[str, ...]:
+    """The families that are gone through in the same process."""
+    everyone = families()
+    start = everyone.index(name) // AT_ONCE * AT_ONCE
+    return tuple(everyone[start : start + AT_ONCE])
+
+
+@pytest.fixture(scope="module", params=checkouts())
+def rows(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A family's row on a host version; families of one process are run together, when one is asked for."""
+    checkout: Checkout = request.param
+
+    @cache
+    def answer(names: tuple[str, ...]) -> dict[str, Any]:
+        folder: Path = tmp_path_factory.mktemp("conformance")
+        run_inside(checkout, "inside_conformance.py", folder, *names)
+        return dict(json.loads((folder / "conformance.json").read_text(encoding="utf-8")))
+
+    return answer
+
+
+@pytest.mark.parametrize("family", families())
+def test_row(rows: Any, family: str) -> None:
+    row = rows(process_of(family))["families"].get(family)
+    if row is None:
+        pytest.skip(f"this host has no {family}")
+    failed = {what: cell for what, cell in row["checks"].items() if cell["state"] in ("failed", "not run")}
+    assert not failed, json.dumps(failed, indent=1)
+
+
+def test_every_listed_family_has_a_row_or_a_reason(rows: Any) -> None:
+    assert rows(process_of(families()[0]))["unknown"] == []
