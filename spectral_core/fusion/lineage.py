@@ -19,8 +19,6 @@ from ..errors import SpectralAdapterError
 from ..files.metadata import BASE
 from .sources import Concept
 
-Tokens = Mapping[str, Mapping[str, Tensor]]
-
 
 def merged_provenance(concepts: Sequence[Concept], name: str, settings: Mapping[str, Any]) -> Provenance:
     """Names joined, trigger words in order, parents with content hash and weight, ``settings`` of the

@@ -138,8 +138,10 @@ def _not_of_one_svd(basis: dict[int, tuple[Tensor, Tensor, Tensor]]) -> str:
             )
     values = torch.stack([s for _, s, _ in basis.values()])
     if bool((values[1:] > values[:-1] * (1 + BASIS_TOLERANCE)).any()):
-        return "the stored singular values do not descend with their columns: they come from different base "
-        "weights"
+        return (
+            "the stored singular values do not descend with their columns: they come from different base "
+            "weights"
+        )
     return ""
 
 

@@ -178,24 +178,12 @@ def _turned(x: Tensor, source: int, target: int) -> Tensor:
     return x if source == target else x.movedim(source, target)
 
 
-def dct(x: Tensor, dim: int = -1) -> Tensor:
-    """C·x along ``dim``: orthonormal DCT-II. x float32 or float64."""
-    if x.shape[dim] == 1:
-        return x
-    dim %= x.dim()
-    return _parts(_dct(_rows([x], [dim])[0]), [_moved(x.shape, dim)], [dim])[0]
-
-
-def idct(x: Tensor, dim: int = -1) -> Tensor:
-    """Cᵀ·x along ``dim``: orthonormal DCT-III, differentiable. x float32 or float64."""
-    return fold(x, "dct", dim % x.dim())
-
-
 def fold(x: Tensor, transform: str, dim: int) -> Tensor:
     """The factor x (frequency space along ``dim``) as a plain real factor, differentiable.
 
-    ``none`` leaves it, ``dct`` gives idct(x), ``dft`` gives [Re Fx; Im Fx] (F unitary) joined along the rank,
-    x's other leading axis: [Re AF; Im AF] for a down and [Re F⁻¹B, −Im F⁻¹B] for an up projection, both real.
+    ``none`` leaves it, ``dct`` gives Cᵀ·x (C the orthonormal DCT-II), ``dft`` gives [Re Fx; Im Fx] (F
+    unitary) joined along the rank, x's other leading axis: [Re AF; Im AF] for a down and [Re F⁻¹B, −Im F⁻¹B]
+    for an up projection, both real.
     """
     return fold_many([(x, dim)], transform)[0]
 

@@ -6,8 +6,7 @@ Shapes: a token has k rows (k, dim) per text encoder; k > 1 writes it as ``<name
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -126,13 +125,3 @@ def initial_rows(pipe: Any, words: str) -> dict[str, Tensor]:
         chosen = weight[ids] if ids else weight.mean(0, keepdim=True)
         rows[part] = chosen.float().mean(0, keepdim=True)
     return rows
-
-
-@contextmanager
-def added_tokens(pipe: Any, tokens: Mapping[str, Mapping[str, Tensor]]) -> Iterator[TokenRows]:
-    """The words exist inside the block and are gone after it."""
-    added = TokenRows(pipe, tokens)
-    try:
-        yield added
-    finally:
-        added.remove()

@@ -72,26 +72,28 @@ def test_rooms_say_what_they_hold(room: ModuleType) -> None:
     assert room.__all__ or room.__name__ == "spectral_core.cli"
 
 
-# README shows training, and tests/test_wheel.py runs its lines; the rest of these say their own in a line.
+# README shows training, and tests/test_wheel.py runs its lines. What needs diffusers is run by
+# tests/core/pipelines/test_examples.py. The rest of these say their own in a line.
 WITHOUT_EXAMPLES = {"train_adapter", "distil", "Job", "Output", "Adapter", "SpectralAdapterError"}
-SHOWN = [name for name in NAMES if name not in WITHOUT_EXAMPLES]
-NEEDS_DIFFUSERS = ("load_pipeline", "apply", "generate")
+WITH_DIFFUSERS = {"load_pipeline", "apply", "generate"}
+SHOWN = [name for name in NAMES if name not in WITHOUT_EXAMPLES | WITH_DIFFUSERS]
+OTHERS = ["words.expected", "words.chosen", "Adapter.scaled", "maths.grouping.alike"]
 
 
-@pytest.mark.parametrize(
-    "name", [*SHOWN, "words.expected", "words.chosen", "Adapter.scaled", "maths.grouping.alike"]
-)
-def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if name in NEEDS_DIFFUSERS:
-        pytest.importorskip("diffusers")
-    monkeypatch.chdir(tmp_path)
+def run_example(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The docstring of a name below the front door, as a doctest in this folder."""
+    monkeypatch.chdir(folder)
     value = operator.attrgetter(name)(sc)
     module = sys.modules[value.__module__]
-    finder = doctest.DocTestFinder(recurse=False)
     runner = doctest.DocTestRunner()
-    for test in finder.find(value, name, module, vars(module).copy()):
+    for test in doctest.DocTestFinder(recurse=False).find(value, name, module, vars(module).copy()):
         runner.run(test)
     assert runner.tries and not runner.failures
+
+
+@pytest.mark.parametrize("name", [*SHOWN, *OTHERS])
+def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_example(name, tmp_path, monkeypatch)
 
 
 def adapter(layers: int = 40) -> sc.Adapter:

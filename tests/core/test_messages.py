@@ -7,6 +7,7 @@ space that such a move loses is in the message itself.
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 import tokenize
@@ -46,9 +47,19 @@ def faults(source: str) -> Iterator[str]:
             yield f"line {line}: ends after {text[-20:]!r}, though {following[:20]!r} would fit"
 
 
+def lost(source: str) -> Iterator[str]:
+    """Strings that are statements and no docstring: the second half of a message whose brackets are gone."""
+    for node in ast.walk(ast.parse(source)):
+        for one, other in pairwise(body if isinstance(body := getattr(node, "body", None), list) else []):
+            is_text = isinstance(other, ast.Expr) and isinstance(other.value, ast.Constant | ast.JoinedStr)
+            if is_text and not isinstance(one, ast.Assign | ast.AnnAssign):
+                yield f"line {other.lineno}: a string that nothing takes"
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_messages_are_whole(path: Path) -> None:
-    assert [*faults(path.read_text(encoding="utf-8"))] == []
+    source = path.read_text(encoding="utf-8")
+    assert [*faults(source), *lost(source)] == []
 
 
 @pytest.mark.parametrize(
@@ -61,3 +72,7 @@ def test_messages_are_whole(path: Path) -> None:
 )
 def test_torn_messages_are_seen(torn: str) -> None:
     assert [*faults(torn)]
+
+
+def test_lost_strings_are_seen() -> None:
+    assert [*lost('def f():\n    return "they come from "\n    "another base"\n')]

@@ -75,6 +75,9 @@ def test_train_fuse_export_info_and_generate(
     drawn = tmp_path / "drawn"
     assert main([*draw, "--adapter", f"{files[0]}:0.5", "--count", "2", "--seed", "3", "-o", str(drawn)]) == 0
     assert [p.name for p in sorted(drawn.iterdir())] == ["000-seed3.png", "001-seed4.png"]
+    composed = [*draw, "--composed", "-o", str(tmp_path / "composed")]
+    assert main([*composed, *(word for file in files for word in ("--adapter", file))]) == 0
+    assert main(composed) == 1 and "--adapter, at least once" in capsys.readouterr().err
     assert main(["fuse", *files, "-o", fused]) == 1 and "exists already" in capsys.readouterr().err
 
 

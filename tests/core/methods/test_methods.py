@@ -35,6 +35,7 @@ from spectral_core.methods import (
     spectral_a,
     spectral_r,
 )
+from tests.core.maths.test_transforms import definition
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "tall": (lambda: nn.Linear(6, 11), (2, 5, 6)),
@@ -439,7 +440,7 @@ def _wrong_transform(kind: str) -> Callable[..., list[Tensor]]:
 
     def fold(x: Tensor, transform: str, dim: int) -> Tensor:
         if kind == "direction":
-            return transforms.dct(x, dim)
+            return torch.tensordot(definition(x.shape[dim]).to(x), x, ([1], [dim])).movedim(0, dim)
         if kind == "imaginary sign":  # of the up projection alone: of both it would cancel
             good = right(x, transform, dim)
             real, imaginary = good.chunk(2, 1 - dim)
