@@ -93,14 +93,20 @@ class Attachment:
                     yield f"{term_name(str(update.name), i)}.{key}", value
 
     def rate_factors(self) -> dict[str, float]:
-        """``<layer>.<tensor>`` -> the multiplier of its learning rate, where that is not 1."""
-        found = {}
+        """``<layer>.<tensor>`` -> the multiplier of its learning rate, where that is not 1: 1 / (the mean over
+        all layers of how far a step goes there).
+
+        Adam moves a tensor by its rate, so that Spectral A's singular columns would each need a rate of their
+        own: the last eight about eight times the first eight's. The mean is over all layers because a layer's
+        own is too much where its singular values nearly vanish (``benchmarks.quality.gates``).
+        """
+        reach = {}
         for _, update in self._updates if self._source is not None else ():
             for i, term in enumerate(update.layer.terms):
                 name = term_name(str(update.name), i)
-                factors = method_of(term.config).rate_factors(term.config, term.params)
-                found.update({f"{name}.{key}": value for key, value in factors.items()})
-        return found
+                found = method_of(term.config).reach(term.config, term.params)
+                reach.update({f"{name}.{key}": value for key, value in found.items()})
+        return dict.fromkeys(reach, len(reach) / sum(reach.values())) if reach else {}
 
     @contextmanager
     def folded_together(self) -> Iterator[None]:

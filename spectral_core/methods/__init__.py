@@ -63,7 +63,7 @@ class Method:
     fold(config, shape, params, strength)  exact Factors of strength·ΔW with every gate open, differentiable
     fold_many(folds)                       the same for many layers, in fewer operations where it can be
     freeze(config, params)                 both with an adaptive gate fixed as it was on average
-    rate_factors(config, params)           multipliers of the learning rate by tensor; 1 for those not named
+    reach(config, params)                  how far ΔW goes for a step of 1, by tensor, where it is not about 1
     =====================================  ==================================================================
     """
 
@@ -76,7 +76,7 @@ class Method:
     fold: Callable[[Any, LayerShape, Params, float], Factors]
     fold_many: FoldMany
     freeze: Callable[[Any, Params], tuple[Any, dict[str, Tensor]]]
-    rate_factors: Callable[[Any, Params], dict[str, float]]
+    reach: Callable[[Any, Params], dict[str, float]]
 
 
 def _method(module: Any, config: type[Any], needs_basis: bool) -> Method:
@@ -90,7 +90,7 @@ def _method(module: Any, config: type[Any], needs_basis: bool) -> Method:
         module.fold,
         getattr(module, "fold_many", None) or one_by_one(module.fold),
         getattr(module, "freeze", None) or _unchanged,
-        getattr(module, "rate_factors", None) or _alike,
+        getattr(module, "reach", None) or _about_one,
     )
 
 
@@ -98,7 +98,7 @@ def _unchanged(config: MethodConfig, params: Params) -> tuple[MethodConfig, dict
     return config, dict(params)
 
 
-def _alike(config: MethodConfig, params: Params) -> dict[str, float]:
+def _about_one(config: MethodConfig, params: Params) -> dict[str, float]:
     return {}
 
 

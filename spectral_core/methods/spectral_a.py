@@ -70,14 +70,9 @@ def trainable(config: SpectralAConfig) -> tuple[str, ...]:
     return ("a_u", "a_v", "a_s") if config.train_scale else ("a_u", "a_v")
 
 
-def rate_factors(config: SpectralAConfig, params: Mapping[str, Tensor]) -> dict[str, float]:
-    """Multipliers of the learning rate by tensor: mean(S₁)^-½ for A_U and A_V.
-
-    A step of Adam moves A by its rate and ΔW by the rate times S₁, so that lower columns need a higher one.
-    With these it moves the balanced factors U₁·√S₁ and V₁·√S₁ by the rate. 1 / mean(S₁), which serves ΔW's
-    first-order part, is too much for small S₁, where A_U·S₁·A_Vᵀ leads (``benchmarks.quality.gates``).
-    """
-    found = float(as_fp32(params["s"]).mean()) ** -0.5
+def reach(config: SpectralAConfig, params: Mapping[str, Tensor]) -> dict[str, float]:
+    """How far ΔW goes for a step of 1 in a trained tensor: mean(S₁) for A_U and A_V."""
+    found = float(as_fp32(params["s"]).mean())
     return {"a_u": found, "a_v": found}
 
 

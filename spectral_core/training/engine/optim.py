@@ -27,7 +27,7 @@ TOKEN_FACTOR = 10.0  # of the adapter's rate, for new words
 @dataclass(frozen=True)
 class Group:
     """Parameters with one peak learning rate, rate · factor, and weight decay. ``label`` is for events. Of
-    gates the rate is :meth:`TrainConfig.gate_rate`'s; the factor is the method's (``rate_factors``)."""
+    gates the rate is :meth:`TrainConfig.gate_rate`'s; the factor is the attachment's (``rate_factors``)."""
 
     label: str
     parameters: tuple[nn.Parameter, ...]
