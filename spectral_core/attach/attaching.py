@@ -93,8 +93,8 @@ class Attachment:
                     yield f"{term_name(str(update.name), i)}.{key}", value
 
     def rate_factors(self) -> dict[str, float]:
-        """``<layer>.<tensor>`` -> the multiplier of its learning rate, where that is not 1: 1 / (the mean over
-        all layers of how far a step goes there).
+        """``<layer>.<tensor>`` -> the multiplier of its learning rate where that is not 1: 1 / (the mean over
+        all layers of how far a step goes).
 
         Adam moves a tensor by its rate, so that Spectral A's singular columns would each need a rate of their
         own: the last eight about eight times the first eight's. The mean is over all layers because a layer's
