@@ -110,7 +110,11 @@ def read_lora(
 
 
 def lora_from_tensors(
-    tensors: Mapping[str, Tensor], name: str = "LoRA", *, keep_names: bool = False
+    tensors: Mapping[str, Tensor],
+    name: str = "LoRA",
+    *,
+    keep_names: bool = False,
+    with_dependent: bool = False,
 ) -> ImportedLoRA:
     """A LoRA that is already in memory, such as ComfyUI's ``LORA_MODEL``, as an adapter that shares nothing
     with it.
@@ -126,7 +130,7 @@ def lora_from_tensors(
 
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     source = _Source(name, name, shapes, copies, {}, lambda: None)
-    return _read(source, str if keep_names else layer_name, False)
+    return _read(source, str if keep_names else layer_name, with_dependent)
 
 
 @dataclass(frozen=True)

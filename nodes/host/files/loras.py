@@ -65,13 +65,13 @@ def open_lora(name: str, lora_model: Any, model: Any, clip: Any) -> OpenedLoRA:
 
         adapter, more = fitted(read, model, clip)
         notes += more
-    elif lora_model is not None:
-        _refuse_flattened(adapter)
     elif read.dependent:
         raise SpectralAdapterError(
             f"{title}: layer {next(iter(read.dependent))} and {len(read.dependent) - 1} more change the "
             "weight they find (DoRA, OFT and the like): connect the model it is for to 'model'"
         )
+    elif lora_model is not None:
+        _refuse_flattened(adapter)
     if not adapter.layers:
         raise SpectralAdapterError(f"{title}: no layer of the file has a place in the connected model")
     if read.unmatched:
@@ -87,7 +87,7 @@ def _from_memory(lora_model: Any, keep_names: bool) -> lora_import.ImportedLoRA:
             f"lora_model is a {type(lora_model).__name__}: expected the host's LORA_MODEL, a table of "
             "tensors; connect Train LoRA"
         )
-    return lora_import.lora_from_tensors(lora_model, "LORA_MODEL", keep_names=keep_names)
+    return lora_import.lora_from_tensors(lora_model, "LORA_MODEL", keep_names=keep_names, with_dependent=True)
 
 
 def _refuse_flattened(adapter: Adapter) -> None:

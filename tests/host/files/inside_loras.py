@@ -8,8 +8,10 @@ from inside_apply_lib import FOLDER, condition, leftovers, pack, predict
 nodes = pack("nodes").NODE_CLASS_MAPPINGS
 error = pack("spectral_core.errors").SpectralAdapterError
 
+SIZES = {"LoRA": 0.1, "LoHa": 0.5, "LoKr": 0.3, "OFT": 0.1}  # of the factors, so that each kind shows
 
-def trained(patcher):
+
+def trained(patcher, algorithm="LoRA"):
     """What Train LoRA returns: its parts for every module with weights, here moved off their start."""
     found = {}
     generator = torch.Generator().manual_seed(1)
@@ -17,9 +19,9 @@ def trained(patcher):
         if not hasattr(module, "weight_function") or getattr(module, "weight", None) is None:
             continue
         if module.weight.dim() >= 2:
-            made = adapter_maps["LoRA"].create_train(module.weight, rank=2, alpha=1.0)
+            made = adapter_maps[algorithm].create_train(module.weight, rank=2, alpha=1.0)
             for part, parameter in made.named_parameters():
-                moved = torch.randn(parameter.shape, generator=generator) * 0.1
+                moved = torch.randn(parameter.shape, generator=generator) * SIZES[algorithm]
                 found[f"{name}.{part}"] = moved if parameter.dim() else parameter.detach()
         else:
             found[f"{name}.diff"] = torch.zeros(module.weight.shape)
@@ -56,6 +58,21 @@ with torch.inference_mode():
         raise AssertionError("kernels are not in it: the model is needed")
     except error as refused:
         assert "connect the model" in str(refused)
+
+    # the trainer's other kinds, at the strength at which they all mean the same
+    for algorithm in ("LoHa", "LoKr", "OFT"):
+        tensors = trained(model, algorithm)
+        adapter, *_ = nodes["SpectralAdapters_LoadLoRAAsAdapter"]().load("none", tensors, model)["result"]
+        theirs = changed(comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0)[0], context)
+        ours = changed(apply.apply(adapter, 1.0, 1.0, "merged", model=model)["result"][0], context)
+        assert (theirs - base).abs().max() > 1e-2 * base.abs().max(), algorithm
+        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max(), algorithm
+        if algorithm == "OFT":
+            try:
+                nodes["SpectralAdapters_LoadLoRAAsAdapter"]().load("none", tensors)
+                raise AssertionError("it changes the weight it finds: the model is needed")
+            except error as refused:
+                assert "connect the model" in str(refused)
 
     # words, base and cover where the host's own model browser looks
     from PIL import Image
