@@ -27,6 +27,7 @@ from .train_options import (
     TrainOptimiser,
     TrainRegularisation,
     TrainTextEncoder,
+    TrainValidation,
 )
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {
@@ -49,6 +50,7 @@ NODE_CLASS_MAPPINGS: dict[str, type] = {
     "SpectralAdapters_TrainTextEncoder": TrainTextEncoder,
     "SpectralAdapters_TrainMemory": TrainMemory,
     "SpectralAdapters_TrainRegularisation": TrainRegularisation,
+    "SpectralAdapters_TrainValidation": TrainValidation,
     "SpectralAdapters_DistilAdapters": DistilAdapters,
     "SpectralAdapters_AdapterStack": AdapterStack,
     "SpectralAdapters_ConceptSlider": ConceptSlider,
@@ -75,6 +77,7 @@ NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
     "SpectralAdapters_TrainTextEncoder": "Training: Text Encoder",
     "SpectralAdapters_TrainMemory": "Training: Memory",
     "SpectralAdapters_TrainRegularisation": "Training: Regularisation",
+    "SpectralAdapters_TrainValidation": "Training: Validation",
     "SpectralAdapters_DistilAdapters": "Distil Adapters",
     "SpectralAdapters_AdapterStack": "Adapter Stack",
     "SpectralAdapters_ConceptSlider": "Concept Slider",

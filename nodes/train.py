@@ -133,7 +133,7 @@ def job_of(
     own = {name: value for name, value in widgets.items() if name not in ("rank", "steps") or value}
     given = {**PRESETS[preset], **options, **own}
     given = {name: train_inputs.value_of(table[name], v) if name in table else v for name, v in given.items()}
-    for name in ("images", "prior_images"):
+    for name in ("images", "prior_images", "validation_images"):
         given[name] = train_options.chosen(given.get(name, ""))
     config = TrainConfig(**{n: v for n, v in given.items() if n in table and n not in of_job})
     told = {n: v for n, v in given.items() if n in of_job or n not in table}
@@ -163,7 +163,8 @@ def shown(done: Any, steps: int) -> dict[str, Any]:
     from .host.training import progress as training_progress
 
     known = [loss for loss in done.losses if math.isfinite(loss)] or [0.0]
-    picture = training_progress.curve(known, f"{done.name}: loss of {len(done.losses)} steps")
+    title = f"{done.name}: loss of {len(done.losses)} steps"
+    picture = training_progress.curve(known, title, held_out=done.held_out)
     report = report_of(done, steps, paths.below_output(done.path), summary_text(done.adapter))
     return results.shown(report, done.adapter, pictures.to_image(picture), report, spectral_run=(done.name,))
 
@@ -183,5 +184,11 @@ def report_of(done: Any, steps: int, file: str, summary: str) -> str:
     if done.losses:
         first, last = (sum(part) / few for part in (done.losses[:few], done.losses[-few:]))
         lines.append(f"loss {first:.4f} at first, {last:.4f} at last (means of {few} steps)")
+    if done.held_out:
+        step, last = list(done.held_out.items())[-1]
+        best = min(done.held_out, key=lambda at: done.held_out[at])
+        lines.append(
+            f"held-out loss {last:.4f} at step {step}, lowest {done.held_out[best]:.4f} at step {best}"
+        )
     lines += [f"note: {note}" for note in done.notes[:_SHOWN_NOTES]]
     return results.lines(*lines, summary)

@@ -12,8 +12,10 @@ from . import inputs, train_inputs
 
 Options = dict[str, Any]
 _ON_THE_NODE = ("method", "rank", "steps", "sample_every", "sample_prompt")
-_FOLDERS = ("prior_images",)
-_LATER = ("gate_budget", "compare_ungated")  # stored workflows know a widget by its place: these come last
+_FOLDERS = ("prior_images", "validation_images")
+# Stored workflows know a widget by its place: these come last.
+_LATER: tuple[str, ...] = ("gate_budget", "compare_ungated")
+_LATER += ("class_words", "preserve_prompts", "preserve_every", "preserve_weight", "offload")
 
 
 class _TrainOptions:
@@ -30,13 +32,14 @@ class _TrainOptions:
     @classmethod
     def INPUT_TYPES(cls) -> inputs.Inputs:
         widgets = {}
-        for row in sorted(train_inputs.rows().values(), key=lambda row: row.name in _LATER):
+        for row in train_inputs.rows().values():
             if row.words.group in cls.GROUPS and row.name not in _ON_THE_NODE and not row.words.command_only:
                 is_folder = row.name in _FOLDERS
                 widgets[row.name] = train_inputs.folder(row) if is_folder else train_inputs.widget(row)
         if "seed" in widgets:
             widgets["seed"][1].update(max=0xFFFFFFFF, control_after_generate=False)
-        return {"required": {}, "optional": {**widgets, "options": train_inputs.options()}}
+        later = {name: widgets.pop(name) for name in _LATER if name in widgets}
+        return {"required": {}, "optional": {**widgets, "options": train_inputs.options(), **later}}
 
     def collect(self, options: Options | None = None, **widgets: Any) -> tuple[Options]:
         return ({**(options or {}), **widgets},)
@@ -83,6 +86,21 @@ class TrainRegularisation(_TrainOptions):
     @classmethod
     def IS_CHANGED(cls, prior_images: Any = None, **_others: Any) -> str:
         return folder_state([prior_images])
+
+
+class TrainValidation(_TrainOptions):
+    GROUPS = ("validation",)
+    DESCRIPTION = (
+        "Pictures that are held out and judge the training: their loss, its best state, an early end."
+    )
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, validation_images: Any = None) -> bool | str:
+        return folder_error([validation_images])
+
+    @classmethod
+    def IS_CHANGED(cls, validation_images: Any = None, **_others: Any) -> str:
+        return folder_state([validation_images])
 
 
 def folder_error(names: list[Any]) -> bool | str:

@@ -13,6 +13,7 @@ from tools.node_locales import ROOT, load_pack
 
 FOLDER = ROOT / "web" / "docs"
 KINDS = ("Layers", "Optimiser", "NoiseAndLoss", "Gate", "TextEncoder", "Memory", "Regularisation")
+KINDS += ("Validation",)
 MISTAKES = {
     "Layers": (
         "**Columns given by hand overlap.** Leave columns empty: the lowest free ones are taken.",
@@ -45,6 +46,12 @@ MISTAKES = {
         "**The folder shows the concept itself.** prior_images are others of its class: other dogs, for your "
         "dog.",
         "**No captions are dropped.** Without clip there is no empty caption; the report says so.",
+        "**A style shall be everywhere.** Leave trigger_word empty: nothing is preserved then.",
+    ),
+    "Validation": (
+        "**One picture.** A share needs two: one to train on and one to judge by.",
+        "**The best is not what the node gives.** With patience 0 it gives the last; the report names the "
+        "best one's file.",
     ),
 }
 

@@ -18,7 +18,7 @@ from spectral_core.training.config.setting import Setting, settings_of
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "training.md"
 BEGIN, END = "<!-- settings -->\n", "<!-- /settings -->\n"
 GROUPS = ("adapter", "run", "pictures", "optimiser", "noise", "gate", "text encoder")
-GROUPS += ("memory", "regularisation")
+GROUPS += ("memory", "regularisation", "validation")
 
 
 def table() -> str:

@@ -80,6 +80,19 @@ class Attachment:
         for dispatcher, _ in self._updates:
             dispatcher.sort()
 
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Inside, the model computes as without the adapters, to the bit; afterwards as before."""
+        before = [control.strength for control in self._controls]
+        self.set_strength(0.0)
+        try:
+            yield
+        finally:
+            for control, strength in zip(self._controls, before, strict=True):
+                control.strength = strength
+            for dispatcher, _ in self._updates:
+                dispatcher.sort()
+
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """(``<layer>.<tensor>``, parameter) of everything that training changes; nothing if not
         ``trainable``."""
@@ -151,12 +164,15 @@ def attach(
     part: str | None = None,
     trainable: bool = False,
     strict: bool = True,
+    device: torch.device | None = None,
 ) -> Attachment:
     """Apply adapters to a module tree: every target layer then gives W·x + Σ strength · ΔW·x.
 
     part: whose layers, ``<part>.*``; without it each adapter's only part. trainable: with parameters for
     an optimiser, for one adapter. strict: every layer must have its module and its shape; otherwise
-    ``.report`` names those that have not. The tree's weights and their requires_grad stay untouched.
+    ``.report`` names those that have not. device: where the parameters lie; without it where the module's
+    weight does (of one that is streamed in, that is elsewhere than it computes). The tree's weights and their
+    requires_grad stay untouched.
 
     Raises SpectralAdapterError, with the tree as it was, where a layer or a part does not fit.
 
@@ -185,7 +201,7 @@ def attach(
             control = Control(attachment.gates, adapter.schedule)
             attachment._controls.append(control)
             for p in placements:
-                layer = _trainable_copy(p.layer, p.parameter) if trainable else p.layer
+                layer = _trainable_copy(p.layer, p.parameter, device) if trainable else p.layer
                 strength = adapter.strength_of(str(p.name))
                 update = update_of(p.name)(p.name, layer, strength, control, p.module, trainable)
                 dispatcher = Dispatcher.on(p.module)
@@ -213,16 +229,16 @@ def remove_all(root: nn.Module) -> None:
                 dispatcher.take_off(update)  # type: ignore[union-attr]
 
 
-def _trainable_copy(layer: AdapterLayer, weight: Tensor) -> AdapterLayer:
-    """The layer with its trained tensors as float32 parameters and copies of the others, where the weight
-    is."""
+def _trainable_copy(layer: AdapterLayer, weight: Tensor, where: torch.device | None) -> AdapterLayer:
+    """The layer with its trained tensors as float32 parameters and copies of the others, there or where the
+    weight is."""
     terms = []
     for term in layer.terms:
         learns = method_of(term.config).trainable(term.config)
         params: dict[str, Tensor] = {}
         with torch.inference_mode(False):  # an inference tensor cannot learn
             for key, value in term.params.items():
-                device = value.device if weight.is_meta else weight.device
+                device = where or (value.device if weight.is_meta else weight.device)
                 copy = value.detach().clone().to(device, torch.float32)
                 params[key] = nn.Parameter(copy) if key in learns else copy
         terms.append(Term(term.config, params, term.weight))

@@ -60,7 +60,7 @@ def groups() -> dict[str, list[Option]]:
     from ..pipelines.job import Job
     from ..pipelines.train import Output
 
-    titles = ("adapter", "pictures", "text encoder", "regularisation", *SHARED)
+    titles = ("adapter", "pictures", "text encoder", "regularisation", "validation", *SHARED)
     return {"what": _WHAT, **groups_of((TrainConfig, Job, Output), titles)}
 
 

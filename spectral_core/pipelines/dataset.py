@@ -6,8 +6,8 @@ Shapes: latents (C, h, w) per example in its bucket's size; masks (1, h, w) in [
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from ..errors import SpectralAdapterError
 from ..training.data.buckets import assign_buckets
 from ..training.data.disk_cache import TensorCache, digest_of_module, key_of
 from ..training.data.folder import Example, find_examples, load_mask, load_picture, picture_size
+from ..training.data.held_out import held_out_of
 from ..training.engine.checks import caption_warnings
+from ..training.objectives.preservation import Preserved, said_of
 from .conditioning import Conditioning, encode, joined_rows
 from .job import Job
 from .loading import TEXT_PARTS
@@ -27,12 +29,32 @@ from .loading import TEXT_PARTS
 
 @dataclass(frozen=True)
 class Dataset:
-    """The examples (the prior ones behind the concept's), the bucket of each, and what was odd about them."""
+    """The examples (the prior ones behind the concept's), the bucket of each, and what was odd about them.
+
+    held_out: those that judge the training. said: the texts of which the trainer is told by ``preserved``,
+    by their numbers below 0.
+    """
 
     examples: tuple[Example, ...]
     sizes: tuple[tuple[int, int], ...]
     concept_count: int
     notes: tuple[str, ...]
+    held_out: tuple[int, ...] = ()
+    said: Mapping[int, str] = field(default_factory=dict)
+    preserved: Preserved | None = None
+
+    def caption(self, number: int | None) -> str:
+        """What the denoiser is told of an example, or of another number; None is the empty caption."""
+        if number is None:
+            return ""
+        return self.said[number] if number < 0 else self.examples[number].caption
+
+    def shown(self, prior: bool) -> list[Example]:
+        """The examples, with no repeats of those that are not the concept's (not the prior ones)."""
+        return [
+            e if (i >= self.concept_count) == prior and i not in self.held_out else replace(e, repeats=0)
+            for i, e in enumerate(self.examples)
+        ]
 
     @property
     def digest(self) -> str:
@@ -42,6 +64,8 @@ class Dataset:
             digest.update(repr((example.caption, example.repeats)).encode())
             for path in filter(None, (example.path, example.mask)):
                 digest.update(hashlib.sha256(path.read_bytes()).digest())
+        if self.held_out:
+            digest.update(repr(self.held_out).encode())
         return digest.hexdigest()[:16]
 
 
@@ -55,6 +79,13 @@ def find_dataset(pipe: Any, job: Job) -> Dataset:
         raise SpectralAdapterError(f"size {job.size[0]}×{job.size[1]}: expected multiples of {step} pixels")
     concept = find_examples(job.folder, job.token)
     notes = caption_warnings(concept)
+    if job.validation_images:
+        judging = find_examples(job.validation_images, job.token)
+        held_out = tuple(range(len(concept), len(concept) + len(judging)))
+        concept += judging
+    else:
+        held_out = held_out_of(len(concept), job.validation_share)
+    said, preserved = said_of(job, job.token, [e.caption for e in concept]).numbered(-1)
     prior: list[Example] = []
     if job.prior_images:
         plain = f"a picture of {job.init_words}" if job.init_words else ""
@@ -66,7 +97,7 @@ def find_dataset(pipe: Any, job: Job) -> Dataset:
         if example.mask is not None:
             picture_size(example.mask)
     sizes = assign_buckets(shown, job.size, max(step, 8)) if job.buckets else [job.size] * len(examples)
-    return Dataset(examples, tuple(sizes), len(concept), tuple(notes))
+    return Dataset(examples, tuple(sizes), len(concept), tuple(notes), held_out, said, preserved)
 
 
 def latent_factor(pipe: Any) -> int:

@@ -38,13 +38,14 @@ class Job(ConceptSettings):
             raise SpectralAdapterError(
                 f"token {self.token!r}: expected one word without spaces, such as <mydog>"
             )
+        self.check_pictures()
         if len(self.size) != 2 or not all(isinstance(s, int) and s > 0 for s in self.size):
             raise SpectralAdapterError(f"size {self.size}: expected width and height in pixels")
 
     def settings(self) -> dict[str, Any]:
         """What the result depends on, JSON-able; the pictures count by content and not by path."""
         values = asdict(self)
-        for name in ("images", "prior_images", "cache", "sample_prompts"):
+        for name in ("images", "prior_images", "validation_images", "cache", "sample_prompts"):
             del values[name]
         if not self.gate_budget:  # which runs of earlier versions did not have
             del values["gate_budget"]

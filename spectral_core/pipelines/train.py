@@ -42,7 +42,7 @@ from ..training.engine.columns import reserve
 from ..training.engine.loop import Setup, train
 from ..training.runs import distributed
 from ..training.runs.events import Listener
-from ..training.runs.finished import find_result, save_result, save_stopped
+from ..training.runs.finished import find_result, save_best, save_result, save_stopped
 from ..training.runs.memory_errors import explained, is_out_of_memory
 from ..training.runs.outcome import TrainResult
 from ..training.runs.place import Place, Run, take_place
@@ -112,12 +112,12 @@ def train_adapter(pipe: Any, job: Job, config: TrainConfig, output: Output) -> T
     with ExitStack() as around:
         adapter, more = _start(around, pipe, job, config, output, place, path, weights)
         notes = [*data.notes, *notes, *more]
-        result, trained = _train(pipe, job, config, output, place, adapter, data, settings, notes)
+        result, trained, best = _train(pipe, job, config, output, place, adapter, data, settings, notes)
         if distributed.world().is_main:
             if result.stopped:
                 path = save_stopped(trained, place)
             else:
-                path = save_result(trained, expected, place, config.steps)
+                path = save_result(trained, expected, place, config.steps, best)
     return Trained(trained, path, result, place, False, tuple(dict.fromkeys((*notes, *result.notes))))
 
 
@@ -209,7 +209,8 @@ def _train(
     data: Dataset,
     settings: Mapping[str, Any],
     notes: Sequence[str],
-) -> tuple[TrainResult, Adapter]:
+) -> tuple[TrainResult, Adapter, Path | None]:
+    """The run, the adapter, and the file of its best state where that is another."""
     cache = output.caches if job.cache else None
     with _attached(pipe, job, adapter) as (attachments, words):
         setup = _setup(pipe, job, config, data, cache, attachments, words)
@@ -231,20 +232,39 @@ def _train(
             if not is_out_of_memory(error):
                 raise
             raise SpectralAdapterError(f"run {place.name}: {explained(place.folder)}") from error
-        layers = {n: v for a in attachments for n, v in _learned(a).items()}
-        trained = replace(adapter, layers={**adapter.layers, **layers}, tokens=words.values())
-    record = {
-        **job.settings(),
-        **config.as_dict(),
-        "learning_rate": config.rate_for(job.method),
-        "optimizer": config.optimiser,  # the words under which other programs show them
-        "resolution": f"{job.size[0]}x{job.size[1]}",
-        "images": data.concept_count,
-        "steps_done": len(result.losses),
-        **({} if result.gates is None else result.gates.record()),
-    }
-    trained = trained.with_provenance(training={k: v for k, v in record.items() if v is not None})
-    return result, freeze(trained) if config.freeze_gates and not result.stopped else trained
+
+        def learned(steps: int) -> Adapter:
+            layers = {n: v for a in attachments for n, v in _learned(a).items()}
+            now = replace(adapter, layers={**adapter.layers, **layers}, tokens=words.values())
+            record = {
+                **job.settings(),
+                **config.as_dict(),
+                "learning_rate": config.rate_for(job.method),
+                "optimizer": config.optimiser,  # the words under which other programs show them
+                "resolution": f"{job.size[0]}x{job.size[1]}",
+                "images": data.concept_count,
+                "steps_done": steps,
+            }
+            return now.with_provenance(training={k: v for k, v in record.items() if v is not None})
+
+        trained = learned(len(result.losses))
+        if result.gates is not None:
+            trained = trained.with_provenance(
+                training={**trained.provenance.training, **result.gates.record()}
+            )
+        best = None
+        if distributed.world().is_main:
+            best = save_best(
+                lambda steps: _frozen(learned(steps), config),
+                result,
+                find_result(place, output.adapters),
+            )
+    return result, trained if result.stopped else _frozen(trained, config), best
+
+
+def _frozen(adapter: Adapter, config: TrainConfig) -> Adapter:
+    """With fixed gates, where that is asked for."""
+    return freeze(adapter) if config.freeze_gates else adapter
 
 
 def _learned(attachment: Attachment) -> dict[str, Any]:
@@ -278,24 +298,23 @@ def _setup(
     words: TokenRows,
 ) -> Setup:
     latents = encode_dataset(pipe, data, cache)
-    count = data.concept_count
     prior = None
     if job.prior_images:
-        indices = [e if i >= count else replace(e, repeats=0) for i, e in enumerate(data.examples)]
-        prior = Order(indices, config.batch_size, config.seed + 1, data.sizes)
-    shown = [e if i < count else replace(e, repeats=0) for i, e in enumerate(data.examples)]
+        prior = Order(data.shown(prior=True), config.batch_size, config.seed + 1, data.sizes)
     captions = Captions(pipe, keep=not (job.init_words or job.text_targets), cache=cache)
     modules = parts_of(pipe)
     return Setup(
         denoiser=denoiser_of(pipe, data, captions),
         latents=latents,
-        order=Order(shown, config.batch_size, config.seed, data.sizes),
+        order=Order(data.shown(prior=False), config.batch_size, config.seed, data.sizes),
         diffusion=diffusion_of(pipe),
         attachments=attachments,
         tokens=[p for rows in words.parameters.values() for p in rows.values()],
         masks=masks_of(data, latents),
         prior=prior,
         roots=[modules["unet"]],
+        held_out=data.held_out,
+        preserved=data.preserved,
     )
 
 
@@ -306,7 +325,7 @@ def denoiser_of(
     factor = latent_factor(pipe)
 
     def denoise(noisy: Tensor, timesteps: Tensor, indices: Sequence[int | None]) -> Tensor:
-        texts = ["" if i is None else data.examples[i].caption for i in indices]
+        texts = [data.caption(i) for i in indices]
         size = (noisy.shape[-1] * factor, noisy.shape[-2] * factor)
         conditioning = captions.encode(texts, size)
         prediction: Tensor = pipe.unet(noisy.to(pipe.unet.dtype), timesteps, **conditioning).sample

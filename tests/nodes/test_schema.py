@@ -21,6 +21,7 @@ LATER = {
     "SpectralAdapters_ResizeAdapter",
     "SpectralAdapters_ConceptSlider",
     "SpectralAdapters_CompareAdapters",
+    "SpectralAdapters_TrainValidation",
 }  # nodes that came after the stored workflow
 WIDGETS = {"COMBO", "INT", "FLOAT", "STRING", "BOOLEAN"}
 

@@ -14,6 +14,7 @@ from PIL import Image
 from tests.nodes.conftest import Pack
 
 OPTION_NODES = ("Layers", "Optimiser", "NoiseAndLoss", "Gate", "TextEncoder", "Memory", "Regularisation")
+OPTION_NODES += ("Validation",)
 
 
 def defaults(ours: Pack, kind: str) -> dict[str, Any]:
@@ -126,6 +127,8 @@ def test_columns(ours: Pack, text: str, columns: tuple[int, ...]) -> None:
         {"text_targets": "attention"}, {"init_words": "dog", "trigger_word": "<x>"},
         {"images": "cats", "init_words": "dog", "trigger_word": "two words"},
         {"images": "cats", "init_words": "dog"}, {"sample_every": -1},
+        {"validation_share": 0.5, "validation_images": "cats"}, {"validation_share": 1.0},
+        {"patience": 2, "freeze_gates": True}, {"validation_every": 0},
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(ours: Pack, wrong: dict[str, Any]) -> None:
@@ -256,13 +259,20 @@ def test_lists_and_batches_of_latents(ours: Pack) -> None:
 def test_report(ours: Pack) -> None:
     report = ours.module("nodes.train").report_of
     done = SimpleNamespace(
-        name="cat-2", losses=(4.0, *[1.0] * 18, 0.5), seconds=12.4, resumed_at=5, notes=("odd",), reused=False
+        name="cat-2",
+        losses=(4.0, *[1.0] * 18, 0.5),
+        seconds=12.4,
+        resumed_at=5,
+        notes=("odd",),
+        reused=False,
+        held_out={10: 0.9, 20: 1.1},
     )
     text = report(done, 20, "spectral_adapters/cat-2.safetensors", "summary")
     for part in (
         "run cat-2: 20 steps in 12 s, resumed at step 5",
         "loss 2.5000 at first, 0.7500",
         "note: odd",
+        "held-out loss 1.1000 at step 20, lowest 0.9000 at step 10",
     ):
         assert part in text
     again = report(SimpleNamespace(**{**vars(done), "reused": True}), 20, "f", "summary")

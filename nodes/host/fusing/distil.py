@@ -160,7 +160,7 @@ def _carry_out(job: Job, given: Inputs, student: Adapter, at: At) -> Trained:
         if not job.config.learning_rate:
             notes.append(f"learning rate {config.learning_rate:.2g}, from the size of what was fused")
         teachers = [_attached(undo, a, trees) for a in map(partial(_fitted, given), given.adapters)]
-        learner = _attached(undo, student, trees, trainable=True)
+        learner = _attached(undo, student, trees, True, ready.device)
         conditions = training_model.Conditions(ready.patcher, words.entries, latents)
         denoiser = training_model.Denoiser(ready, conditions)
 
@@ -175,6 +175,8 @@ def _carry_out(job: Job, given: Inputs, student: Adapter, at: At) -> Trained:
             diffusion=noise,
             attachments=learner,
             roots=[ready.root],
+            recast=ready.streams.again,
+            make_room=ready.make_room,
         )
         around = Run(
             folder=at.place.folder,
@@ -198,11 +200,15 @@ def _fitted(given: Inputs, adapter: Adapter) -> Adapter:
 
 
 def _attached(
-    undo: ExitStack, adapter: Adapter, trees: dict[str, Any], trainable: bool = False
+    undo: ExitStack,
+    adapter: Adapter,
+    trees: dict[str, Any],
+    trainable: bool = False,
+    device: torch.device | None = None,
 ) -> list[Attachment]:
     parts = [part for part in adapter.parts if part in trees]
     return [
-        undo.enter_context(attach(trees[part], adapter, part, trainable=trainable, strict=False))
+        undo.enter_context(attach(trees[part], adapter, part, trainable, strict=False, device=device))
         for part in parts
     ]
 

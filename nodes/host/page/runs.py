@@ -71,12 +71,15 @@ def events_of(name: str) -> dict[str, Any]:
 
 
 def thinned(events: list[Event], most: int = MOST_STEPS) -> list[Event]:
-    """Every n-th step event, the last one always, and every other event."""
-    steps = [i for i, event in enumerate(events) if event.get("event") == "step"]
+    """Every n-th step event, the last one and those with a held-out loss always, and every other event."""
+    steps = [
+        i for i, event in enumerate(events) if event.get("event") == "step" and "held_out_loss" not in event
+    ]
     if len(steps) <= most:
         return events
     kept = {*steps[:: -(-len(steps) // most)], steps[-1]}
-    return [event for i, event in enumerate(events) if event.get("event") != "step" or i in kept]
+    thin = set(steps) - kept
+    return [event for i, event in enumerate(events) if i not in thin]
 
 
 def keep(name: str) -> str:

@@ -29,6 +29,7 @@ from ....spectral_core.training.data.folder import (
     picture_size,
 )
 from ....spectral_core.training.engine import checks
+from ....spectral_core.training.objectives.preservation import Preserved, Said
 from ..files import names
 from .identity import content_digest
 
@@ -50,7 +51,8 @@ class Data:
 
     digest: changes with everything that the training sees. groups: a batch holds examples of one group.
     captions: in place of conditionings where the text encoders train. prior_from: the first of the examples
-    that only keep the model as it is, which come last; None without any.
+    that only keep the model as it is, which come last; None without any. held_out: the examples that judge
+    the training. preserved: what the model is told where it shall stay as it is.
     """
 
     latents: list[Tensor]
@@ -61,36 +63,47 @@ class Data:
     notes: list[str] = field(default_factory=list)
     captions: dict[int | None, str] = field(default_factory=dict)
     prior_from: int | None = None
+    held_out: tuple[int, ...] = ()
+    preserved: Preserved | None = None
 
     @property
     def concept_count(self) -> int:
         return len(self.latents) if self.prior_from is None else self.prior_from
 
     def shown(self, prior: bool) -> list[Repeats]:
-        """The repeats of the concept's examples or of the prior ones, none of the others."""
+        """The repeats of the concept's examples that train or of the prior ones, none of the others."""
         return [
-            kept if (i >= self.concept_count) == prior else Repeats(0) for i, kept in enumerate(self.repeats)
+            kept if (i >= self.concept_count) == prior and i not in self.held_out else Repeats(0)
+            for i, kept in enumerate(self.repeats)
         ]
 
     def with_prior(self, prior: Data) -> Data:
         """With the examples of another behind these, as prior ones."""
+        return replace(self.followed_by(prior), prior_from=len(self.latents))
+
+    def judged_by(self, others: Data) -> Data:
+        """With the examples of another behind these, held out."""
+        count = len(self.latents)
+        return replace(self.followed_by(others), held_out=tuple(range(count, count + len(others.latents))))
+
+    def followed_by(self, others: Data) -> Data:
+        """With the examples of another behind these."""
         count = len(self.latents)
         masks = None
-        if self.masks is not None or prior.masks is not None:
-            masks = [m for d in (self, prior) for m in d.masks or [None] * len(d.latents)]
+        if self.masks is not None or others.masks is not None:
+            masks = [m for d in (self, others) for m in d.masks or [None] * len(d.latents)]
 
         def behind(own: dict[int | None, Any], more: dict[int | None, Any]) -> dict[int | None, Any]:
             return own | {i + count: value for i, value in more.items() if i is not None}
 
         return replace(
             self,
-            latents=[*self.latents, *prior.latents],
-            entries=behind(self.entries, prior.entries),
+            latents=[*self.latents, *others.latents],
+            entries=behind(self.entries, others.entries),
             masks=masks,
-            repeats=[*self.repeats, *prior.repeats],
-            notes=[*self.notes, *prior.notes],
-            captions=behind(self.captions, prior.captions),
-            prior_from=count,
+            repeats=[*self.repeats, *others.repeats],
+            notes=[*self.notes, *others.notes],
+            captions=behind(self.captions, others.captions),
         )
 
     @property
@@ -317,6 +330,20 @@ def add_sample(data: Data, prompt: str, trigger_word: str, clip: Any) -> int:
         data.notes.append("sample_prompt is not shown: that needs the CLIP, connected to clip")
         return 0
     return SAMPLE
+
+
+def add_preserved(data: Data, said: Said, clip: Any) -> Data:
+    """With the texts under which the model stays as it is; a note where they cannot be encoded."""
+    texts, preserved = said.numbered(SAMPLE - 1)
+    if preserved is None:
+        return data
+    if data.captions:
+        return replace(data, captions=data.captions | texts, preserved=preserved)
+    if clip is None:
+        note = "what the model draws otherwise is not kept: that needs the CLIP, connected to clip"
+        return replace(data, notes=[*data.notes, note])
+    entries = {number: encode_caption(clip, text) for number, text in texts.items()}
+    return replace(data, entries=data.entries | entries, preserved=preserved)
 
 
 def encode_caption(clip: Any, text: str) -> Any:

@@ -13,6 +13,7 @@ from ....spectral_core.training.config.setting import like, setting
 from ..files import names
 
 NodePrecision = Literal["auto", "fp32", "bf16", "fp16"]
+Offload = Literal["auto", "none", "half", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,12 @@ class Job(ConceptSettings, RunSettings):
         "What the model computes in; auto leaves it as it is. The adapter itself is always fp32.",
         "memory",
     )
+    offload: Offload = setting(
+        "auto",
+        "How much of the model stays off the device and is streamed in layer by layer: slower, the result is "
+        "the same. auto: what does not fit beside a step.",
+        "memory",
+    )
     sample_prompt: str = setting("", "What the samples show. Empty: the first caption. Needs clip.", "run")
     continued: Adapter | None = None
 
@@ -52,6 +59,7 @@ class Job(ConceptSettings, RunSettings):
         if self.continued is not None:
             object.__setattr__(self, "method", _only_method(self.continued))
         self._check_text()
+        self.check_pictures()
         if self.continued is None:
             self.check()
 
@@ -83,17 +91,20 @@ class Job(ConceptSettings, RunSettings):
     @property
     def needs_vae(self) -> bool:
         """Whether pictures are encoded."""
-        return bool(self.images or self.prior_images)
+        return bool(self.images or self.prior_images or self.validation_images)
 
     def settings(self) -> dict[str, Any]:
         """What the result depends on, JSON-able; the pictures and the models count by content, elsewhere."""
         apart: tuple[str, ...] = ("run_name", "config", "checkpoint_every", "images", "continued")
-        apart += ("sample_every", "sample_prompt", "prior_images", "buckets", "alpha", "gate_budget")
+        apart += ("sample_every", "sample_prompt", "prior_images", "validation_images", "buckets", "alpha")
+        apart += ("gate_budget", "offload")
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
-        for name in ("init_words", "text_targets"):
+        for name in ("init_words", "text_targets", "class_words", "preserve_prompts"):
             values[name] = values[name].strip()
             if not values[name]:  # which runs of earlier versions did not have
                 del values[name]
+        if not self.validation_share:
+            del values["validation_share"]
         for name in ("alpha", "gate_budget"):
             if found := getattr(self, name):
                 values[name] = found

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ....spectral_core.errors import SpectralAdapterError
 from ....spectral_core.training.objectives.diffusion import discrete_timesteps, min_snr
-from ..model import compat, noise
+from ..model import compat, noise, streaming
 
 _NO_DERIVATIVE = ("no autograd formula", "the derivative for", "not differentiable")
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -99,12 +99,18 @@ class HostNoise:
 
 @dataclass(frozen=True)
 class Ready:
-    """A loaded model that can train: its patcher, the options of its calls, its noise, its precision."""
+    """A loaded model that can train: its patcher, the options of its calls, its noise, its precision, and
+    what makes its weights again where they are streamed in."""
 
     patcher: Any
     options: Mapping[str, Any]
     noise: HostNoise
     precision: str
+    streams: streaming.Streams
+
+    def make_room(self) -> bool:
+        """Take half of what is on the device off it; whether something was left to take."""
+        return streaming.make_room(self.patcher, 0.5)
 
     @property
     def root(self) -> nn.Module:
@@ -116,10 +122,11 @@ class Ready:
 
 
 @contextmanager
-def ready(model: Any, precision: str, shape: Sequence[int]) -> Iterator[Ready]:
+def ready(model: Any, precision: str, shape: Sequence[int], offload: str = "auto") -> Iterator[Ready]:
     """The MODEL, loaded and frozen, outside inference mode and with gradients; unloaded again at the end.
 
     precision: fp32, bf16, fp16, or auto for what the model computes in. shape: of a batch of latents.
+    offload: how much of it is streamed in (:func:`..model.streaming.load`).
     """
     unload(model)  # in the mode in which it was loaded
     with ExitStack() as undo:
@@ -143,13 +150,14 @@ def ready(model: Any, precision: str, shape: Sequence[int]) -> Iterator[Ready]:
         options["transformer_options"].update(patcher.model_options.get("transformer_options", {}))
         comfy.sampler_helpers.prepare_model_patcher(patcher, {}, options)
         needed = patcher.model.memory_required([2 * shape[0], *shape[1:]])
-        comfy.model_management.load_models_gpu([patcher], memory_required=needed, force_full_load=True)
+        streaming.load(patcher, offload, needed)
+        streams = undo.enter_context(streaming.streamed())
         patcher.pre_run()
         undo.callback(patcher.cleanup)
         undo.callback(compat.forget, patcher.model)
         undo.enter_context(frozen(patcher.model))
         sampling = patcher.model.model_sampling
-        yield Ready(patcher, options["transformer_options"], HostNoise(sampling), precision)
+        yield Ready(patcher, options["transformer_options"], HostNoise(sampling), precision, streams)
 
 
 @contextmanager

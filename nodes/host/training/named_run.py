@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ import torch
 from ....spectral_core.adapter.fingerprint import fingerprint
 from ....spectral_core.errors import SpectralAdapterError
 from ....spectral_core.files.adapter_file import load
-from ....spectral_core.training.runs.events import FILE, read_events
+from ....spectral_core.training.data.held_out import held_out_of
+from ....spectral_core.training.objectives.preservation import said_of
+from ....spectral_core.training.runs.events import FILE, Event, read_events
 from ....spectral_core.training.runs.finished import find_result
 from ....spectral_core.training.runs.place import Place, take_place
 from ..files import paths
@@ -65,7 +67,8 @@ def run(job: Job, given: Inputs, said: Sequence[str] = ()) -> Trained:
     path = expected.path
     if place.state == "finished" and expected.is_there:
         with torch.inference_mode(False):
-            return Trained(load(path), path, place.name, losses_of(place), 0.0, place.step, (), reused=True)
+            losses, held_out = losses_of(place), held_out_losses(place)
+            return Trained(load(path), path, place.name, losses, 0.0, place.step, (), True, held_out)
     notes = [*said, *notes]
     if place.earlier:
         notes.append(f"run {place.earlier[0]} has other settings: this one is {place.name}")
@@ -87,10 +90,17 @@ class Source:
 
     concept: Data | Pictures
     prior: Pictures | None
+    judging: Pictures | None = None
 
     @property
     def digest(self) -> str:
-        return self.concept.digest + ("" if self.prior is None else f" {self.prior.digest}")
+        found = self.concept.digest + ("" if self.prior is None else f" {self.prior.digest}")
+        return found + ("" if self.judging is None else f" judged by {self.judging.digest}")
+
+    @property
+    def captions(self) -> list[str]:
+        """Of the concept's pictures; none of connected conditionings, which are encoded already."""
+        return [] if isinstance(self.concept, Data) else [e.caption for e in self.concept.examples]
 
 
 def _source(job: Job, given: Inputs) -> Source:
@@ -102,7 +112,7 @@ def _source(job: Job, given: Inputs) -> Source:
     if job.needs_vae:
         missing = [name for name in ("vae", "clip") if getattr(given, name) is None]
         if missing:
-            name = "images" if job.images else "prior_images"
+            name = next(n for n in ("images", "prior_images", "validation_images") if getattr(job, n))
             raise SpectralAdapterError(
                 f"{name} {getattr(job, name)!r}: {' and '.join(missing)} not connected; a folder of pictures "
                 "needs the model's VAE and CLIP"
@@ -111,15 +121,18 @@ def _source(job: Job, given: Inputs) -> Source:
     prior = None
     if job.prior_images:
         prior = training_data.look_at_prior(job.prior_images, job.init_words, framing)
+    judging = None
+    if job.validation_images:
+        judging = training_data.look_at(job.validation_images, job.trigger_word, framing)
     if job.images:
-        return Source(training_data.look_at(job.images, job.trigger_word, framing), prior)
+        return Source(training_data.look_at(job.images, job.trigger_word, framing), prior, judging)
     if not given.latents or not given.conditionings:
         raise SpectralAdapterError(
             "nothing to train on: choose a folder as images (with vae and clip connected), or connect "
             "latents and conditioning"
         )
     data = training_data.from_nodes(given.model, given.latents, given.conditionings, given.clip)
-    return Source(data, prior)
+    return Source(data, prior, judging)
 
 
 def _settings(job: Job, given: Inputs, shown: Source, base: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,11 +149,16 @@ def _settings(job: Job, given: Inputs, shown: Source, base: Mapping[str, Any]) -
 
 
 def losses_of(place: Place) -> tuple[float, ...]:
+    return tuple(float(e["loss"]) for e in _steps(place) if e.get("loss") is not None)
+
+
+def held_out_losses(place: Place) -> dict[int, float]:
+    return {e["step"]: float(e["held_out_loss"]) for e in _steps(place) if e.get("held_out_loss") is not None}
+
+
+def _steps(place: Place) -> list[Event]:
     events = place.folder / FILE
-    if not events.is_file():
-        return ()
-    steps = [e for e in read_events(events) if e["event"] == "step" and e.get("loss") is not None]
-    return tuple(float(e["loss"]) for e in steps)
+    return [e for e in read_events(events) if e["event"] == "step"] if events.is_file() else []
 
 
 def _of_the_word(job: Job, clip: Any) -> list[str]:
@@ -172,4 +190,11 @@ def _data(job: Job, shown: Source, given: Inputs) -> Data:
         return training_data.from_pictures(given.model, pictures, given.vae, clip, check_interrupt)
 
     data = shown.concept if isinstance(shown.concept, Data) else encoded(shown.concept)
+    if shown.judging is not None:
+        data = data.judged_by(encoded(shown.judging))
+    else:
+        data = replace(data, held_out=held_out_of(len(data.latents), job.validation_share))
+    if job.config.preserve_every:
+        said = said_of(job, job.trigger_word.strip() if job.images else "", shown.captions)
+        data = training_data.add_preserved(data, said, given.clip)
     return data if shown.prior is None else data.with_prior(encoded(shown.prior))

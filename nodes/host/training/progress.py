@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -68,12 +68,16 @@ def check_interrupt() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-def curve(losses: list[float], title: str, first: int = 1) -> Image.Image:
-    """The losses by step, as they are and smoothed."""
+def curve(
+    losses: list[float], title: str, first: int = 1, held_out: Mapping[int, float] | None = None
+) -> Image.Image:
+    """The losses by step, as they are and smoothed, and those on held-out pictures."""
     smoothed, means = Smoothed(_SMOOTHING), list[float]()
     for loss in losses:
         mean = smoothed.add(loss)
         means.append(mean if means else loss)  # the first to the last bit, so that one point is one point
     steps = list(range(first, first + len(losses)))
     series: dict[str, Any] = {"loss": (steps, losses), "smoothed": (steps, means)}
+    if held_out:
+        series["held out"] = (list(held_out), list(held_out.values()))
     return line_plot(series, "step", "loss", title)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ....spectral_core.fusion import freeze
 from ....spectral_core.training.config.config import TrainConfig
 from ....spectral_core.training.data.order import Order
 from ....spectral_core.training.engine.loop import Setup, train
-from ....spectral_core.training.runs.finished import Result, save_result, save_stopped
+from ....spectral_core.training.runs.finished import Result, save_best, save_result, save_stopped
 from ....spectral_core.training.runs.memory_errors import explained, is_out_of_memory
 from ....spectral_core.training.runs.outcome import TrainResult
 from ....spectral_core.training.runs.place import Place, Run
@@ -40,7 +40,7 @@ CHECKPOINTING = "checkpointing"  # the widget that saves memory
 @dataclass(frozen=True)
 class Trained:
     """The adapter, its file, the losses of every step, what the user should know; ``reused``: the run was
-    finished before and nothing was trained."""
+    finished before and nothing was trained; ``held_out``: step -> loss on the held-out pictures."""
 
     adapter: Adapter
     path: Path
@@ -50,6 +50,7 @@ class Trained:
     resumed_at: int
     notes: tuple[str, ...]
     reused: bool = False
+    held_out: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def carry_out(
     progress = Progress(at.place.name, job.config.steps, asked=job.run_name)
     shown = training_data.add_sample(data, job.sample_prompt, job.trigger_word, given.clip)
     shape = (job.config.batch_size, *data.latents[0].shape)
-    with training_model.ready(given.model, job.precision, shape) as ready, ExitStack() as undo:
+    with training_model.ready(given.model, job.precision, shape, job.offload) as ready, ExitStack() as undo:
         config, more = _config(job, data, ready.precision)
         notes = [*at.notes, *more]
         for note in notes:
@@ -118,9 +119,15 @@ def carry_out(
         if result.gates is not None:
             told = {**adapter.provenance.training, **result.gates.record()}
             adapter = adapter.with_provenance(training=told)
-        if config.freeze_gates and not result.stopped:
-            adapter = freeze(adapter)
-    return saved(adapter, result, at, progress, config, notes)
+        if not result.stopped:
+            adapter = _frozen(adapter, config)
+        best = save_best(lambda steps: _frozen(learned(steps), config), result, at.expected)
+    return saved(adapter, result, at, progress, config, notes, best)
+
+
+def _frozen(adapter: Adapter, config: TrainConfig) -> Adapter:
+    """With fixed gates, where that is asked for."""
+    return freeze(adapter) if config.freeze_gates else adapter
 
 
 def train_explained(setup: Setup, config: TrainConfig, method: str, around: Run, place: Place) -> TrainResult:
@@ -147,7 +154,7 @@ def _attached(
         trees |= training_text.trees(text.patcher.model)
     is_new = job.continued is None  # another adapter may have layers that this model has not
     return [
-        undo.enter_context(attach(trees[part], begun, part, trainable=True, strict=is_new))
+        undo.enter_context(attach(trees[part], begun, part, True, is_new, ready.device))
         for part in begun.parts
         if part in trees
     ]
@@ -192,6 +199,10 @@ def _setup(
         tokens=[] if text is None else text.parameters,
         masks=masks,
         prior=prior,
+        held_out=data.held_out,
+        preserved=data.preserved,
+        recast=denoiser.ready.streams.again,
+        make_room=denoiser.ready.make_room,
         roots=[denoiser.ready.root, *(training_text.trees(text.patcher.model).values() if text else ())],
     )
 
@@ -238,6 +249,7 @@ def saved(
     progress: Progress,
     config: TrainConfig,
     notes: Sequence[str],
+    best: Path | None = None,
 ) -> Trained:
     """The finished adapter in its file; the host's interrupt for a stopped one, which is kept in the run's
     folder."""
@@ -248,8 +260,11 @@ def saved(
             f"stopped at step {len(result.losses)} of {config.steps}; a checkpoint is kept: queue the same "
             "settings again to go on from there"
         )
-    path = save_result(adapter, at.expected, place, config.steps)
+    path = save_result(adapter, at.expected, place, config.steps, best)
     if progress.cancel():
         progress.stop("finished; the workflow is stopped as asked")
     said = tuple(dict.fromkeys((*notes, *result.notes)))
-    return Trained(adapter, path, place.name, tuple(result.losses), result.seconds, result.resumed_at, said)
+    losses = tuple(result.losses)
+    return Trained(
+        adapter, path, place.name, losses, result.seconds, result.resumed_at, said, held_out=result.held_out
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from ...errors import SpectralAdapterError
 from ...methods import MethodConfig, config_from_dict
 from .setting import check_settings, setting
 
@@ -137,6 +138,39 @@ class ConceptSettings(AdapterSettings):
         "pictures",
         label="keep proportions",
     )
+    validation_share: float = setting(
+        0.0,
+        "Share of the pictures that are held out of the training to judge it by; 0 holds out none. At least "
+        "one is held out and one trained on.",
+        "validation",
+        least=0,
+        most=1,
+        ends="[)",
+        step=0.05,
+        metavar="SHARE",
+    )
+    validation_images: str = setting(
+        "",
+        "Folder with pictures to judge the training by, in place of a share. They show the concept and are "
+        "captioned like the others. Needs vae and clip.",
+        "validation",
+        metavar="DIR",
+    )
+    class_words: str = setting(
+        "",
+        "What kind of thing the concept is, such as dog: it stays what it is; empty: init_words. Captions "
+        "with it in place of the concept's word are then kept too.",
+        "regularisation",
+        metavar="WORDS",
+    )
+    preserve_prompts: str = setting(
+        "",
+        "Prompts under which the model stays as it is, with vertical bars between; empty: everyday ones. "
+        "Without a word for the concept only those that are given here are kept.",
+        "regularisation",
+        metavar="PROMPTS",
+        advanced=True,
+    )
     prior_images: str = setting(
         "",
         "Folder with pictures of the concept's class, which the model keeps drawing. Dogs, for your dog. "
@@ -144,6 +178,14 @@ class ConceptSettings(AdapterSettings):
         "regularisation",
         metavar="DIR",
     )
+
+    def check_pictures(self) -> None:
+        """SpectralAdapterError for held-out pictures that are named twice."""
+        if self.validation_share and self.validation_images:
+            raise SpectralAdapterError(
+                f"validation_share {self.validation_share:g} and validation_images "
+                f"{self.validation_images!r}: the held-out pictures are a share or a folder; set one of them"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

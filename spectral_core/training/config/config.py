@@ -205,6 +205,23 @@ class TrainConfig:
         step=0.05,
         metavar="W",
     )
+    preserve_every: int = setting(
+        4,
+        "Steps between those that also keep what the model draws without the concept; 0 is never. It learns "
+        "its own predictions under everyday prompts, without pictures. Every fourth step costs a third more.",
+        "regularisation",
+        least=0,
+        metavar="N",
+    )
+    preserve_weight: float = setting(
+        1.0,
+        "How much that counts beside the concept.",
+        "regularisation",
+        least=0,
+        step=0.05,
+        metavar="W",
+        advanced=True,
+    )
     gate_learning_rate: float = setting(
         0.0,
         "Learning rate of the gates; 0 is 12 / steps. It does not depend on the adapter's.",
@@ -257,6 +274,21 @@ class TrainConfig:
         methods=("foura",),
         advanced=True,
     )
+    validation_every: int = setting(
+        50,
+        "Steps between checks of the loss on the pictures that are held out.",
+        "validation",
+        least=1,
+        metavar="N",
+    )
+    patience: int = setting(
+        0,
+        "Stop after so many checks without improvement, and take the best; 0 never stops. The best is then "
+        "kept beside the last.",
+        "validation",
+        least=0,
+        metavar="N",
+    )
     explosion: float = setting(
         5.0,
         "Stop where the smoothed loss is this many times its first level; 0 never.",
@@ -290,6 +322,11 @@ class TrainConfig:
             )
         if self.optimiser == "schedulefree" and self.ema:
             raise SpectralAdapterError("ema with optimiser 'schedulefree': it averages already; set ema to 0")
+        if self.patience and self.freeze_gates:
+            raise SpectralAdapterError(
+                "patience with freeze_gates: gates are fixed over the last of the planned steps, which a run "
+                "that stops early does not reach; set one of them to 0"
+            )
         if self.optimiser == "sgd" and self.learning_rate == 0:
             raise SpectralAdapterError(
                 "learning_rate 0 with optimiser 'sgd': the methods' defaults are AdamW's; give a rate"

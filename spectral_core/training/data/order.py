@@ -64,6 +64,11 @@ class Order:
         self._generator = torch.Generator().manual_seed(seed)
         self._queue: list[int] = []
 
+    @property
+    def shown(self) -> list[int]:
+        """The examples of an epoch, each once."""
+        return list(dict.fromkeys(self._epoch))
+
     def next(self, count: int | None = None) -> list[int]:
         """Indices of the next batch; ``count`` of them instead of the batch size."""
         wanted = self.batch_size if count is None else count

@@ -36,6 +36,8 @@ from ...errors import SpectralAdapterError
 _LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 Around = Callable[[], AbstractContextManager[Any]]
+Recast = Callable[[Tensor], "Callable[[], Tensor] | None"]
+"""What makes a tensor again that is a weight which was streamed in for one product; None for every other."""
 
 
 def blocks(root: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -80,33 +82,37 @@ def modules_for(root: nn.Module, mode: str) -> list[tuple[str, nn.Module]]:
 
 
 @contextmanager
-def checkpointed(roots: Iterable[nn.Module], mode: str, again: Around = nullcontext) -> Iterator[int]:
+def checkpointed(
+    roots: Iterable[nn.Module], mode: str, again: Around = nullcontext, recast: Recast | None = None
+) -> Iterator[int]:
     """Checkpoint the modules of these trees inside the block; gives how many. Afterwards they are as before.
 
-    again: makes a context for each pass that runs once more. Gradients are right in every mode, ``none``
-    included, wherever the model writes in place.
+    again: makes a context for each pass that runs once more. recast: of weights that it knows nothing is
+    kept, they are streamed in again. Gradients are right in every mode, ``none`` included, wherever the model
+    writes in place.
     """
     with ExitStack() as undo:
         count = 0
         for root in roots:
             found = modules_for(root, mode)
             for _, module in found:
-                undo.callback(_wrap(module, again, keeps=False))
+                undo.callback(_wrap(module, again, None, keeps=False))
             if not isinstance(root, _LISTS) and not any(module is root for _, module in found):
-                undo.callback(_wrap(root, again, keeps=True))
+                undo.callback(_wrap(root, again, recast, keeps=True))
             count += len(found)
         yield count
 
 
-def _wrap(module: nn.Module, again: Around, keeps: bool) -> Callable[[], None]:
+def _wrap(module: nn.Module, again: Around, recast: Recast | None, keeps: bool) -> Callable[[], None]:
     own = vars(module).get("forward")
     forward = module.forward
     history = _History()
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled() or (keeps and history.is_clean()):
-            return forward(*args, **kwargs)
-        made = _Pass(forward, args, kwargs, again, module.training, history if keeps else None)
+            with nullcontext() if recast is None else _streaming(recast):
+                return forward(*args, **kwargs)
+        made = _Pass(forward, args, kwargs, again, module.training, history if keeps else None, recast)
         return made.run(args, kwargs)
 
     module.forward = wrapped
@@ -118,6 +124,14 @@ def _wrap(module: nn.Module, again: Around, keeps: bool) -> Callable[[], None]:
             vars(module).pop("forward", None)
 
     return restore
+
+
+def _streaming(recast: Recast) -> AbstractContextManager[Any]:
+    """Everything is kept for backward but the weights that can be streamed in again."""
+    return saved_tensors_hooks(
+        lambda tensor: recast(tensor) or tensor,
+        lambda packed: packed if isinstance(packed, Tensor) else packed(),
+    )
 
 
 class _History:
@@ -146,8 +160,10 @@ class _Pass:
         again: Around,
         draws: bool,
         history: _History | None,
+        recast: Recast | None,
     ) -> None:
         self.forward, self.again, self.history = forward, again, history
+        self.recast: Recast = recast or (lambda _: None)
         self.given = [_snapshot(a) for a in args], {k: _snapshot(a) for k, a in kwargs.items()}
         tensors = _tensors(self.given)
         self.versions = [t._version for t in tensors]
@@ -172,6 +188,8 @@ class _Pass:
     def _pack(self, tensor: Tensor) -> Any:
         if isinstance(tensor, nn.Parameter):
             return tensor
+        if (streamed := self.recast(tensor)) is not None:
+            return streamed
         index, self.count = self.count, self.count + 1
         kept = tensor.detach()
         if self.history is None:
@@ -185,6 +203,8 @@ class _Pass:
     def _unpack(self, packed: Any) -> Tensor:
         if isinstance(packed, Tensor):
             return packed
+        if callable(packed):
+            return packed()  # type: ignore[no-any-return]
         if self.history is not None:
             self.history.backward_seen = True
             packed, kept, version = packed
@@ -209,7 +229,7 @@ class _Pass:
 
         def keep(tensor: Tensor) -> int:
             nonlocal count
-            if isinstance(tensor, nn.Parameter):
+            if isinstance(tensor, nn.Parameter) or self.recast(tensor) is not None:
                 return 0
             if count in self.changed:
                 self.values[count] = tensor.detach().clone()

@@ -46,7 +46,13 @@ def before_training(setup: Setup, config: TrainConfig, method: str, groups: Sequ
             f"checkpointing {config.checkpointing!r}: the set-up names no modules (roots) for it"
         )
     gated = any(group.is_gate for group in groups)
-    return rate_warnings(config, method, groups[0].rate) + (gate_warnings(config) if gated else [])
+    notes = ["patience: no picture is held out, so that it does nothing"] if unjudged(setup, config) else []
+    return notes + rate_warnings(config, method, groups[0].rate) + (gate_warnings(config) if gated else [])
+
+
+def unjudged(setup: Setup, config: TrainConfig) -> bool:
+    """Whether the run shall stop by pictures that there are none of."""
+    return bool(config.patience) and not setup.held_out
 
 
 def gate_warnings(config: TrainConfig) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...errors import SpectralAdapterError
 from ..config.config import TrainConfig
-from ..objectives.losses import Batch, Setup, batch_loss, draw
+from ..objectives.losses import Batch, Setup, batch_loss, draw, draw_preserved
 from ..runs import checkpoint, rng, state
 from ..runs.checkpoint import State
 from ..runs.distributed import World
@@ -68,6 +68,7 @@ class Stepper:
         # a budget is kept by itself
         self.target = 0.0 if budget or not gates_learn else config.target_open
         self.share = 1.0  # of open gates, smoothed over the last steps
+        self.preserved: float | None = None  # the loss of the last step's batch that keeps the model
         self.step = 0
         self.start = 0
         self.whole = True
@@ -150,10 +151,11 @@ class Stepper:
         self._clear_gradients()
         batches = self.draw()
         total, power = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        taught, kept = sum(not batch.preserves for batch in batches), None
         for batch in batches:
             if self.world.any(cancelled is not None and cancelled(), self.device):
                 raise KeyboardInterrupt
-            share = batch.weight / self.config.accumulation
+            share = batch.weight if batch.preserves else batch.weight / self.config.accumulation
             with ExitStack() as around:
                 for attachment in self.setup.attachments:
                     around.enter_context(attachment.folded_together())
@@ -161,20 +163,25 @@ class Stepper:
                 scaled = loss if share == 1 else loss * share
                 amplified = scaled if self.scaler is None else self.scaler.scale(scaled)
                 amplified.backward()
+            if batch.preserves:  # what is told of a step is how well the concept is learned
+                kept = loss.detach()
+                continue
             total += scaled.detach()
-            power += target / len(batches)
+            power += target / taught
         if self.scaler is not None:
             for optimiser in self.optimisers:
                 self.scaler.unscale_(optimiser)
         self._exchange_gradients()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip or math.inf)
         total, power = self.world.mean([total, power])
+        self.preserved = None if kept is None else float(self.world.mean([kept])[0])
         found = torch.stack([total.double(), power.double(), norm.to(self.device).double()]).tolist()
         return found[0], found[1], found[2]
 
     def draw(self) -> list[Batch]:
         """This process's rows of the next step's batches."""
         batches = draw(self.setup, self.config, self.generator, self.world.size)
+        batches += draw_preserved(self.setup, self.config, self.step, self.world.size)
         return [batch.rows(self.world.rows(len(batch.indices))) for batch in batches]
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -23,15 +23,16 @@ from PIL.Image import Image
 from ...errors import SpectralAdapterError
 from ...plots import save_picture
 from ..config.config import TrainConfig
-from ..objectives.losses import Setup
+from ..objectives.losses import Setup, held_out_loss
 from ..runs import checkpoint, distributed, rng, schema
 from ..runs.checkpoint import State
 from ..runs.events import Clock, EventLog, Listener, Smoothed
 from ..runs.interrupts import after_the_block
 from ..runs.memory_errors import ADVICE, is_out_of_memory
+from ..runs.outcome import Best
 from ..runs.place import Run, differences, locked
 from . import checkpointing as memory
-from . import checks, divergence, gates
+from . import checks, divergence, gates, validation
 from .stepper import Moment, Stepper
 from .ungated import ungated_loss
 
@@ -59,6 +60,7 @@ class Trainer:
         self.world = distributed.world(config.processes)
         self.stepper = Stepper(setup, config, method, self.world)
         self.watch = divergence.Watch(config.explosion)
+        self.validation = validation.Validation()
         self.smoothed = Smoothed()
         self.clock = Clock()
         self.folder = run.folder if self.world.is_main else None  # where this process writes
@@ -79,7 +81,7 @@ class Trainer:
         """Train; see :func:`.loop.train`."""
         with self.under_way():
             try:
-                while self.step < self.config.steps:
+                while self.step < self.config.steps and not self.validation.exhausted(self.config.patience):
                     self.advance()
             except KeyboardInterrupt:
                 self.result.stopped = True
@@ -94,7 +96,8 @@ class Trainer:
         with ExitStack() as around:
             around.enter_context(locked(self.folder))
             again = partial(gates.not_counted, self.setup.attachments)
-            around.enter_context(memory.checkpointed(self.setup.roots, self.config.checkpointing, again))
+            mode, recast = self.config.checkpointing, self.setup.recast
+            around.enter_context(memory.checkpointed(self.setup.roots, mode, again, recast))
             around.callback(self.stepper.count_gates())
             self._begin()
             yield
@@ -144,6 +147,7 @@ class Trainer:
         if planned == wanted:
             return []
         self.stepper.start = done
+        self.validation.since = 0
         return [
             f"the run {'was finished' if done == planned else 'stood'} at step {done} of {planned}; going on "
             f"to {wanted} is a new schedule: warm-up, learning rate and gate temperature start afresh at "
@@ -152,18 +156,38 @@ class Trainer:
 
     def _finish(self) -> TrainResult:
         result = self.result
+        result.held_out = self.validation.losses
         if self._saved_at != self.step:
             self._checkpoint("stopped" if result.stopped else "finished")
         for attachment in self.setup.attachments:
             own = attachment.to_adapter().only([name for name, _ in attachment.modules()])
             result.gates = gates.joined(result.gates, gates.gate_report(own, self.stepper.open_gates))
         self.stepper.averaging.apply()
+        self._offer_best()
         if result.gates is not None:
             self._judge_gates(result.gates)
         result.seconds = self.clock.seconds
         kind = "stopped" if result.stopped else "finished"
         self.log.say(kind, self.step, {"seconds": result.seconds, "loss": self.smoothed.value})
         return result
+
+    def _offer_best(self) -> None:
+        """The best state to whoever asked for it; with patience it is the result."""
+        found, kept = self.validation, self.validation.kept
+        if kept is None or found.best_step == self.step or self.result.stopped:
+            return
+        named, attachments = self.stepper.named, self.setup.attachments
+        if self.config.patience:
+            validation.put_back(kept, named, attachments)
+            why = "early: nothing better came" if found.exhausted(self.config.patience) else "as planned"
+            self._warn(
+                f"ended at step {self.step} of {self.config.steps} ({why}); the adapter is that of step "
+                f"{found.best_step}, with the lowest loss on held-out pictures ({found.best:.4f})"
+            )
+            return
+        self.result.best = Best(
+            found.best_step, found.best, partial(validation.applied, kept, named, attachments)
+        )
 
     def _judge_gates(self, learned: GateReport) -> None:
         """The gates' share, and the loss with and without their decisions; what should be known of both."""
@@ -200,7 +224,7 @@ class Trainer:
         before = self.stepper.moment()
         try:
             self.stepper.prepare()
-            loss, power, norm = self.stepper.gradients(self.run.cancel)
+            loss, power, norm = self._gradients(before)
             self._check(loss, power, norm, before)
         except BaseException:
             self.stepper.undo(before)
@@ -209,16 +233,55 @@ class Trainer:
             self.stepper.update()
             self.result.losses.append(loss)
             self.smoothed.add(loss)
-        self._report(loss, norm)
+        pace = self.clock.tick()
+        self._report(loss, norm, pace, self._validate())
         every = self.run.checkpoint_every
         if every and self.step % every == 0 and self.step < self.config.steps:
             self._checkpoint("interval")
         if self.run.sample_every and self.step % self.run.sample_every == 0:
             self._sample()
 
-    def _report(self, loss: float, norm: float) -> None:
+    def _gradients(self, before: Moment) -> tuple[float, float, float]:
+        """Those of the step; where memory runs out, with fewer weights on the device, as often as that
+        helps. The numbers are the same."""
+        while True:
+            try:
+                return self.stepper.gradients(self.run.cancel)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or not self._made_room(error):
+                    raise
+            self.stepper.undo(before)
+            self.stepper.prepare()
+
+    def _made_room(self, error: BaseException) -> bool:
+        """Whether weights could be taken off the device, so that the step can be tried again."""
+        if self.setup.make_room is None or self.world.size > 1:
+            return False
+        traceback.clear_frames(error.__traceback__)  # which hold the step's activations
+        if not self.setup.make_room():
+            return False
+        self._warn(f"memory ran out in step {self.step + 1}: from there on less of the model is kept there")
+        return True
+
+    def _validate(self) -> float | None:
+        """The loss on the held-out pictures with the parameters to use and hard gates, where it is due."""
+        last = self.step == self.config.steps
+        if not self.setup.held_out or (self.step % self.config.validation_every and not last):
+            return None
+        with self._as_used(), self.stepper.autocast():
+            loss = held_out_loss(self.setup, self.config)
+            if self.world.size > 1:  # one decision for all processes
+                (mean,) = self.world.mean([torch.tensor(loss, device=self.stepper.device)])
+                loss = float(mean)
+            frozen_from = gates.plan(self.config, self.stepper.start).frozen_from
+            counts = not self.config.freeze_gates or self.step >= frozen_from
+            if self.validation.add(self.step, loss, counts):
+                self.validation.kept = validation.snapshot(self.stepper.named, self.setup.attachments)
+        self.clock.skip()
+        return loss
+
+    def _report(self, loss: float, norm: float, pace: float, held_out: float | None) -> None:
         opened = self.stepper.opened
-        pace = self.clock.tick()
         rates = self.stepper.rates()
         values: dict[str, Any] = {
             "steps": self.config.steps,
@@ -231,6 +294,10 @@ class Trainer:
             "steps_per_second": 1 / pace if pace > 0 else 0.0,
             "seconds_left": pace * (self.config.steps - self.step),
         }
+        if self.stepper.preserved is not None:
+            values["preservation_loss"] = self.stepper.preserved
+        if held_out is not None:
+            values |= {"held_out_loss": held_out, "best_step": self.validation.best_step}
         if opened:
             values["open_share"] = self.stepper.open_gates.share(opened)
             values["temperature"] = self.setup.attachments[0].gates.temperature
@@ -300,12 +367,9 @@ class Trainer:
         self.result.notes.append(text)
         self.log.say("warning", self.step, {"text": text})
 
-    # --- samples and checkpoints ----------------------------------------------------------------------
-
-    def _sample(self) -> None:
-        """Pictures of the parameters to use, with hard gates; the training goes on as if there were none."""
-        if self.run.sampler is None or not self.world.is_main:
-            return
+    @contextmanager
+    def _as_used(self) -> Iterator[None]:
+        """The parameters to use and hard gates; the training goes on as if the block had not been."""
         kept = [a.gates.state() for a in self.setup.attachments]
         with ExitStack() as around:
             around.callback(self.stepper.open_gates.step)
@@ -315,6 +379,15 @@ class Trainer:
             around.enter_context(rng.undisturbed())
             around.enter_context(self.stepper.averaging.applied())
             around.enter_context(torch.no_grad())
+            yield
+
+    # --- samples and checkpoints ----------------------------------------------------------------------
+
+    def _sample(self) -> None:
+        """Pictures of the parameters to use, with hard gates; the training goes on as if there were none."""
+        if self.run.sampler is None or not self.world.is_main:
+            return
+        with self._as_used():
             pictures = self.run.sampler(self.step)
         self.log.say("sample", self.step, {"files": self._save_pictures(pictures)})
         self.clock.skip()
@@ -358,6 +431,7 @@ class Trainer:
             "examples": len(self.setup.latents),
             "processes": self.world.size,
             "settings": dict(self.run.settings),
+            **({"held_out": list(self.setup.held_out)} if self.setup.held_out else {}),
         }
 
     def _state(self) -> State:
@@ -370,6 +444,8 @@ class Trainer:
             "smoothed": [self.smoothed.total, self.smoothed.weight],
             "watch": self.watch.state(),
         }
+        if self.setup.held_out:
+            found.put("validation", self.validation.state())
         return found
 
     def _restore(self, found: State) -> None:
@@ -379,4 +455,6 @@ class Trainer:
         self.clock = Clock(before=float(found.values["seconds"]))
         self.smoothed = Smoothed(self.smoothed.beta, *found.values["smoothed"])
         self.watch.restore(found.values["watch"])
+        if self.setup.held_out:
+            self.validation.restore(found.part("validation"))
         torch._foreach_copy_(self._good, [p.detach() for p in self.stepper.parameters])

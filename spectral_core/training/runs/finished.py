@@ -6,6 +6,7 @@ somebody else's: it is left alone, and the run's own gets the next free name.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,19 +15,21 @@ from ...errors import SpectralAdapterError
 from ...files import writing as safewrite
 from ...files.adapter_file import save
 from ...files.reading import read_text
-from .place import Place, write_json
+from .outcome import TrainResult
+from .place import RECORD, Place, write_json
 from .schema import Record, parsed
 
-RECORD = "result.json"
 STOPPED = "stopped.safetensors"
 
 
 @dataclass(frozen=True)
 class Result:
-    """The file of a run's finished adapter. ``made``: this run has saved there before."""
+    """The file of a run's finished adapter. ``made``: this run has saved there before; ``best``: the name of
+    the file beside it that this run has saved its best state in."""
 
     path: Path
     made: bool
+    best: str = ""
 
     @property
     def is_there(self) -> bool:
@@ -43,7 +46,8 @@ def find_result(place: Place, adapters: Path) -> Result:
     if not path.exists():
         return Result(_free(adapters / f"{place.name}.safetensors"), False)
     try:
-        return Result(adapters / parsed(Record, read_text(path)).file, True)
+        record = parsed(Record, read_text(path))
+        return Result(adapters / record.file, True, record.best)
     except SpectralAdapterError as error:
         raise SpectralAdapterError(
             f"{path}: what this run has saved cannot be read ({error}): take the file away, and the run "
@@ -51,13 +55,34 @@ def find_result(place: Place, adapters: Path) -> Result:
         ) from error
 
 
-def save_result(adapter: Adapter, result: Result, place: Place, steps: int) -> Path:
+def save_result(adapter: Adapter, result: Result, place: Place, steps: int, best: Path | None = None) -> Path:
     """Save the finished adapter of ``steps`` steps and remember it; the file, which has another name when
-    somebody has taken the expected one meanwhile."""
+    somebody has taken the expected one meanwhile. best: what :func:`save_best` has written."""
     path = result.path if result.made else _free(result.path)
     save(adapter, path, overwrite=result.made)
     record = {"file": path.name, "steps": steps, "content": adapter.content_hash}
-    write_json(place.folder / RECORD, record)
+    beside = result.best if best is None else best.name
+    write_json(place.folder / RECORD, record | ({"best": beside} if beside else {}))
+    return path
+
+
+def save_best(make: Callable[[int], Adapter], found: TrainResult, result: Result) -> Path | None:
+    """Save the best state beside the finished adapter, as ``<name>-best``, and say so in the notes; None
+    where the finished one is the best, or nothing was held out.
+
+    make: the adapter as it is now, after so many steps; called while the attachments are there.
+    """
+    best = found.best
+    if best is None:
+        return None
+    path = result.path.with_name(f"{result.path.stem}-best.safetensors")
+    path = result.path.with_name(result.best) if result.best else _free(path)
+    with best.applied():
+        adapter = make(best.step)
+    save(adapter.with_provenance(name=path.stem), path, overwrite=bool(result.best))
+    found.notes.append(
+        f"step {best.step} had the lowest loss on held-out pictures ({best.loss:.4f}): saved as {path.name}"
+    )
     return path
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,13 +91,26 @@ class GateReport(OneLine):
         return found | {"target": self.target} | self.record()
 
 
+@dataclass(frozen=True)
+class Best:
+    """The state with the lowest loss on held-out pictures. ``applied``: inside its block the attachments and
+    words hold it, afterwards what they held before."""
+
+    step: int
+    loss: float
+    applied: Callable[[], AbstractContextManager[None]]
+
+
 @dataclass(repr=False)
 class TrainResult(OneLine):
     """losses per step (those before a resume included), seconds, and whether the run was stopped before its
     last step. notes: what the user should know; gates: what they learned; checkpoint: the last one written;
-    resumed_at: the step it went on from."""
+    resumed_at: the step it went on from. held_out: step -> loss on the held-out pictures; best: the state
+    where that is lowest, None where that is the state that the parameters are in."""
 
     losses: list[float] = field(default_factory=list)
+    held_out: dict[int, float] = field(default_factory=dict)
+    best: Best | None = None
     seconds: float = 0.0
     stopped: bool = False
     notes: list[str] = field(default_factory=list)

@@ -24,8 +24,10 @@ from ...whole_file import write_whole
 from ..data.locks import FileLock
 from . import checkpoint
 from .events import Listener
+from .schema import Record, parsed
 
 SETTINGS_FILE = "run.json"
+RECORD = "result.json"  # of a finished run: see finished.py
 MOST_RUNS = 1000  # of one name with different settings
 
 Sampler = Callable[[int], Sequence[Image]]
@@ -115,10 +117,18 @@ def find_place(root: Path, name: str, settings: Mapping[str, Any], extend: bool 
             return Place(folder, candidate, "new", earlier=tuple(earlier))
         if known is not None and (_same(known, settings) or (extend and _extends(known, settings))):
             step = next((step for step, _ in checkpoint.listed(folder)), 0)
-            state = "finished" if step >= settings["config"]["steps"] else "unfinished"
+            ended = step >= (steps := settings["config"]["steps"]) or _ended_early(folder, steps)
+            state = "finished" if ended else "unfinished"
             return Place(folder, candidate, state, step, tuple(earlier))
         earlier.append(candidate)
     raise SpectralAdapterError(f"run name {name!r}: {MOST_RUNS} runs have it; choose another")
+
+
+def _ended_early(folder: Path, steps: int) -> bool:
+    """Whether the run has saved its adapter, before so many steps."""
+    with contextlib.suppress(SpectralAdapterError, OSError):
+        return parsed(Record, read_text(folder / RECORD)).steps == steps
+    return False
 
 
 def take_place(root: Path, name: str, settings: Mapping[str, Any], extend: bool = False) -> Place:

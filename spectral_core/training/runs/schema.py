@@ -31,6 +31,7 @@ class Record(Schema):
     file: str = Field(pattern=r"^[^/\\]+\.safetensors$", max_length=255)
     steps: Count
     content: str = ""
+    best: str = Field("", pattern=r"^([^/\\]+\.safetensors)?$", max_length=255)
 
 
 class Note(Schema):
@@ -87,6 +88,20 @@ class Watch(Schema):
     power: Pair
 
 
+class Kept(Schema):
+    parameters: dict[str, Any]
+    gates: AllGates
+
+
+class Validation(Schema):
+    """Of the held-out pictures: when they were looked at, and the best state."""
+
+    steps: list[Count]
+    best_step: Count
+    since: Count
+    kept: Kept | None = None
+
+
 class Values(BaseModel):
     """The numbers of a checkpoint; the optimisers' are called optimiser0, …"""
 
@@ -109,6 +124,7 @@ class Values(BaseModel):
     order: Order
     prior: Order | None = None
     random: Random
+    validation: Validation | None = None
 
 
 Kind = TypeVar("Kind", bound=BaseModel)

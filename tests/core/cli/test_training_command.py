@@ -285,3 +285,41 @@ def test_options_of_the_command_line_and_of_files(tmp_path: Path, capsys: pytest
     assert "default: 500" in capsys.readouterr().out
     assert main(["train", "--token", "<x>"]) == 2 and "--model --images missing" in capsys.readouterr().err
     assert torch.get_rng_state() is not None
+
+
+def test_held_out_pictures_judge_a_run_and_its_best_is_kept(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "adapters"
+    common = ["train", "--model", str(model), "--images", str(pictures), "--token", "<x>", *FAST, "--json"]
+    common += ["--output", str(out), "--learning-rate", "1", "--explosion", "0", "--validation-every", "2"]
+    assert main([*common, "--steps", "8", "--validation-share", "0.5"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    held = {e["step"]: e["held_out_loss"] for e in told if "held_out_loss" in e}
+    assert list(held) == [2, 4, 6, 8] and held[8] > min(held.values()), "the rate is far too high"
+    best = min(held, key=lambda step: held[step])
+    kept, last = load(out / "x-best.safetensors"), load(out / "x.safetensors")
+    assert kept.provenance.training["steps_done"] == best and kept.content_hash != last.content_hash
+    ended = [*common, "--steps", "40", "--validation-images", str(pictures), "--patience", "1"]
+    assert main([*ended, "--run-name", "early"]) == 0
+    steps = [e["step"] for e in read_events(out / ".runs/early/events.jsonl") if e["event"] == "step"]
+    assert steps[-1] < 40 and not (out / "early-best.safetensors").exists(), "it is the best itself"
+    capsys.readouterr()
+    assert main([*ended, "--run-name", "early"]) == 0
+    assert "finished already" in capsys.readouterr().err
+    assert main([*ended, "--run-name", "both", "--validation-share", "0.5"]) == 1
+    assert "a share or a folder; set one of them" in capsys.readouterr().err
+
+
+def test_the_model_is_kept_beside_the_concept_by_its_own_predictions(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["train", "--model", str(model), "--images", str(pictures), "--token", "<x>", *FAST, "--json"]
+
+    def kept(*more: str) -> list[int]:
+        assert main([*common, "--output", str(tmp_path / "-".join(("out", *more))), *more]) == 0
+        told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        return [e["step"] for e in told if "preservation_loss" in e]
+
+    assert kept() == [1] and kept("--preserve-every", "2") == [1, 3] and kept("--preserve-every", "0") == []
+    assert kept("--preserve-prompts", "a dog | a cat", "--class-words", "pet") == [1]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spectral_core.methods import LoRAConfig
+from spectral_core.methods import FouRAConfig, LoRAConfig
 from spectral_core.training.config.config import TrainConfig
 from spectral_core.training.engine.loop import train
 from spectral_core.training.runs.checkpoint import listed
@@ -27,7 +27,7 @@ SCRIPT = """
 import resource, sys
 from pathlib import Path
 import torch
-from spectral_core.methods import LoRAConfig
+from spectral_core.methods import FouRAConfig, LoRAConfig
 from spectral_core.training.engine.loop import train
 from spectral_core.training.runs.memory_errors import is_out_of_memory
 from spectral_core.training.runs.place import Run
@@ -72,3 +72,31 @@ def test_what_counts_as_out_of_memory(tmp_path: Path) -> None:
     assert not is_out_of_memory(RuntimeError("shapes")) and not is_out_of_memory(OSError("out of memory"))
     assert "no step was made" in explained(tmp_path, "gradient_checkpointing")
     assert "gradient_checkpointing" in explained(tmp_path, "gradient_checkpointing")
+
+
+def test_where_memory_runs_out_less_of_the_model_is_kept_and_nothing_else_changes(tmp_path: Path) -> None:
+    """A step that does not fit is made again, to the last bit, as often as room can be made."""
+    config = TrainConfig(steps=6, warmup=0, learning_rate=1e-2, seed=5)
+    plain = Toy(FouRAConfig(4, gate="adaptive"))
+    whole = train(plain.setup, config, "foura")
+    calls, held = [], [4]
+
+    def crowded() -> None:
+        calls.append(held[0])
+        if len(calls) >= 3 and held[0] > 1:
+            raise MemoryError("no room")
+
+    def make_room() -> bool:
+        held[0] //= 2
+        return held[0] > 0
+
+    toy = Toy(FouRAConfig(4, gate="adaptive"), make_room=make_room)
+    toy.on_call = crowded
+    result = train(toy.setup, config, "foura", run=Run(tmp_path))
+    assert result.losses == whole.losses and toy.digest == plain.digest
+    assert calls[2:5] == [4, 2, 1]
+    assert sum("memory ran out in step 3" in note for note in result.notes) == 1
+    full = Toy(LoRAConfig(4), make_room=lambda: False)
+    full.on_call = lambda: (_ for _ in ()).throw(MemoryError("no room"))
+    with pytest.raises(MemoryError):
+        train(full.setup, config, "lora")

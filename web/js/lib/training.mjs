@@ -45,9 +45,9 @@ function pointOf(event) {
   };
 }
 
-// Every other point, the first and the last always.
+// Every other point, the first, the last and those with a held-out loss always.
 export function thinned(points) {
-  return points.filter((_, i) => i % 2 === 0 || i === points.length - 1);
+  return points.filter((point, i) => i % 2 === 0 || i === points.length - 1 || point.heldOut != null);
 }
 
 export function columns(points) {
