@@ -165,7 +165,7 @@ class ConceptSettings(AdapterSettings):
     )
     preserve_prompts: str = setting(
         "",
-        "Prompts under which the model stays as it is, with vertical bars between; empty: everyday ones. "
+        "Prompts under which the model stays as it is, separated by bars; empty: everyday ones. "
         "Without a word for the concept only those that are given here are kept.",
         "regularisation",
         metavar="PROMPTS",

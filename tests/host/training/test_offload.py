@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 
 import pytest
 
-from tests.host.inside import checkouts, run_inside
-from tests.host.training.test_gradients import families
+from tests.host.inside import checkouts, run_inside, script_path
 
 pytestmark = pytest.mark.host
 
 SCRIPT = "inside_offload.py"
+
+
+def families() -> list[str]:
+    """The names in the table of a script that only a host's Python can import."""
+    tree = ast.parse(script_path("inside_models.py").read_text(encoding="utf-8"))
+    assigned = [n for n in tree.body if isinstance(n, ast.Assign)]
+    (found,) = (n.value for n in assigned if ast.unparse(n.targets[0]) == "FAMILIES")
+    assert isinstance(found, ast.Dict)
+    return [ast.literal_eval(key) for key in found.keys if key is not None]
 
 
 @pytest.fixture(scope="module", params=checkouts())
