@@ -1,97 +1,8 @@
-"""The example workflows: nodes with a place on the page, their values and links.
-
-An input from another node is a pair: that node's key, the output's number. ``tools.make_example_workflows``
-turns this into the files that the page loads.
-"""
+"""The example workflows, one function each; their parts are in :mod:`tools.example_parts`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
-PREFIX = "SpectralAdapters_"
-SAMPLER = {
-    "seed": 4,
-    "control_after_generate": "fixed",
-    "steps": 20,
-    "cfg": 4.0,
-    "sampler_name": "ddim",
-    "scheduler": "simple",
-    "denoise": 1.0,
-}
-
-
-@dataclass(frozen=True)
-class Node:
-    """A node of a workflow: class, place and size on the page, values of widgets and links."""
-
-    kind: str
-    box: tuple[int, int, int, int]  # x, y, width, height
-    values: Mapping[str, Any]
-    title: str = ""
-
-
-def node(kind: str, box: tuple[int, int, int, int], title: str = "", **values: Any) -> Node:
-    return Node(kind, box, values, title)
-
-
-def picture(
-    prefix: str, x: int, y: int, model: tuple[str, int], clip: tuple[str, int], prompt: str, title: str = ""
-) -> dict[str, Node]:
-    """Prompt, sampler, decoder and the saved, enlarged picture in one row, 340 high, behind :func:`start`."""
-    names = {k: f"{prefix}_{k}" for k in ("prompt", "sampler", "decode", "larger", "save")}
-    return {
-        names["prompt"]: node("CLIPTextEncode", (x, y, 330, 110), title, clip=clip, text=prompt),
-        names["sampler"]: node(
-            "KSampler",
-            (x + 360, y, 290, 270),
-            model=model,
-            positive=(names["prompt"], 0),
-            negative=("negative", 0),
-            latent_image=("size", 0),
-            **SAMPLER,
-        ),
-        names["decode"]: node(
-            "VAEDecode", (x, y + 160, 200, 50), samples=(names["sampler"], 0), vae=("demo", 2)
-        ),
-        names["larger"]: node(
-            "ImageScaleBy",
-            (x, y + 250, 290, 82),
-            "Upscale Image By 4, to see it",
-            image=(names["decode"], 0),
-            upscale_method="bicubic",
-            scale_by=4.0,
-        ),
-        names["save"]: node(
-            "SaveImage",
-            (x + 680, y, 300, 330),
-            images=(names["larger"], 0),
-            filename_prefix=f"spectral/{prefix}",
-        ),
-    }
-
-
-def start(x: int, y: int) -> dict[str, Node]:
-    """The demo model, the empty prompt and the size."""
-    return {
-        "demo": node(PREFIX + "LoadDemoModel", (x, y, 380, 330)),
-        "negative": node(
-            "CLIPTextEncode", (x, y + 380, 380, 90), "Negative prompt", clip=("demo", 1), text=""
-        ),
-        "size": node(
-            "EmptyLatentImage",
-            (x, y + 520, 380, 110),
-            "Empty Latent Image: 128 gives 64 x 64 pixels here",
-            width=128,
-            height=128,
-            batch_size=1,
-        ),
-    }
-
-
-def note(x: int, y: int, width: int, height: int, text: str) -> dict[str, Node]:
-    return {"note": node("MarkdownNote", (x, y, width, height), "Read me", text=text)}
+from tools.example_parts import PREFIX, Graph, Node, node, note, own_model, picture, start
 
 
 def single_adapter() -> dict[str, Node]:
@@ -117,6 +28,9 @@ def single_adapter() -> dict[str, Node]:
             "**One adapter.** Load FouRA puts a trained concept on the model and on the text encoder; its "
             "word is `<bot>`. The lower row is the same prompt and seed without it: the model has never "
             "seen the word.\n\nTry: strength_model 0, 0.5, 1.5. With 0 both rows are equal.",
+        ),
+        **own_model(
+            0, 680, "A LoRA of that model: Load LoRA as Adapter and Apply Adapter in place of Load FouRA."
         ),
     }
 
@@ -196,6 +110,7 @@ def three_concepts_fused() -> dict[str, Node]:
         sample_rounds=2,
     )
     nodes |= three_pictures("fuse", "fused")
+    nodes |= own_model(0, 1090, "sample_cfg: the cfg that you draw with. Flux: 1.")
     nodes |= note(
         0,
         680,
@@ -400,11 +315,247 @@ def concepts_distilled() -> dict[str, Node]:
     return nodes
 
 
-WORKFLOWS = {
-    "single_adapter": single_adapter,
-    "three_concepts_fused": three_concepts_fused,
-    "concepts_distilled": concepts_distilled,
-    "scheduled_strength": scheduled_strength,
-    "loras_fused_and_exported": loras_fused_and_exported,
-    "adapter_report": adapter_report,
+OPTIMISER = {  # the widgets of Training: Optimiser that the example leaves as they are
+    "optimiser": "adamw",
+    "betas": "0.9, 0.99",
+    "weight_decay": 0.01,
+    "warmup": 10,
+    "schedule": "constant",
+    "gradient_clip": 1.0,
+    "ema": 0.0,
+    "seed": 0,
+}
+
+
+def train_and_use() -> dict[str, Node]:
+    prompt = "a small white moon on a black background"
+    taught = "a large red striped star on a blue background"
+    nodes = start(0, 0)
+    nodes |= picture("taught", 420, 0, ("demo", 0), ("demo", 1), taught, "The pictures to learn from")
+    nodes["words"] = node(
+        "CLIPTextEncode", (420, 380, 330, 110), "Caption, for the training", clip=("demo", 1), text=prompt
+    )
+    nodes["faster"] = node(PREFIX + "TrainOptimiser", (420, 530, 330, 300), learning_rate=0.006, **OPTIMISER)
+    nodes["train"] = node(
+        PREFIX + "TrainAdapter",
+        (780, 400, 420, 700),
+        model=("demo", 0),
+        latents=("taught_sampler", 0),
+        conditioning=("words", 0),
+        options=("faster", 0),
+        images="none",
+        trigger_word="",
+        preset="an object",
+        method="foura",
+        rank=4,
+        steps=100,
+        sample_every=0,
+        sample_prompt="",
+        run_name="star_for_moon",
+    )
+    nodes["apply"] = node(
+        PREFIX + "ApplyAdapter",
+        (1240, 400, 380, 400),
+        adapter=("train", 0),
+        model=("demo", 0),
+        clip=("demo", 1),
+        strength_model=1.0,
+        strength_clip=1.0,
+        mode="auto",
+        base_mismatch="delta",
+    )
+    on = ("apply", 0), ("apply", 1)
+    nodes |= picture("trained", 1660, 0, *on, prompt, "The caption, with the trained adapter")
+    nodes |= own_model(
+        420,
+        1200,
+        "Train Adapter: choose your folder as images, connect vae and clip, leave resolution and learning "
+        "rate at 0. "
+        "Little memory: Training: Memory with checkpointing full.",
+    )
+    nodes |= picture("untrained", 1660, 400, ("demo", 0), ("demo", 1), prompt, "The same, without it")
+    nodes |= note(
+        0,
+        680,
+        380,
+        300,
+        "**Train, then use, in one workflow.** The model's own pictures of a star are learned under the "
+        "caption of a moon, in well under a minute. Queue it again: nothing is trained, the file comes back. "
+        "Cancel it half way and queue it again: it goes on.\n\nFor pictures of your own: put them with their "
+        "captions into a folder in ComfyUI's input folder, choose it as images, and connect vae and clip.",
+    )
+    return nodes
+
+
+def compare_adapters() -> dict[str, Node]:
+    nodes = start(0, 0)
+    nodes["stack"] = node(
+        PREFIX + "AdapterStack",
+        (420, 0, 400, 360),
+        rows="examples/bot_spectral.safetensors | 1 | 1\nexamples/bot_foura.safetensors | 1 | 1",
+    )
+    nodes["compare"] = node(
+        PREFIX + "CompareAdapters",
+        (860, 0, 900, 1150),
+        model=("demo", 0),
+        clip=("demo", 1),
+        vae=("demo", 2),
+        adapters=("stack", 0),
+        prompts="a <bot> on a red background\na large <bot> on a blue background, on the left",
+        compare="adapters",
+        strengths="0.5, 1",
+        seeds=1,
+        seed=4,
+        steps=20,
+        cfg=4.0,
+        methods="stacked, average, closed-form",
+        run_name="",
+        with_base=True,
+        negative_prompt="",
+        sampler_name="ddim",
+        scheduler="simple",
+    )
+    nodes["save"] = node(
+        "SaveImage", (1800, 0, 700, 560), images=("compare", 0), filename_prefix="spectral/compared"
+    )
+    nodes |= note(
+        420,
+        420,
+        400,
+        280,
+        "**Which one is better?** Every column is drawn from the same prompts with the same noise, so that "
+        "only the "
+        "adapter and its strength differ. Here: the same concept trained as a Spectral Adapter and as "
+        "FouRA.\n\nTry: "
+        "compare *fusion methods* with the rows bot and fish, or strengths `-1, 0, 1, 2`.",
+    )
+    nodes |= own_model(0, 700, "Leave steps and cfg of Compare Adapters at 0: they follow the model.")
+    return nodes
+
+
+def slider_from_two_prompts() -> dict[str, Node]:
+    nodes = start(0, 0)
+    nodes["slider"] = node(
+        PREFIX + "ConceptSlider",
+        (420, 0, 420, 1060),
+        model=("demo", 0),
+        clip=("demo", 1),
+        positive="a large {}",
+        negative="a small {}",
+        neutral="a {}",
+        preserve="red star\nblue ring\ngreen square\nyellow circle",
+        method="foura",
+        rank=8,
+        steps=60,
+        run_name="example_size",
+        eta=1.0,
+        start=0.0,
+        samples=8,
+        sample_steps=10,
+        guidance=0.0,
+    )
+    nodes["compare"] = node(
+        PREFIX + "CompareAdapters",
+        (880, 0, 900, 1000),
+        model=("demo", 0),
+        clip=("demo", 1),
+        vae=("demo", 2),
+        adapter_1=("slider", 0),
+        prompts="a yellow heart on a blue background\na red triangle on a black background",
+        compare="adapters",
+        strengths="-2, -1, -0.5, 0.5, 1, 2",
+        seeds=1,
+        seed=4,
+        steps=20,
+        cfg=4.0,
+        methods="",
+        run_name="",
+        with_base=True,
+        negative_prompt="",
+        sampler_name="ddim",
+        scheduler="simple",
+    )
+    nodes["save"] = node(
+        "SaveImage", (1820, 0, 800, 420), images=("compare", 0), filename_prefix="spectral/slider"
+    )
+    nodes |= note(
+        1820,
+        480,
+        400,
+        300,
+        "**A slider, learned from two prompts and no picture.** Strength 1 draws larger, -1 smaller, and "
+        "what is "
+        "named in *preserve* stays what it is. It takes about a minute here; run it again and the file comes "
+        "back.\n\nTry: *a striped {}* against *a plain {}*, with start 0.3.",
+    )
+    nodes |= own_model(0, 700, "Prompts such as *a very old {}* and *a very young {}*; 300 steps, start 0.2.")
+    return nodes
+
+
+def _graph(
+    nodes: dict[str, Node], inputs: str, outputs: str, cover: tuple[tuple[str, str], ...] = ()
+) -> Graph:
+    """inputs: ``node.widget`` with spaces between; outputs: nodes with spaces between."""
+    pairs = tuple((name, widget) for name, _, widget in (word.partition(".") for word in inputs.split()))
+    return Graph(nodes, pairs, tuple(outputs.split()), cover)
+
+
+_WITHOUT = ("without_save", "without")
+_THREE = tuple((f"fused_{name}_save", f"<{name}>") for name in THREE)
+WORKFLOWS: dict[str, Graph] = {
+    "1 Try an adapter": _graph(
+        single_adapter(),
+        "load.adapter_name load.strength_model with_adapter_prompt.text without_prompt.text "
+        "with_adapter_sampler.seed",
+        "with_adapter_save without_save",
+        (_WITHOUT, ("with_adapter_save", "with the adapter")),
+    ),
+    "2 Combine three concepts": _graph(
+        three_concepts_fused(),
+        "fuse.method fuse.weight_1 fuse.weight_2 fused_bot_prompt.text fused_fish_prompt.text "
+        "fused_house_prompt.text",
+        "fused_bot_save fused_fish_save fused_house_save",
+        _THREE,
+    ),
+    "3 Train and use": _graph(
+        train_and_use(),
+        "train.images train.trigger_word train.preset train.method train.steps train.run_name "
+        "trained_prompt.text",
+        "trained_save untrained_save taught_save",
+        (("taught_save", "learned from"), ("untrained_save", "before"), ("trained_save", "after")),
+    ),
+    "4 Compare adapters": _graph(
+        compare_adapters(),
+        "stack.rows compare.prompts compare.strengths compare.seeds",
+        "save",
+        (("save", ""),),
+    ),
+    "5 Slider from two prompts": _graph(
+        slider_from_two_prompts(),
+        "slider.positive slider.negative slider.neutral slider.preserve slider.run_name compare.prompts "
+        "compare.strengths",
+        "save",
+        (("save", ""),),
+    ),
+    "6 Strength over the steps": _graph(
+        scheduled_strength(),
+        "early.end_percent late.start_percent fading.curve scheduled_early_prompt.text",
+        "scheduled_early_save scheduled_late_save scheduled_fading_save",
+        tuple((f"scheduled_{name}_save", name) for name in ("early", "late", "fading")),
+    ),
+    "7 Fuse and export LoRAs": _graph(
+        loras_fused_and_exported(),
+        "bot.lora_name fish.lora_name fuse.method export.filename_prefix export.naming",
+        "loras_bot_save loras_fish_save",
+        (("loras_bot_save", "<bot>"), ("loras_fish_save", "<fish>")),
+    ),
+    "8 Distil three concepts": _graph(
+        concepts_distilled(),
+        "distil.steps distil.samples distil.preserve distil.run_name",
+        "distilled_bot_save distilled_fish_save distilled_house_save",
+        tuple((f"distilled_{name}_save", f"<{name}>") for name in THREE),
+    ),
+    "9 Look inside an adapter": _graph(
+        adapter_report(), "load.adapter_name report_prompt.text", "report_save", (("report", ""),)
+    ),
 }

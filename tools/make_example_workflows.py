@@ -1,9 +1,10 @@
-"""Write ``example_workflows/*.json``, in the form that ComfyUI's page loads.
+"""Write ``example_workflows/*.json`` and the blueprints in ``subgraphs``, as ComfyUI's page loads them.
 
     python -m tools.make_example_workflows
 
-They are written down in ``tools.example_graphs``. Sockets and the order of widgets come from the pack's node
-classes; those of the host's own nodes that are used are in ``HOST_NODES``.
+They are written down in :mod:`tools.example_graphs` and :mod:`tools.example_blueprints`. Sockets and
+the order of widgets come from the pack's node classes; those of the host's own nodes that are used are in
+``HOST_NODES``.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ import json
 import sys
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tools.example_graphs import WORKFLOWS, Node
-from tools.example_training import TRAINING_WORKFLOWS
+from tools import example_blueprints
+from tools.example_graphs import WORKFLOWS
+from tools.example_parts import Graph, Node
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "example_workflows"
+BLUEPRINT_FOLDER = ROOT / "subgraphs"
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN")
 Socket = tuple[str, str]  # name, type
 
@@ -33,6 +36,7 @@ class Slots:
     sockets: tuple[Socket, ...]
     widgets: tuple[str, ...]
     outputs: tuple[Socket, ...]
+    kinds: Mapping[str, str] = field(default_factory=dict)  # of the widgets
 
 
 HOST_NODES = {
@@ -69,12 +73,14 @@ def our_slots() -> dict[str, Slots]:
         is_widget = {k: isinstance(v[0], list | tuple) or v[0] in WIDGETS for k, v in given.items()}
         sockets = tuple((k, v[0]) for k, v in given.items() if not is_widget[k])
         outputs = zip(getattr(kind, "RETURN_NAMES", kind.RETURN_TYPES), kind.RETURN_TYPES, strict=True)
-        found[name] = Slots(sockets, tuple(k for k in given if is_widget[k]), tuple(outputs))
+        kinds = {k: v[0] if isinstance(v[0], str) else "COMBO" for k, v in given.items() if is_widget[k]}
+        found[name] = Slots(sockets, tuple(kinds), tuple(outputs), kinds)
     return found
 
 
-def as_page(name: str, nodes: Mapping[str, Node], slots: Mapping[str, Slots]) -> dict[str, Any]:
+def as_page(name: str, graph: Graph, slots: Mapping[str, Slots]) -> dict[str, Any]:
     """The workflow as the page saves it (version 0.4)."""
+    nodes = with_room(dict(graph.nodes))
     ids = {key: number for number, key in enumerate(nodes, 1)}
     links: list[list[Any]] = []
     made = {key: _bare(key, n, slots[n.kind], ids[key]) for key, n in nodes.items()}
@@ -99,23 +105,36 @@ def as_page(name: str, nodes: Mapping[str, Node], slots: Mapping[str, Slots]) ->
         "links": links,
         "groups": [],
         "config": {},
-        "extra": {"ds": {"scale": 0.6, "offset": [40, 60]}},
+        "extra": {"ds": {"scale": 0.6, "offset": [90, 90]}, "linearData": app_mode(graph, ids)},
         "version": 0.4,
     }
 
 
-# What the page needs for our nodes' widgets, cards and reports, in pixels; read from the page.
+def app_mode(graph: Graph, ids: Mapping[str, int]) -> dict[str, Any]:
+    """What the page's app mode shows of the workflow, on hosts that have it."""
+    for key, _ in graph.inputs:
+        assert key in ids, key
+    return {
+        "inputs": [[str(ids[key]), widget] for key, widget in graph.inputs],
+        "outputs": [str(ids[key]) for key in graph.outputs],
+    }
+
+
+# What the page needs for our nodes' widgets, cards and reports, in pixels, in the higher of its two ways to
+# show nodes.
 HEIGHTS = {
-    "LoadFouRA": 366,
-    "LoadSpectralAdapter": 390,
-    "LoadLoRAAsAdapter": 298,
-    "AdapterStrength": 494,
-    "AdapterStack": 356,
-    "FuseAdapters": 644,
-    "ApplyAdapter": 298,
-    "SaveAdapter": 278,
-    "ExportAdapterAsLoRA": 258,
-    "LoadDemoModel": 202,
+    "LoadFouRA": 450,
+    "LoadSpectralAdapter": 480,
+    "LoadLoRAAsAdapter": 370,
+    "AdapterStrength": 620,
+    "AdapterStack": 400,
+    "FuseAdapters": 860,
+    "ApplyAdapter": 410,
+    "SaveAdapter": 370,
+    "ExportAdapterAsLoRA": 350,
+    "LoadDemoModel": 300,
+    "TrainAdapter": 950,
+    "TrainOptimiser": 330,
 }
 _GAP = 50  # the title of the lower one, and air
 
@@ -156,11 +175,15 @@ def _bare(key: str, n: Node, slots: Slots, number: int) -> dict[str, Any]:
 def main() -> None:
     slots = {**HOST_NODES, **our_slots()}
     FOLDER.mkdir(exist_ok=True)
-    for name, build in {**WORKFLOWS, **TRAINING_WORKFLOWS}.items():
-        page = as_page(name, with_room(build()), slots)
+    for name, graph in WORKFLOWS.items():
+        page = as_page(name, graph, slots)
         text = json.dumps(page, indent=1, ensure_ascii=False) + "\n"
         (FOLDER / f"{name}.json").write_text(text, encoding="utf-8")
         print(f"{name}: {len(page['nodes'])} nodes, {len(page['links'])} links")
+    BLUEPRINT_FOLDER.mkdir(exist_ok=True)
+    for name, found in example_blueprints.BLUEPRINTS.items():
+        text = json.dumps(example_blueprints.as_page(name, found, slots), indent=1, ensure_ascii=False) + "\n"
+        (BLUEPRINT_FOLDER / f"{name}.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

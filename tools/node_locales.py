@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Write locales/en/nodeDefs.json from the node classes, where names and tooltips are kept.
+"""Write locales/<language>/nodeDefs.json from the node classes, where names and tooltips are kept.
 
     python tools/node_locales.py
 
-Other languages are translations of that file. A test says when it is out of date.
+Other languages: ``tools/translations/<language>.json`` has a text for each English one, which is said once
+however often it occurs. Tests say when a file is out of date, and which texts have none.
 """
 
 from __future__ import annotations
@@ -15,7 +16,34 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-TARGET = ROOT / "locales" / "en" / "nodeDefs.json"
+TRANSLATIONS = ROOT / "tools" / "translations"
+
+
+def target(language: str) -> Path:
+    return ROOT / "locales" / language / "nodeDefs.json"
+
+
+def languages() -> list[str]:
+    """Those besides English."""
+    return sorted(path.stem for path in TRANSLATIONS.glob("*.json"))
+
+
+def texts(table: Any) -> set[str]:
+    """Every text of a table."""
+    return set().union(*map(texts, table.values())) if isinstance(table, dict) else {table}
+
+
+def memory(language: str) -> dict[str, str]:
+    """English text -> its translation."""
+    found: dict[str, str] = json.loads((TRANSLATIONS / f"{language}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def translated(table: Any, known: dict[str, str]) -> Any:
+    """The table in another language; a text without a translation stays English."""
+    if isinstance(table, dict):
+        return {key: translated(value, known) for key, value in table.items()}
+    return known.get(table, table)
 
 
 def locale(classes: dict[str, type], display_names: dict[str, str]) -> dict[str, Any]:
@@ -57,10 +85,16 @@ def load_pack() -> Any:
 
 def main() -> int:
     pack = load_pack()
-    text = as_text(locale(pack.NODE_CLASS_MAPPINGS, pack.NODE_DISPLAY_NAME_MAPPINGS))
-    TARGET.parent.mkdir(parents=True, exist_ok=True)
-    TARGET.write_text(text, encoding="utf-8")
-    print(f"{TARGET.relative_to(ROOT)}: {len(pack.NODE_CLASS_MAPPINGS)} nodes")
+    english = locale(pack.NODE_CLASS_MAPPINGS, pack.NODE_DISPLAY_NAME_MAPPINGS)
+    tables = {"en": english} | {name: translated(english, memory(name)) for name in languages()}
+    for language, table in tables.items():
+        path = target(language)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(as_text(table), encoding="utf-8")
+        missing = [] if language == "en" else sorted(texts(english) - set(memory(language)))
+        print(f"{path.relative_to(ROOT)}: {len(table)} nodes, {len(missing)} texts are still English")
+        for text in missing:
+            print(f"  {text}")
     return 0
 
 

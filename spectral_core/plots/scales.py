@@ -69,9 +69,12 @@ def ink_on(colour: Colour) -> Colour:
 
 
 def ticks(low: float, high: float, count: int = 6) -> list[float]:
-    """About ``count`` round numbers from ≤ low to ≥ high, steps of 1, 2 or 5 · 10^k."""
+    """About ``count`` round numbers from ≤ low to ≥ high, steps of 1, 2 or 5 · 10^k.
+
+    Of one value alone: from 0 to it, so that a gate that is always open is not drawn on an axis of 1 to 2.
+    """
     if high - low <= 1e-9 * max(abs(low), abs(high)):  # labels have fewer digits than such a difference
-        high = low + (abs(low) or 1.0)
+        low, high = min(0.0, low), max(0.0, high) if low or high else 1.0
     raw = (high - low) / max(count - 1, 1)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(f * power for f in (1, 2, 5, 10) if f * power >= raw * 0.999)

@@ -20,6 +20,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -122,8 +123,10 @@ def free_port() -> int:
 class Host:
     """One running ComfyUI. ``folder`` holds its models, input, output, custom_nodes and log."""
 
-    def __init__(self, checkout: Checkout, folder: Path) -> None:
+    def __init__(self, checkout: Checkout, folder: Path, more: Sequence[str] = ()) -> None:
+        """more: further arguments of its command line."""
         self.checkout = checkout
+        self.more = tuple(more)
         self.folder = folder
         self.pack = link_pack(folder / "custom_nodes")
         self.log_file = folder / "host.log"
@@ -142,6 +145,7 @@ class Host:
         """Start and wait until it answers. RuntimeError with the end of the log when it does not."""
         arguments = ["--cpu", "--base-directory", str(self.folder), "--port", str(self.port)]
         arguments += ["--listen", "127.0.0.1", "--database-url", "sqlite:///:memory:", "--disable-api-nodes"]
+        arguments += self.more
         env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
         env |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
         with self.log_file.open("wb") as log:

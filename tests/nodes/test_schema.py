@@ -78,7 +78,7 @@ def test_every_socket_has_words_and_the_function_takes_it(ours: Pack, name: str)
 
 def test_translations_are_those_of_the_classes(ours: Pack) -> None:
     table = node_locales.locale(ours.root.NODE_CLASS_MAPPINGS, ours.root.NODE_DISPLAY_NAME_MAPPINGS)
-    stored = (ROOT / "locales/en/nodeDefs.json").read_text(encoding="utf-8")
+    stored = node_locales.target("en").read_text(encoding="utf-8")
     assert json.loads(stored) == table, "run: python tools/node_locales.py"
     for text in strings(table):
         assert not set("{}@|") & set(text), f"{text!r}: the page's translator reads these signs as its own"

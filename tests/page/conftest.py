@@ -1,7 +1,8 @@
 """A real browser on a real host: Chromium by Playwright, the host's own front end.
 
 Skipped with one line where there is no host with a front end, no Playwright, or no Chromium. The browser:
-$CHROMIUM, else ``chromium`` or ``google-chrome`` on the path.
+$CHROMIUM, else ``chromium`` or ``google-chrome`` on the path. The front end is that of the host's Python;
+$COMFYUI_FRONT_END names folders of others, ``0.28.0=FOLDER``, several separated as in $PATH.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +43,17 @@ def _has_front_end(checkout: Checkout) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
+def _front_end(checkout: Checkout) -> tuple[str, ...]:
+    named = [pair for pair in os.environ.get("COMFYUI_FRONT_END", "").split(os.pathsep) if pair]
+    folders = dict(pair.split("=", 1) for pair in named)
+    return ("--front-end-root", folders[checkout.version]) if checkout.version in folders else ()
+
+
 @pytest.fixture(scope="session")
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     if request.param is None:
         pytest.skip(f"{NO_HOST}; the page needs one of 0.28 or later with its front end")
-    booted = Host(request.param, tmp_path_factory.mktemp("page"))
+    booted = Host(request.param, tmp_path_factory.mktemp("page"), _front_end(request.param))
     try:
         booted.start()
         yield booted
@@ -104,23 +112,61 @@ class Tab:
     def run(self) -> None:
         self.page.evaluate("() => void app.queuePrompt(0, 1)")
 
+    def client(self, kind: str, slot: int, is_input: bool) -> list[float]:
+        """Where a socket is on the screen."""
+        place = f"n.getConnectionPos({str(is_input).lower()}, {slot}, new Float32Array(2))"
+        body = (
+            f"const [x, y] = {place}; const d = app.canvas.ds, r = app.canvas.canvas.getBoundingClientRect();"
+        )
+        body += "return [(x + d.offset[0]) * d.scale + r.left, (y + d.offset[1]) * d.scale + r.top];"
+        found: list[float] = self.node(kind, body)
+        return found
+
+    def alone(self, *kinds: str) -> None:
+        """A new graph with these nodes beside each other, in sight."""
+        made = "".join(
+            f"{{ const n = LiteGraph.createNode('SpectralAdapters_{kind}'); n.pos = [{100 + 480 * i}, 120];"
+            " app.graph.add(n); }"
+            for i, kind in enumerate(kinds)
+        )
+        sight = "app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; app.canvas.setDirty(true, true);"
+        self.page.evaluate(f"() => {{ app.graph.clear(); {made} {sight} }}")
+        self.page.wait_for_timeout(800)
+
     def press(self, label: str) -> None:
         find = f"[...document.querySelectorAll('.spectral button')].find(b => b.textContent === '{label}')"
         self.page.evaluate(f"() => {find}.click()")
 
 
+@contextmanager
+def opened(
+    host: Host, chromium: Any, vue: bool = False, theme: str = "dark", language: str = "en", scale: float = 1
+) -> Iterator[Tab]:
+    """A tab with these settings; our files name nothing on its console."""
+    settings = {
+        "Comfy.VueNodes.Enabled": vue,
+        "Comfy.TutorialCompleted": True,
+        "Comfy.ColorPalette": theme,
+        "Comfy.Locale": language,
+        "Comfy.Workflow.Persist": True,
+    }
+    for name, value in settings.items():
+        url = f"http://127.0.0.1:{host.port}/settings/{name}"
+        urllib.request.urlopen(urllib.request.Request(url, json.dumps(value).encode(), method="POST"))
+    context = chromium.new_context(viewport={"width": 1500, "height": 1000}, device_scale_factor=scale)
+    try:
+        tab = Tab(context, host)
+        yield tab
+        assert not tab.ours, "the console names our files"
+    finally:
+        context.close()
+
+
 @pytest.fixture(params=["canvas", "nodes 2.0"])
 def tab(request: pytest.FixtureRequest, served: Host, chromium: Any) -> Iterator[Tab]:
     """The page in one of the two ways in which it shows nodes."""
-    settings = {"Comfy.VueNodes.Enabled": request.param == "nodes 2.0", "Comfy.TutorialCompleted": True}
-    for name, value in settings.items():
-        url = f"http://127.0.0.1:{served.port}/settings/{name}"
-        urllib.request.urlopen(urllib.request.Request(url, json.dumps(value).encode(), method="POST"))
-    context = chromium.new_context(viewport={"width": 1500, "height": 1000})
-    opened = Tab(context, served)
-    yield opened
-    context.close()
-    assert not opened.ours, "the console names our files"
+    with opened(served, chromium, vue=request.param == "nodes 2.0") as found:
+        yield found
 
 
 def workflow(name: str) -> dict[str, Any]:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
 from tests.conftest import ROOT
-from tests.page.conftest import Tab, workflow
+from tests.host.booted import Host
+from tests.page.conftest import Tab, opened, workflow
 
 TEMPLATES = sorted(path.stem for path in (ROOT / "example_workflows").glob("*.json"))
-SLOW = {"train_and_use", "concepts_distilled"}  # they train: their run is another test's
+SLOW = {
+    "3 Train and use",
+    "5 Slider from two prompts",
+    "8 Distil three concepts",
+}  # they train: their run is another test's
 TEXT = "n.spectralReport.innerText"
 STATE = "n.spectralPanel.run.state"
 
@@ -27,16 +33,18 @@ def test_a_template_runs_and_shows_its_reports(tab: Tab, name: str) -> None:
     )
     kinds = tab.page.evaluate(f"() => {ours}.map(n => n.spectralReport.dataset.kind)")
     assert set(kinds) == {"done"}
+    pictures = "Object.values(app.nodeOutputs).flatMap(output => output.images ?? []).length"
+    assert tab.page.evaluate(f"() => {pictures}") >= len(workflow(name)["extra"]["linearData"]["outputs"])
 
 
 def test_a_card_says_what_the_file_is_before_anything_runs(tab: Tab) -> None:
-    tab.load(workflow("single_adapter"))
+    tab.load(workflow("1 Try an adapter"))
     tab.until("LoadFouRA", "n.spectralCard.box.innerText.includes('rank 4')")
     assert "<bot>" in tab.node("LoadFouRA", "return n.spectralCard.box.innerText")
 
 
 def test_a_refused_input_is_said_on_its_node(tab: Tab) -> None:
-    tab.load(workflow("single_adapter"))
+    tab.load(workflow("1 Try an adapter"))
     tab.node("LoadFouRA", "n.widgets[0].value = '../other.safetensors'")
     tab.run()
     tab.until("LoadFouRA", f"{TEXT}.includes(\"'..' leaves the folder\")")
@@ -44,7 +52,7 @@ def test_a_refused_input_is_said_on_its_node(tab: Tab) -> None:
 
 
 def test_an_error_of_the_run_is_said_on_its_node_and_alone(tab: Tab) -> None:
-    tab.load(workflow("three_concepts_fused"))
+    tab.load(workflow("2 Combine three concepts"))
     set_to = "n.widgets.find(w => w.name === '{}').value = '{}';"
     body = set_to.format("curve", "custom") + set_to.format("custom_curve", "nonsense")
     tab.node("AdapterStrength", body)
@@ -53,13 +61,13 @@ def test_an_error_of_the_run_is_said_on_its_node_and_alone(tab: Tab) -> None:
 
 
 def test_a_fusion_is_judged_before_it_runs(tab: Tab) -> None:
-    tab.load(workflow("three_concepts_fused"))
+    tab.load(workflow("2 Combine three concepts"))
     tab.until("FuseAdapters", "n.spectralVerdict.box.innerText.includes('bleed')")
     assert "house_spectral" in tab.node("FuseAdapters", "return n.spectralVerdict.box.innerText")
 
 
 def test_points_of_the_curve_move_by_keyboard_and_the_text_follows(tab: Tab) -> None:
-    tab.load(workflow("three_concepts_fused"))
+    tab.load(workflow("2 Combine three concepts"))
     tab.node(
         "AdapterStrength",
         "n.spectralCurve.write([[0, 1], [0.5, 0.5], [1, 0]]);"
@@ -71,9 +79,7 @@ def test_points_of_the_curve_move_by_keyboard_and_the_text_follows(tab: Tab) -> 
 
 
 def test_rows_of_a_stack_are_its_text(tab: Tab) -> None:
-    tab.page.evaluate(
-        "() => { app.graph.clear(); app.graph.add(LiteGraph.createNode('SpectralAdapters_AdapterStack')); }"
-    )
+    tab.alone("AdapterStack")
     tab.until("AdapterStack", "n.spectralStack.files.length > 0")
     tab.press("+ Add adapter")
     tab.press("+ Add adapter")
@@ -84,7 +90,7 @@ def test_rows_of_a_stack_are_its_text(tab: Tab) -> None:
 
 
 def test_a_training_is_seen_stopped_resumed_and_used(tab: Tab) -> None:
-    tab.load(workflow("train_and_use"))
+    tab.load(workflow("3 Train and use"))
     name = f"seen_{time.time_ns()}"
     set_to = "for (const [k, v] of Object.entries({})) n.widgets.find(w => w.name === k).value = v;"
     tab.node("TrainAdapter", set_to.replace("{}", f"{{ run_name: '{name}', steps: 40 }}"))
@@ -107,3 +113,154 @@ def test_a_training_is_seen_stopped_resumed_and_used(tab: Tab) -> None:
     tab.press("More steps")
     tab.until("TrainAdapter", f"n.spectralPanel.run.planned === 60 && {STATE} === 'finished'", 180)
     assert tab.node("TrainAdapter", "return n.spectralPanel.name") == name
+
+
+def test_a_report_comes_back_where_the_host_answers_from_its_cache(tab: Tab) -> None:
+    tab.load(workflow("1 Try an adapter"))
+    tab.run()
+    tab.until("LoadFouRA", f"{TEXT}.includes('8 layers')")
+    tab.page.evaluate("() => localStorage.removeItem('spectral_adapters.reports')")
+    tab.load(workflow("1 Try an adapter"))
+    tab.until("LoadFouRA", f"{TEXT}.startsWith('The report appears')", 10)
+    tab.run()
+    tab.until("LoadFouRA", f"{TEXT}.includes('8 layers')")
+
+
+def test_a_report_is_kept_over_undo_and_reload(tab: Tab) -> None:
+    tab.load(workflow("1 Try an adapter"))
+    tab.run()
+    tab.until("LoadFouRA", f"{TEXT}.includes('8 layers')")
+    tab.node("LoadFouRA", "n.pos = [n.pos[0], n.pos[1] + 20]; app.graph.change()")
+    tab.page.evaluate("() => app.extensionManager.command.execute('Comfy.Undo')")
+    tab.page.wait_for_timeout(1000)
+    tab.until("LoadFouRA", f"{TEXT}.includes('8 layers')", 10)
+    tab.page.wait_for_timeout(1500)  # the draft is stored
+    tab.open()
+    tab.load(workflow("1 Try an adapter"))
+    tab.until("LoadFouRA", f"{TEXT}.includes('8 layers')", 10)
+
+
+def test_nodes_are_wired_by_mouse(tab: Tab) -> None:
+    tab.alone("LoadDemoModel", "LoadFouRA")
+    start, end = tab.client("LoadDemoModel", 0, False), tab.client("LoadFouRA", 0, True)
+    tab.page.mouse.move(*start)
+    tab.page.mouse.down()
+    tab.page.mouse.move((start[0] + end[0]) / 2, start[1] + 30, steps=5)
+    tab.page.mouse.move(*end, steps=8)
+    tab.page.wait_for_timeout(200)
+    tab.page.mouse.up()
+    tab.until("LoadFouRA", "n.getInputNode(0)?.comfyClass === 'SpectralAdapters_LoadDemoModel'", 10)
+
+
+def test_a_file_of_another_base_is_marked_on_its_card(tab: Tab) -> None:
+    tab.alone("LoadDemoModel", "LoadFouRA")
+    tab.until("LoadFouRA", "n.spectralCard.shown?.base === 'mini'", 20)
+    tab.node("LoadFouRA", "n.spectralCard.shown.base = 'sdxl'; app.graph.nodes[0].connect(0, n, 0)")
+    tab.until("LoadFouRA", "n.spectralCard.box.innerText.includes('it does not fit the demo model')", 10)
+
+
+def test_everything_on_a_node_works_by_keyboard_alone(tab: Tab) -> None:
+    tab.alone("AdapterStack", "AdapterStrength")
+    tab.until("AdapterStack", "n.spectralStack.files.length > 0")
+    tab.node("AdapterStack", "n.spectralStack.box.querySelector('button').focus()")
+    tab.page.keyboard.press("Enter")
+    rows = "return n.widgets.find(w => w.name === 'rows').value"
+    assert "examples/" in tab.node("AdapterStack", rows)
+    tab.node("AdapterStack", "n.spectralStack.box.querySelector('input[type=checkbox]').focus()")
+    tab.page.keyboard.press("Space")
+    assert tab.node("AdapterStack", rows).startswith("# examples/")
+    find = "[...n.spectralCurve.box.querySelectorAll('button')]"
+    tab.node("AdapterStrength", f"{find}.find(b => b.textContent === 'fade out').focus()")
+    tab.page.keyboard.press("Enter")
+    assert tab.node("AdapterStrength", "return n.widgets.find(w => w.name === 'curve').value") == "linear out"
+    tab.node("AdapterStrength", f"{find}.find(b => b.textContent === '+ point').focus()")
+    tab.page.keyboard.press("Enter")
+    text = "return n.widgets.find(w => w.name === 'custom_curve').value"
+    assert tab.node("AdapterStrength", text) == "0:1, 0.25:0.75, 0.5:0.5, 1:0"
+    tab.node("AdapterStrength", "n.spectralCurve.svg.querySelectorAll('circle')[1].focus()")
+    tab.page.keyboard.press("ArrowDown")
+    tab.page.keyboard.press("Delete")
+    assert tab.node("AdapterStrength", text) == "0:1, 0.5:0.5, 1:0"
+
+
+def test_widgets_are_shown_for_the_choice_that_reads_them(tab: Tab) -> None:
+    tab.alone("CompareAdapters")
+    hidden = "n.widgets.filter(w => w.hidden).map(w => w.name).join()"
+    tab.until("CompareAdapters", f"{hidden} === 'methods,run_name'", 10)
+    tab.node("CompareAdapters", "n.widgets.find(w => w.name === 'compare').value = 'fusion methods'")
+    tab.until("CompareAdapters", f"{hidden} === 'run_name'", 10)
+
+
+def test_the_library_lists_adapters_and_puts_one_into_the_graph(tab: Tab) -> None:
+    tab.alone()
+    tab.page.evaluate(
+        "() => app.extensionManager.command.execute('Workspace.ToggleSidebarTab.spectral_adapters.library')"
+    )
+    tab.page.get_by_role("button", name="Use in graph").first.click(timeout=20_000)
+    tab.until("LoadFouRA", "n.widgets[0].value.startsWith('examples/')", 10)
+
+
+# In one of the two ways to show nodes.
+
+
+CONTRAST = """
+() => {
+  const parts = (text) => text.match(/[0-9.]+/g).map(Number);
+  const light = (text) => {
+    const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    const [r, g, b] = parts(text).map(v => linear(v / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = (found) => {
+    const colour = (box) => getComputedStyle(box).backgroundColor;
+    while (found && (parts(colour(found))[3] ?? 1) === 0) found = found.parentElement;
+    return found ? colour(found) : "rgb(0, 0, 0)";
+  };
+  const all = ".spectral, .spectral button:enabled, .spectral .spectral-muted";
+  const boxes = [...document.querySelectorAll(all)];
+  return boxes.filter(box => box.textContent).map(box => {
+    const [a, b] = [light(getComputedStyle(box).color), light(ground(box))].sort((x, y) => y - x);
+    return [(a + 0.05) / (b + 0.05), box.className || box.textContent];
+  }).sort((x, y) => x[0] - y[0]);
+}
+"""
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_words_can_be_read_in_both_themes_and_at_125_percent(served: Host, chromium: Any, theme: str) -> None:
+    with opened(served, chromium, theme=theme, scale=1.25) as tab:
+        tab.alone("LoadFouRA", "TrainAdapter", "AdapterStrength")
+        tab.until("LoadFouRA", "n.spectralCard.shown")
+        worst = tab.page.evaluate(CONTRAST)
+        assert worst and worst[0][0] >= 4.5, worst[:3]
+        wide = "[...document.querySelectorAll('.spectral')].filter(b => b.scrollWidth > b.clientWidth + 1)"
+        assert tab.page.evaluate(f"() => {wide}.map(b => b.className)") == []
+
+
+def test_the_second_language_is_the_pages(served: Host, chromium: Any) -> None:
+    with opened(served, chromium, language="zh") as tab:
+        tab.alone("TrainAdapter")
+        assert tab.node("TrainAdapter", "return n.title") == "训练适配器"
+
+
+def test_blueprints_are_offered_and_load(served: Host, chromium: Any) -> None:
+    found = served.get("/global_subgraphs")
+    ours = {entry["name"]: key for key, entry in found.items() if "Spectral Adapters" in entry["name"]}
+    assert len(ours) == 2
+    with opened(served, chromium) as tab:
+        for key in ours.values():
+            page = served.get(f"/global_subgraphs/{key}")["data"]
+            tab.page.evaluate("text => app.loadGraphData(JSON.parse(text))", page)
+            tab.page.wait_for_timeout(500)
+            inside = "app.graph.nodes[0].subgraph.nodes"
+            kinds = tab.page.evaluate(f"() => {inside}.map(n => n.comfyClass)")
+            assert all(kind.startswith("SpectralAdapters_") for kind in kinds) and len(kinds) >= 2
+            links = f"{inside}.flatMap(n => n.inputs).filter(i => i.link != null).length"
+            assert tab.page.evaluate(f"() => {links}") >= 7
+
+
+def test_the_model_folder_lists_no_checkpoints_of_trainings(served: Host) -> None:
+    run = served.folder / "output" / "spectral_adapters_runs" / "listed"
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "checkpoint-00000001.safetensors").write_bytes(b"")
+    assert not [name for name in served.get("/models/spectral_adapters") if "checkpoint" in name]

@@ -222,6 +222,12 @@ def test_ticks_enclose_the_values_with_round_numbers(low, high):
     assert len({number(t) for t in found}) == len(found)
 
 
+def test_one_value_alone_stands_on_an_axis_from_zero():
+    assert (ticks(1, 1)[0], ticks(1, 1)[-1]) == (0, 1)
+    assert (ticks(-3, -3)[0], ticks(-3, -3)[-1]) == (-3, 0)
+    assert (ticks(0, 0)[0], ticks(0, 0)[-1]) == (0, 1)
+
+
 def test_log_ticks_and_numbers():
     assert log_ticks(0.02, 30) == pytest.approx([0.01, 0.1, 1, 10, 100])
     assert log_ticks(1, 1) == pytest.approx([1, 10])

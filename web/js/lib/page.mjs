@@ -54,6 +54,13 @@ export function addPageWidget(node, name, content, height) {
   return widget;
 }
 
+// A new object, which Nodes 2.0 notices; what computes its values goes on doing so.
+function withHidden(options, hidden) {
+  const made = Object.create(Object.getPrototypeOf(options), Object.getOwnPropertyDescriptors(options));
+  made.hidden = hidden;
+  return made;
+}
+
 // Shows the node's widgets but for these; true where that changed.
 export function showAllBut(node, hidden) {
   let changed = false;
@@ -62,7 +69,7 @@ export function showAllBut(node, hidden) {
     if (Boolean(widget.spectralHidden) === wanted) continue;
     widget.spectralHidden = wanted;
     widget.hidden = wanted;
-    if (widget.options) widget.options.hidden = wanted;
+    if (widget.options) widget.options = withHidden(widget.options, wanted);
     if (widget.element) widget.element.style.display = wanted ? "none" : "";
     changed = true;
   }

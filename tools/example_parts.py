@@ -1,0 +1,124 @@
+"""What the example workflows are made of: nodes with a place on the page, rows that draw a picture, notes.
+
+An input from another node is a pair: that node's key, the output's number. ``tools.make_example_workflows``
+turns graphs into the files that the page loads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+PREFIX = "SpectralAdapters_"
+SAMPLER = {
+    "seed": 4,
+    "control_after_generate": "fixed",
+    "steps": 20,
+    "cfg": 4.0,
+    "sampler_name": "ddim",
+    "scheduler": "simple",
+    "denoise": 1.0,
+}
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of a workflow: class, place and size on the page, values of widgets and links."""
+
+    kind: str
+    box: tuple[int, int, int, int]  # x, y, width, height
+    values: Mapping[str, Any]
+    title: str = ""
+
+
+def node(kind: str, box: tuple[int, int, int, int], title: str = "", **values: Any) -> Node:
+    return Node(kind, box, values, title)
+
+
+def picture(
+    prefix: str, x: int, y: int, model: tuple[str, int], clip: tuple[str, int], prompt: str, title: str = ""
+) -> dict[str, Node]:
+    """Prompt, sampler, decoder and the saved, enlarged picture in one row, 340 high, behind :func:`start`."""
+    names = {k: f"{prefix}_{k}" for k in ("prompt", "sampler", "decode", "larger", "save")}
+    return {
+        names["prompt"]: node("CLIPTextEncode", (x, y, 330, 110), title, clip=clip, text=prompt),
+        names["sampler"]: node(
+            "KSampler",
+            (x + 360, y, 290, 270),
+            model=model,
+            positive=(names["prompt"], 0),
+            negative=("negative", 0),
+            latent_image=("size", 0),
+            **SAMPLER,
+        ),
+        names["decode"]: node(
+            "VAEDecode", (x, y + 160, 200, 50), samples=(names["sampler"], 0), vae=("demo", 2)
+        ),
+        names["larger"]: node(
+            "ImageScaleBy",
+            (x, y + 250, 290, 82),
+            "Upscale Image By 4, to see it",
+            image=(names["decode"], 0),
+            upscale_method="bicubic",
+            scale_by=4.0,
+        ),
+        names["save"]: node(
+            "SaveImage",
+            (x + 680, y, 300, 330),
+            images=(names["larger"], 0),
+            filename_prefix=f"spectral/{prefix}",
+        ),
+    }
+
+
+def start(x: int, y: int) -> dict[str, Node]:
+    """The demo model, the empty prompt and the size."""
+    return {
+        "demo": node(PREFIX + "LoadDemoModel", (x, y, 380, 330)),
+        "negative": node(
+            "CLIPTextEncode", (x, y + 380, 380, 90), "Negative prompt", clip=("demo", 1), text=""
+        ),
+        "size": node(
+            "EmptyLatentImage",
+            (x, y + 520, 380, 110),
+            "Empty Latent Image: 128 gives 64 x 64 pixels here",
+            width=128,
+            height=128,
+            batch_size=1,
+        ),
+    }
+
+
+def note(x: int, y: int, width: int, height: int, text: str) -> dict[str, Node]:
+    return {"note": node("MarkdownNote", (x, y, width, height), "Read me", text=text)}
+
+
+OWN_MODEL = (
+    "**With your own model.** In place of Load Demo Model:\n\n"
+    "- **SDXL**: Load Checkpoint. Empty Latent Image 1024, KSampler 25 steps, cfg 6.\n"
+    "- **Flux**: Load Diffusion Model, DualCLIPLoader (flux), Load VAE. Empty SD3 Latent Image 1024, 20 "
+    "steps, cfg "
+    "1, FluxGuidance 3.5.\n"
+    "- **Qwen-Image**: Load Diffusion Model, Load CLIP (qwen_image), Load VAE. Empty SD3 Latent Image "
+    "1328, 20 "
+    "steps, cfg 2.5.\n\n"
+)
+
+
+def own_model(x: int, y: int, more: str) -> dict[str, Node]:
+    """A note on how the same is done with the models of today; ``more``: what differs here."""
+    return {"own": node("MarkdownNote", (x, y, 380, 330), "SDXL, Flux, Qwen", text=OWN_MODEL + more)}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A workflow. inputs: (node, widget) that its app mode offers; outputs: nodes whose pictures it shows.
+
+    cover: nodes whose pictures make its cover, each with a word.
+    """
+
+    nodes: Mapping[str, Node]
+    inputs: tuple[tuple[str, str], ...] = ()
+    outputs: tuple[str, ...] = ()
+    cover: tuple[tuple[str, str], ...] = ()
