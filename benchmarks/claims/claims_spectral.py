@@ -20,6 +20,7 @@ from benchmarks.claims.fusing import (
     FAMILIES,
     NAMES,
     ROUNDS,
+    TUNED,
     TWO_ROUNDS,
     cell_name,
     distilled_name,
@@ -133,7 +134,10 @@ def fusion(figures: Figures) -> dict[str, Any]:
                 key: _mean(cells, lambda c, h=how, k=key: _over_concepts(c, h, k))
                 for key in ("fidelity", "crosstalk", "background", "similarity")
             }
-            drift = _mean(cells, lambda c, h=how: c[h]["drift"] if h in c else None)
+            whole = {
+                key: _mean(cells, lambda c, h=how, k=key: c[h].get(k) if h in c else None)
+                for key in ("drift", "leak", "together")
+            }
             least = _mean(cells, lambda c, h=how: _least_kept(c, h)) if how != "alone" else Mean(())
             rows.append(
                 [
@@ -144,7 +148,7 @@ def fusion(figures: Figures) -> dict[str, Any]:
                     read["crosstalk"].text(2),
                     read["background"].text(2),
                     read["similarity"].text(2),
-                    drift.text(),
+                    *(mean.text(2) for mean in whole.values()),
                 ]
             )
     return {
@@ -163,6 +167,8 @@ def fusion(figures: Figures) -> dict[str, Any]:
                 "background",
                 "similarity",
                 "drift",
+                "leak",
+                "two at once",
             ],
             rows,
         ),
@@ -238,7 +244,10 @@ def _targets(figures: Figures) -> list[Part]:
     for how in (CLOSED_FORM, DISTILLED):
         for family in ("foura", "spectral_a same columns", "spectral_a own columns"):
             found.append(replace(_all_kept(every, family, how), detail=True))
-    for family, others in (("lora", ("average", "subspaces", "sum")), ("foura", ("average", "sum"))):
+    for family, others in (
+        ("lora", ("average", TUNED, "subspaces", "sum")),
+        ("foura", ("average", TUNED, "sum")),
+    ):
         for other in others:
             what = f"{CLOSED_FORM} − {other} ({family})"
             found.append(_gain(every, (family, CLOSED_FORM), (family, other), what, True))

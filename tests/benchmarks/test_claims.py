@@ -19,7 +19,7 @@ from benchmarks.claims import __main__ as command
 from benchmarks.claims import capacity, claims_foura, claims_spectral, fusing, learning, report, styles
 from benchmarks.claims.figures import OPEN, OPPOSITE, SHOWS, Figures, Mean, interpolated
 from benchmarks.claims.lab import PROTOCOL, SMALL, Busy, Lab, Task
-from benchmarks.claims.measure import StyleMeter, diversity
+from benchmarks.claims.measure import CharacterMeter, StyleMeter, diversity
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,8 @@ def test_every_experiment_gives_numbers(folder: Path) -> None:
     fused = cells["fusing__spectral_a_own_columns__0"]
     assert set(fused["closed-form"]["concepts"]) == set(fusing.NAMES)
     assert all(0 <= v["fidelity"] <= 1 for v in fused["alone"]["concepts"].values())
+    assert all({"drift", "leak"} <= set(how) for how in fused.values() if "concepts" in how)
+    assert 0 <= fused["closed-form"]["together"] <= 1 and fused[fusing.TUNED]["weight"] > 0
     learned = cells["learning__character__lora__0"]
     assert (
         set(learned) >= {"0", "1", "3", "rate"} and learned["3"]["similarity"] != learned["0"]["similarity"]
@@ -243,3 +245,21 @@ def test_photographs_need_a_picture_for_every_caption(tmp_path: Path) -> None:
     Image.new("RGB", (80, 80), "red").save(tmp_path / "a.png")
     ((picture, caption),) = Task("photos", "dog", learning.photo_folder(str(tmp_path))).pictures(7, 5)
     assert picture.size == (64, 64) and caption == "<dog>, on a sofa"
+
+
+def test_characters_are_judged_under_wordings_that_no_fusion_was_fitted_to() -> None:
+    setting = replace(SMALL, pictures=30)
+    meter = CharacterMeter(SimpleNamespace(setting=setting), ("bot", "fish"))
+    judged = meter.prompts("bot")
+    assert not {prompt for prompt, _ in judged} & set(fusing._prompts("bot"))
+    assert len(judged) == 12 and all(background in prompt for prompt, background in judged)
+    assert len({prompt for prompt, _ in judged}) == 12, "every wording with every background"
+
+
+def test_the_weight_of_a_sum_grows_until_the_best_is_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Certainty is greatest where all three adapters have a weight of 1.5 / 3."""
+    monkeypatch.setattr(fusing, "fuse", lambda adapters, method, weights: SimpleNamespace(adapter=weights[0]))
+    best = SimpleNamespace(names=("a",), certainty=lambda name, adapters: -abs(adapters[0] - 0.2))
+    assert fusing._best_weight(best, [None] * 3) == pytest.approx(3**-0.5 / 3)
+    most = SimpleNamespace(names=("a",), certainty=lambda name, adapters: adapters[0])
+    assert fusing._best_weight(most, [None] * 3) == pytest.approx(9), "and ends after seven"
