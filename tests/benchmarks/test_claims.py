@@ -51,7 +51,9 @@ def test_every_experiment_gives_numbers(folder: Path) -> None:
     fused = cells["fusing__spectral_a_own_columns__0"]
     assert set(fused["closed-form"]["concepts"]) == set(fusing.NAMES)
     assert all(0 <= v["fidelity"] <= 1 for v in fused["alone"]["concepts"].values())
-    assert all({"drift", "leak"} <= set(how) for how in fused.values() if "concepts" in how)
+    assert all(
+        {"drift", "leak"} <= set(how) for how in fused.values() if isinstance(how, dict) and "concepts" in how
+    )
     assert 0 <= fused["closed-form"]["together"] <= 1 and fused[fusing.TUNED]["weight"] > 0
     learned = cells["learning__character__lora__0"]
     assert (
