@@ -19,7 +19,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -34,9 +36,11 @@ from spectral_core.demo.concepts import BACKGROUNDS
 from spectral_core.fusion import Fused, fuse
 from spectral_core.fusion.rounds import fuse_in_rounds
 from spectral_core.pipelines import apply, generate
-from spectral_core.pipelines.distil import DISTIL, DistilJob, distil
+from spectral_core.pipelines.distil import DistilJob, distil
 from spectral_core.statistics.collect import collect, modules_of
 from spectral_core.statistics.moments import Statistics
+from spectral_core.training.engine.named_run import Output
+from spectral_core.training.objectives.distillation import DISTIL
 
 NAMES = ("bot", "fish", "imp")
 GUIDED = "closed-form, statistics under guidance"
@@ -224,7 +228,9 @@ def _distilled(lab: Lab, family: str, seed: int) -> dict[str, Any]:
             size=SIZE,
         )
         started = time.process_time()
-        done = distil(lab.pipe, first.adapter, adapters, prompts, job, config)
+        with TemporaryDirectory() as folder:
+            output = Output(Path(folder), "distilled", checkpoint_every=0)
+            done = distil(lab.pipe, first.adapter, adapters, prompts, job, config, output)
         seconds = time.process_time() - started
         read = _read(meter, replace(first, adapter=done.adapter), shown and f"{shown}{fusion}")
         found[fusion] = {**read, "retention": None, "seconds": seconds}

@@ -36,12 +36,13 @@ from spectral_core.files import adapter_file as fileformat
 from spectral_core.maths.svd_cache import SVDCache
 from spectral_core.methods import MethodConfig
 from spectral_core.pipelines import apply, generate, load_pipeline
-from spectral_core.pipelines.concept import basis_source, diffusion_of, encode_pictures
 from spectral_core.pipelines.conditioning import CaptionCache
-from spectral_core.pipelines.loading import quiet_libraries
+from spectral_core.pipelines.dataset import encode_pictures
+from spectral_core.pipelines.loading import diffusion_of, quiet_libraries
 from spectral_core.pipelines.tokens import TokenRows, initial_rows
 from spectral_core.training.config.config import TrainConfig
 from spectral_core.training.data.order import Order
+from spectral_core.training.engine.columns import basis_source
 from spectral_core.training.engine.loop import Setup, evaluation_loss, train
 
 MODEL = Path(__file__).resolve().parents[2] / "demo_model"
