@@ -36,9 +36,8 @@ if TYPE_CHECKING:
     from .pipelines.distil import distil
     from .pipelines.job import Job
     from .pipelines.loading import load_pipeline
-    from .pipelines.train import train_adapter
+    from .pipelines.train import Output, train_adapter
     from .training.config.config import TrainConfig
-    from .training.engine.named_run import Output
 
 __version__ = "0.1.0"
 
@@ -98,7 +97,7 @@ _HOMES = {
     "train_adapter": ".pipelines.train",
     "Job": ".pipelines.job",
     "TrainConfig": ".training.config.config",
-    "Output": ".training.engine.named_run",
+    "Output": ".pipelines.train",
 }
 
 

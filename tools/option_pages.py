@@ -22,8 +22,8 @@ MISTAKES = {
     "Optimiser": (
         "**Nothing is learned.** A rate of another method or model. Leave learning_rate at 0.",
         "**The loss explodes.** The run stops and keeps its last good state. Lower learning_rate.",
-        "**schedulefree, prodigy** are packages of their own; the error says how to install them. prodigy "
-        "finds the rate itself: leave learning_rate at 0.",
+        "**schedulefree, prodigy, adamw8bit** need packages of their own; the error says how to install "
+        "them. prodigy finds the rate itself: leave learning_rate at 0.",
     ),
     "NoiseAndLoss": (
         "**min-snr on a flow model.** It is for models with a noise schedule; the error says so.",

@@ -68,9 +68,12 @@ def rotation(rank: int) -> Recipe:
 
 
 def foura(transform: str, gate: str, rank: int = RANK) -> Recipe:
-    """At the rate of its own sweep, with and without its gate."""
+    """The gate trains at the adapter's rate: one sweep for each transform and rank, with the gate."""
     name = f"foura {transform} {gate}" + ("" if rank == RANK else f" rank {rank}")
-    return Recipe(name, lambda _: FouRAConfig(rank, transform=transform, gate=gate), 3e-3)
+    like = (
+        lora(RANK) if transform == "none" else foura(transform, "adaptive", rank) if gate == "none" else None
+    )
+    return Recipe(name, lambda _: FouRAConfig(rank, transform=transform, gate=gate), 3e-3, like)
 
 
 ABLATION: Mapping[str, Recipe] = {
@@ -81,7 +84,10 @@ ABLATION: Mapping[str, Recipe] = {
         *(foura(transform, "none") for transform in TRANSFORMS[1:]),
     ]
 }
+TOP = Recipe("spectral_a top", _columns("top"), 3e-3)
 COLUMNS: Mapping[str, Recipe] = {
-    place: Recipe(f"spectral_a {place}", _columns(place), 3e-3)
-    for place in ("top", "bottom", "middle", "random")
+    "top": TOP,
+    "bottom": Recipe("spectral_a bottom", _columns("bottom"), 3e-3),
+    "middle": Recipe("spectral_a middle", _columns("middle"), 3e-3, TOP),
+    "random": Recipe("spectral_a random", _columns("random"), 3e-3, TOP),
 }

@@ -5,7 +5,7 @@ same fidelity, with and without preservation; see docs/evidence.md.
 
 Everything is the embedded model and the command's own path: twelve pictures of a character with a new word,
 all layers of the three block groups, batch 4. ``fidelity``: the relative decrease of the loss on twelve other
-pictures of the character. ``drift``: Σ(F − F₀)²/ΣF₀² of the predictions with and without the adapter, over 16
+pictures of the character. ``drift``: Σ(F − F₀)²/ΣF₀² of the predictions with and without the adapter, over 12
 drawings of scenes in combinations that nothing was trained on, under their own captions, at 4 noise levels.
 ``drawn``: the root mean square difference, in grey levels of 255, of pictures drawn with and without the
 adapter under those captions from the same noise. At equal fidelity: where the run with the lower fidelity
@@ -32,15 +32,15 @@ from benchmarks.quality.learning_rates import draw
 from demo_model.draw import SHAPES, draw_scene, full_caption, random_scene
 from spectral_core.demo.run import EMBEDDED_TARGETS, open_model
 from spectral_core.pipelines import generate
+from spectral_core.pipelines.concept import diffusion_of, encode_pictures
 from spectral_core.pipelines.conditioning import encode
-from spectral_core.pipelines.dataset import encode_dataset, encode_pictures, find_dataset
+from spectral_core.pipelines.dataset import encode_dataset, find_dataset
 from spectral_core.pipelines.job import Job
-from spectral_core.pipelines.loading import diffusion_of
 from spectral_core.pipelines.train import Output, train_adapter
 from spectral_core.training.config.config import TrainConfig
 
 CONCEPT, WORD, CLASS = "bot", "<bot>", "square"
-SCENES, LEVELS, EVERY, DRAWN = 16, 4, 20, 8
+SCENES, LEVELS, EVERY, DRAWN = 12, 4, 20, 6
 OF_ITS_WORLD = tuple(
     f"a {colour} {shape} on a {background} background"
     for colour, shape, background in zip(

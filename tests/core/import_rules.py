@@ -35,6 +35,7 @@ OPTIONAL = {
     "accelerate": {"training", "pipelines"},
     "huggingface_hub": {"pipelines"},
     "schedulefree": {"training"},
+    "bitsandbytes": {"training"},
     "prodigyopt": {"training"},
 }
 PICKLES = frozenset({"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"})

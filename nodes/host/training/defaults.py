@@ -14,7 +14,7 @@ from .start import family_of
 _SIZES = {"sd1": 512, "sd2": 512, "sdxl": 1024}
 _SIZE = 1024  # of the families of today
 _VIDEO_SIZE = 512  # a frame more or less is not what memory allows
-_RATED = ("adamw", "adafactor", "schedulefree")  # the optimisers that the usual rates are for
+_RATED = ("adamw", "adafactor", "schedulefree", "adamw8bit")  # the optimisers that the usual rates are for
 GUIDANCE = 4.0
 
 

@@ -10,7 +10,7 @@ from ...errors import SpectralAdapterError
 from .schedules import ScheduleName, rate_factor
 from .setting import check_settings, setting
 
-Optimiser = Literal["adamw", "adafactor", "sgd", "schedulefree", "prodigy"]
+Optimiser = Literal["adamw", "adafactor", "sgd", "schedulefree", "prodigy", "adamw8bit"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Checkpointing = Literal["none", "selective", "full"]
 Timesteps = Literal["uniform", "logit-normal"]
@@ -91,7 +91,7 @@ class TrainConfig:
     )
     optimiser: Optimiser = setting(
         "adamw",
-        "How improvements are computed. schedulefree and prodigy need their Python packages.",
+        "How improvements are computed. schedulefree, prodigy and adamw8bit need their Python packages.",
         "optimiser",
     )
     betas: tuple[float, float] = setting(

@@ -154,6 +154,17 @@ def _prodigy(groups_: list[dict[str, Any]], config: TrainConfig) -> torch.optim.
     return optimiser
 
 
+def _adamw8bit(groups_: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW whose averages are of 8 bits, quantised in blocks (Dettmers et al., ICLR 2022, arXiv 2110.02861);
+    those of tensors below 4096 numbers stay as they are."""
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise _missing("adamw8bit", "bitsandbytes") from error
+    optimiser: torch.optim.Optimizer = AdamW8bit(groups_, betas=config.betas)
+    return optimiser
+
+
 def _missing(name: str, package: str) -> SpectralAdapterError:
     return SpectralAdapterError(
         f"optimiser {name!r}: the package {package} is not installed; install it with 'pip install "
@@ -167,6 +178,7 @@ BUILDERS: dict[str, Callable[[list[dict[str, Any]], TrainConfig], torch.optim.Op
     "sgd": _sgd,
     "schedulefree": _schedulefree,
     "prodigy": _prodigy,
+    "adamw8bit": _adamw8bit,
 }
 
 

@@ -136,7 +136,8 @@ def _remove(path: Path) -> None:
 
 
 def pack_optimiser(optimiser: torch.optim.Optimizer) -> State:
-    """``<parameter>.<name>`` and ``group<i>.<name>``: tensors as tensors, everything else as JSON."""
+    """``<parameter>.<name>`` and ``group<i>.<name>``: tensors as tensors, also those of a table as
+    ``<parameter>.<table>.<name>``, everything else as JSON."""
     full = optimiser.state_dict()
     found = State(values={"state": {}, "groups": []})
     for index, entries in full["state"].items():
@@ -144,6 +145,8 @@ def pack_optimiser(optimiser: torch.optim.Optimizer) -> State:
         for key, value in entries.items():
             if isinstance(value, Tensor):
                 found.tensors[f"{index}.{key}"] = value
+            elif isinstance(value, Mapping) and all(isinstance(v, Tensor) for v in value.values()):
+                found.tensors |= {f"{index}.{key}.{name}": v for name, v in value.items()}
             else:
                 plain[key] = value
         found.values["state"][str(index)] = plain
@@ -172,6 +175,9 @@ def unpack_optimiser(optimiser: torch.optim.Optimizer, packed: State) -> None:
         owner, key = name.split(".", 1)
         if owner.startswith("group"):
             groups[int(owner.removeprefix("group"))][key] = tensor
+        elif "." in key:
+            table, inner = key.split(".", 1)
+            state[int(owner)].setdefault(table, {})[inner] = tensor
         else:
             state[int(owner)][key] = tensor
     optimiser.load_state_dict({"state": state, "param_groups": groups})

@@ -18,6 +18,7 @@ from spectral_core.files import writing as safewrite
 from spectral_core.methods import FouRAConfig, LoRAConfig, MethodConfig
 from spectral_core.training.config.config import OPTIMISERS, TrainConfig
 from spectral_core.training.data.folder import Order
+from spectral_core.training.engine import optim
 from spectral_core.training.engine.loop import train
 from spectral_core.training.engine.trainer import Trainer
 from spectral_core.training.runs import checkpoint
@@ -27,7 +28,7 @@ from spectral_core.training.runs.outcome import TrainResult
 from spectral_core.training.runs.place import Run, locked, take_place
 from tests.core.training.training_toy import CONFIGS, Toy
 
-PACKAGES = {"schedulefree": "schedulefree", "prodigy": "prodigyopt"}
+PACKAGES = {"schedulefree": "schedulefree", "prodigy": "prodigyopt", "adamw8bit": "bitsandbytes"}
 
 
 def settings(**changes: Any) -> TrainConfig:
@@ -78,6 +79,43 @@ def test_ten_steps_and_ten_resumed_are_twenty(method: MethodConfig, optimiser: s
     assert second.resumed_at == 10 and second.losses == full.losses
     assert toy.digest == expected
     assert (second.gates is None) == (full.gates is None) and second.gates == full.gates
+
+
+def test_averages_of_a_byte_are_resumed_to_the_bit(tmp_path: Path) -> None:
+    """Of parameters that are large enough to have such: a run that is not broken off ends alike."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: no optimiser of 8 bits")
+    config = settings(optimiser="adamw8bit")
+
+    def begun() -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
+        values = torch.randn(32, 256, generator=torch.Generator().manual_seed(1))
+        parameter = torch.nn.Parameter(values)
+        group = optim.Group("adapter", (parameter,), 1e-2, 0.01)
+        return parameter, optim.build([group], config)[0]
+
+    def step(parameter: torch.nn.Parameter, optimiser: torch.optim.Optimizer, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        parameter.grad = parameter.detach() + torch.randn(parameter.shape, generator=generator)
+        optimiser.step()
+
+    whole, its = begun()
+    for seed in range(6):
+        step(whole, its, seed)
+    first, its = begun()
+    for seed in range(3):
+        step(first, its, seed)
+    packed = checkpoint.pack_optimiser(its)
+    assert {v.dtype for v in packed.tensors.values()} >= {torch.uint8}, "its averages take a byte"
+    path = checkpoint.write(
+        checkpoint.State({**packed.tensors, "parameter": first.detach()}, packed.values), tmp_path, 3
+    )
+    read = checkpoint.read(path)
+    second, its = begun()
+    with torch.no_grad():
+        second.copy_(read.tensors.pop("parameter"))
+    checkpoint.unpack_optimiser(its, read)
+    for seed in range(3, 6):
+        step(second, its, seed)
+    assert torch.equal(second, whole)
 
 
 def test_every_part_of_the_state_is_resumed(tmp_path: Path) -> None:

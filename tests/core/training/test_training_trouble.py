@@ -123,10 +123,12 @@ def test_settings_that_do_not_fit_together() -> None:
 
 def test_optimisers_that_are_not_installed_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     groups = optim.groups(Toy(LoRAConfig(2)).attachment.named_parameters(), (), TrainConfig(), "lora")
-    for package in ("schedulefree", "prodigyopt"):
+    for package in ("schedulefree", "prodigyopt", "bitsandbytes.optim"):
         monkeypatch.setitem(__import__("sys").modules, package, None)
     monkeypatch.delattr(torch.optim, "Adafactor", raising=False)
-    for name, wanted in (("schedulefree", "pip install schedulefree"), ("prodigy", "pip install prodigyopt")):
+    packages = (("schedulefree", "schedulefree"), ("prodigy", "prodigyopt"), ("adamw8bit", "bitsandbytes"))
+    for name, package in packages:
+        wanted = f"pip install {package}"
         with pytest.raises(SpectralAdapterError, match=wanted):
             optim.build(groups, TrainConfig(optimiser=name))
     with pytest.raises(SpectralAdapterError, match=r"torch .* has none"):
