@@ -1,6 +1,6 @@
 """FouRA's gate at its defaults: does it decide, what does it gain, what does freezing lose?
 
-    python -m benchmarks.quality.gates [--groups main low long rank columns transform] [--seeds 0 1 2 3 4]
+    python -m benchmarks.quality.gates [--groups main "rank 32" transform columns …] [--seeds 0 1 2 3 4]
 
 Every cell trains on thirty drawings of the style ``poster`` (embedded model, all layers of the three block
 groups, 4 pictures a step, AdamW, cosine) and measures the loss on 8 others at 8 noise levels, fixed noise.
@@ -13,11 +13,11 @@ and several share the work.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -31,6 +31,7 @@ from benchmarks.claims.judge import as_tensor
 from benchmarks.claims.lab import FULL, HELD_OUT_SEED, SIZE, Busy, Lab, Recipe, Shown, Task
 from benchmarks.claims.recipes import COLUMNS, RANK, block
 from benchmarks.common import finish
+from benchmarks.quality.muon import in_place_of_adamw
 from spectral_core.attach.attaching import attach
 from spectral_core.errors import SpectralAdapterError
 from spectral_core.methods import FouRAConfig, LoRAConfig, MethodConfig
@@ -59,12 +60,14 @@ class Cell:
     rank: int = RANK
     freeze: bool = False
     gate_rate: float = 0.0
+    optimiser: str = ""
 
     def key(self, seed: int) -> str:
         return (
             f"{self.adapter} r{self.rank} {self.rate:g} {self.steps}"
             + (" freeze" if self.freeze else "")
             + (f" gate {self.gate_rate:g}" if self.gate_rate else "")
+            + (f" {self.optimiser}" if self.optimiser else "")
             + f" seed {seed}"
         )
 
@@ -87,14 +90,24 @@ def _three(group: str, rate: float, steps: int = 150, rank: int = RANK) -> list[
 
 
 GROUPS: dict[str, list[Cell]] = {
-    "main": [*_three("main", 3e-3), Cell("main", "lora", 9.5e-3)],
-    "freeze": [Cell("freeze", "dct adaptive", 3e-3, freeze=True)],
-    "transform": [Cell("transform", "none adaptive", 3e-3)],
+    "main": [*_three("main", 3e-3), *_three("main", 9.5e-3)],
+    "rank 32": [*_three("rank 32", 3e-3, rank=32), Cell("rank 32", "lora", 9.5e-3, rank=32)],
+    "300 steps": _three("300 steps", 3e-3, 300),
+    "600 steps": _three("600 steps", 3e-3, 600),
+    "rank 64": _three("rank 64", 3e-3, rank=64),
     "low": _three("low", 1e-3),
-    "long": _three("long", 3e-3, 600),
-    "rank": _three("rank", 3e-3, rank=32),
+    "freeze": [Cell("freeze", "dct adaptive", 3e-3, freeze=True)],
+    "transform": [
+        *(Cell("transform", "none adaptive", 3e-3, rank=rank) for rank in (RANK, 32)),
+        *(Cell("transform", name, rate) for name in ("dct none", "lora") for rate in (3e-3, 9.5e-3)),
+        *(
+            Cell("transform", name, rate, optimiser="muon")
+            for name in ("dct none", "lora")
+            for rate in (9.5e-3, 3e-2)
+        ),
+    ],
     "gate rate": [Cell("gate rate", "dct adaptive", 3e-3, gate_rate=k / 150) for k in (3, 6, 24)],
-    "columns": [Cell("columns", place, rate) for place in COLUMNS for rate in (9.5e-4, 3e-3, 9.5e-3)],
+    "columns": [Cell("columns", place, rate) for place in PLACES for rate in (1e-3, 3e-3, 1e-2)],
 }
 
 
@@ -158,7 +171,8 @@ def measured(lab: Lab, cell: Cell, seed: int) -> dict[str, Any]:
         )
         started = time.process_time()
         try:
-            result = train(setup, config, adapter.methods[0])
+            with in_place_of_adamw() if cell.optimiser == "muon" else nullcontext():
+                result = train(setup, config, adapter.methods[0])
         except SpectralAdapterError as error:
             return {"held_out": None, "error": str(error)}
         found: dict[str, Any] = {"seconds": time.process_time() - started}
@@ -178,11 +192,12 @@ def measured(lab: Lab, cell: Cell, seed: int) -> dict[str, Any]:
 
 
 def paired(one: Sequence[float], other: Sequence[float]) -> str:
-    """Mean difference and its t."""
+    """Mean difference, its t, and the smallest that would have shown (t = 2)."""
     gaps = [a - b for a, b in zip(one, other, strict=True)]
     if len(gaps) < 2 or stdev(gaps) == 0:
         return f"{fmean(gaps):+.4f}"
-    return f"{fmean(gaps):+.4f}, t = {fmean(gaps) / (stdev(gaps) / math.sqrt(len(gaps))):.1f}"
+    error = stdev(gaps) / math.sqrt(len(gaps))
+    return f"{fmean(gaps):+.4f}, t = {fmean(gaps) / error:.1f}, visible from {2 * error:.4f}"
 
 
 def rows_of(cells: dict[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]:
@@ -205,11 +220,12 @@ def rows_of(cells: dict[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]
                     f"{fmean(v):.2f}" for v in zip(*(k["levels"] for k in known), strict=True)
                 )
                 row["against frozen"] = paired(losses, [k["frozen"] for k in known])
+            row["by seed"] = {s: round(k["held_out"], 4) for s, k in zip(there, known, strict=True)}
             for other in planned:
                 both = [s for s in there if (cells.get(other.key(s)) or {}).get("held_out") is not None]
-                if other is not cell and "adaptive" in cell.adapter and both:
+                if other is not cell and ("adaptive" in cell.adapter or group == "columns") and both:
                     pairs = ([cells[c.key(s)]["held_out"] for s in both] for c in (cell, other))
-                    row[f"against {other.adapter} {other.rate:g}"] = paired(*pairs)
+                    row[f"against {other.key(0).removesuffix(' seed 0')}"] = paired(*pairs)
             rows.append(row)
     return rows
 
@@ -219,6 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--folder", type=Path, default=Path("adapters/.gates"), help="of the kept cells")
+    parser.add_argument("--known", action="store_true", help="make nothing, write what is kept")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--name", default=NAME, help="of the result file")
     options = parser.parse_args(arguments)
@@ -229,8 +246,12 @@ def main(arguments: list[str] | None = None) -> int:
         for group in options.groups:
             for cell in GROUPS[group]:
                 key = cell.key(seed)
-                with contextlib.suppress(Busy):
-                    cells[key] = lab.cell(key.replace(" ", "_"), lambda c=cell, s=seed: measured(lab, c, s))
+                name = key.replace(" ", "_")
+                if options.known:
+                    cells[key] = lab.known(name)
+                    continue
+                with suppress(Busy):
+                    cells[key] = lab.cell(name, lambda c=cell, s=seed: measured(lab, c, s))
                     print(key, cells[key], file=sys.stderr, flush=True)
     rows = rows_of(cells, options.seeds)
     settings = {"groups": options.groups, "seeds": options.seeds}
