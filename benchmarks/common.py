@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -146,16 +147,31 @@ def kept_for_backward(module: torch.nn.Module, step: Callable[[], object]) -> in
 
 @dataclass(frozen=True)
 class Target:
-    """A figure that has to stay on one side of a limit: ``figure op limit``."""
+    """A figure that has to stay on one side of a limit: ``figure op limit``.
+
+    spread: the quartiles around the figure, where it is the median of several.
+    """
 
     name: str
     figure: float
     limit: float
     op: str = "<="
+    spread: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.op not in COMPARISONS:
             raise ValueError(f"{self.name}: comparison {self.op!r} is none of {', '.join(COMPARISONS)}")
+
+    @classmethod
+    def of(cls, name: str, found: Spread, limit: float, op: str = "<=") -> Target:
+        """The median as the figure."""
+        return cls(name, found.median, limit, op, (found.low, found.high))
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> Target:
+        """From a result file."""
+        spread = (stored["low"], stored["high"]) if "low" in stored else None
+        return cls(stored["name"], stored["figure"], stored["limit"], stored["op"], spread)
 
     @property
     def holds(self) -> bool:
@@ -169,7 +185,7 @@ class Target:
             "op": self.op,
             "limit": self.limit,
             "holds": self.holds,
-        }
+        } | ({} if self.spread is None else {"low": self.spread[0], "high": self.spread[1]})
 
 
 def versions() -> dict[str, str]:
@@ -248,6 +264,7 @@ def finish(
         print("\n" + table([target.as_dict() for target in targets]))
     report = {
         "benchmark": name,
+        "date": date.today().isoformat(),
         "machine": machine(),
         "versions": versions(),
         "settings": dict(settings or {}),

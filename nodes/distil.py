@@ -180,14 +180,14 @@ class DistilAdapters:
             seed=seed,
         )
         job = distil.Job(
-            run_name.strip(),
-            config,
-            samples,
-            sample_steps,
-            sample_cfg,
-            _preserved(preserve),
-            precision,
-            checkpoint_every,
+            run_name=run_name.strip(),
+            config=config,
+            samples=samples,
+            sample_steps=sample_steps,
+            cfg=sample_cfg,
+            preserve=_preserved(preserve),
+            precision=precision,
+            checkpoint_every=checkpoint_every,
         )
         done = distil.run(
             job,

@@ -71,7 +71,7 @@ class TrainAdapter:
         adapter: Any = None,
         options: Any = None,
     ) -> dict[str, Any]:
-        from .host.training import named_run as training
+        from .host.training import run as training
 
         widgets = {
             "images": _first(images),
@@ -162,33 +162,31 @@ def shown(done: Any, steps: int) -> dict[str, Any]:
     from .host.files import paths
     from .host.training import progress as training_progress
 
-    known = [loss for loss in done.losses if math.isfinite(loss)] or [0.0]
-    title = f"{done.name}: loss of {len(done.losses)} steps"
-    picture = training_progress.curve(known, title, held_out=done.held_out)
+    losses, name = done.result.losses, done.place.name
+    known = [loss for loss in losses if math.isfinite(loss)] or [0.0]
+    title = f"{name}: loss of {len(losses)} steps"
+    picture = training_progress.curve(known, title, held_out=done.result.held_out)
     report = report_of(done, steps, paths.below_output(done.path), summary_text(done.adapter))
-    return results.shown(report, done.adapter, pictures.to_image(picture), report, spectral_run=(done.name,))
+    return results.shown(report, done.adapter, pictures.to_image(picture), report, spectral_run=(name,))
 
 
 def report_of(done: Any, steps: int, file: str, summary: str) -> str:
     """What the node says about a finished run."""
-    few = max(1, len(done.losses) // 10)
+    losses, name = done.result.losses, done.place.name
+    few = max(1, len(losses) // 10)
     lines = []
     if done.reused:
-        lines.append(
-            f"run {done.name} was finished before: nothing was trained. Another run_name trains anew"
-        )
+        lines.append(f"run {name} was finished before: nothing was trained. Another run_name trains anew")
     else:
-        resumed = f", resumed at step {done.resumed_at}" if done.resumed_at else ""
-        lines.append(f"run {done.name}: {steps} steps in {done.seconds:.0f} s{resumed}")
+        resumed = f", resumed at step {done.result.resumed_at}" if done.result.resumed_at else ""
+        lines.append(f"run {name}: {steps} steps in {done.result.seconds:.0f} s{resumed}")
     lines.append(f"saved as {file}")
-    if done.losses:
-        first, last = (sum(part) / few for part in (done.losses[:few], done.losses[-few:]))
+    if losses:
+        first, last = (sum(part) / few for part in (losses[:few], losses[-few:]))
         lines.append(f"loss {first:.4f} at first, {last:.4f} at last (means of {few} steps)")
-    if done.held_out:
-        step, last = list(done.held_out.items())[-1]
-        best = min(done.held_out, key=lambda at: done.held_out[at])
-        lines.append(
-            f"held-out loss {last:.4f} at step {step}, lowest {done.held_out[best]:.4f} at step {best}"
-        )
+    if held_out := done.result.held_out:
+        step, last = list(held_out.items())[-1]
+        best = min(held_out, key=lambda at: held_out[at])
+        lines.append(f"held-out loss {last:.4f} at step {step}, lowest {held_out[best]:.4f} at step {best}")
     lines += [f"note: {note}" for note in done.notes[:_SHOWN_NOTES]]
     return results.lines(*lines, summary)

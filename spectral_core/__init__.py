@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from .pipelines.distil import distil
     from .pipelines.job import Job
     from .pipelines.loading import load_pipeline
-    from .pipelines.train import Output, train_adapter
+    from .pipelines.train import train_adapter
     from .training.config.config import TrainConfig
+    from .training.engine.named_run import Output
 
 __version__ = "0.1.0"
 
@@ -97,7 +98,7 @@ _HOMES = {
     "train_adapter": ".pipelines.train",
     "Job": ".pipelines.job",
     "TrainConfig": ".training.config.config",
-    "Output": ".pipelines.train",
+    "Output": ".training.engine.named_run",
 }
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from spectral_core.pipelines.job import Job
-from spectral_core.pipelines.train import Output
 from spectral_core.training.config.config import TrainConfig
 from spectral_core.training.config.setting import Setting, settings_of
+from spectral_core.training.engine.named_run import Output
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "training.md"
 BEGIN, END = "<!-- settings -->\n", "<!-- /settings -->\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from spectral_core.attach.targets import find_targets
 from spectral_core.maths.layers import LayerShape
 from spectral_core.maths.lowrank import delta
 from spectral_core.maths.svd import Columns, select_columns
-from spectral_core.methods import LoRAConfig, SpectralAConfig, SpectralRConfig, method_of
+from spectral_core.methods import FouRAConfig, LoRAConfig, SpectralAConfig, SpectralRConfig, method_of
 
 Cells = list[tuple[str, Callable[[], Mapping[str, Any]]]]
 BUDGETS = (rotation(4), rotation(16), rotation(32), lora(1), lora(2), lora(RANK))
@@ -56,6 +57,27 @@ def _learned(lab: Lab, recipe: Recipe, seed: int) -> dict[str, Any]:
 def exact_cells(lab: Lab) -> Cells:
     """What can be computed without training: rank capacity and the singular values under rotation."""
     return [("exact", lambda: {"rank_capacity": _rank_capacity(lab), "rotation": _rotation(lab)})]
+
+
+def cost_cells(lab: Lab) -> Cells:
+    """What gates add to Stable Diffusion 1.5's parameters, counted on its shapes."""
+    return [("cost", _cost)]
+
+
+def _cost() -> dict[str, Any]:
+    from benchmarks.speed.unet import sd15_unet
+
+    with torch.device("meta"):
+        unet = sd15_unet()
+    shapes = [LayerShape.of(w) for w in find_targets(unet, "unet", "attention")[0].values()]
+    gates = {}
+    for rank in (8, 64):
+        config = FouRAConfig(rank)
+        method = method_of(config)
+        trained = {name for name in method.trainable(config) if name.startswith("gate.")}
+        sizes = [method.tensor_shapes(config, shape) for shape in shapes]
+        gates[str(rank)] = sum(math.prod(size[name]) for size in sizes for name in trained)
+    return {"base": sum(p.numel() for p in unet.parameters()), "gates": gates}
 
 
 def _weights(lab: Lab) -> dict[str, torch.Tensor]:

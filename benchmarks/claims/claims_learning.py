@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.claims.figures import Figures, table
+from benchmarks.claims.figures import Figures, part, table
 from benchmarks.claims.learning import RECIPES, cell_name
 from spectral_core.plots import contact_sheet, line_plot
 
@@ -35,9 +35,11 @@ def learning(figures: Figures) -> dict[str, Any]:
     return {
         "claim": "Every method learns a concept",
         "paper": "–",
-        "ours": "similarity to the concept's own pictures, after the last step less before: "
-        + "; ".join(f"{what} {gain.text(2)}" for what, gain in verdicts),
-        "verdict": "; ".join(f"{what}: {gain.verdict()}" for what, gain in verdicts),
+        "parts": [
+            part(f"similarity gained, {what}", gain, 2, detail=KINDS["photos"] in what)
+            for what, gain in verdicts
+        ],
+        "cells": [cell_name("character", RECIPES[1].name, "{seed}")],
         "experiment": "learning",
         "table": table(["concept", "method", *(f"{s} steps" for s in steps)], rows),
         "picture": _picture(figures, series),

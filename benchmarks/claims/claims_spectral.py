@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from PIL import Image
 
 from benchmarks.claims.capacity import BUDGETS
-from benchmarks.claims.figures import NOT_RUN, OPPOSITE, SHOWS, Figures, Mean, few, table
+from benchmarks.claims.figures import NOT_RUN, OPEN, OPPOSITE, SHOWS, Figures, Mean, Part, few, part, table
 from benchmarks.claims.fusing import (
     DISTILLATIONS,
     DISTILLED,
     FAMILIES,
     NAMES,
     ROUNDS,
+    TUNED,
     TWO_ROUNDS,
     cell_name,
     distilled_name,
@@ -28,6 +32,8 @@ from benchmarks.common import RESULTS
 from spectral_core.plots import contact_sheet, line_plot
 
 KEPT = 0.9  # of each concept's own score
+ENOUGH = 0.8  # of LoRA's gain, with fewer parameters
+LEAST_LORA = 44_544  # parameters of rank 1 on all layers of the embedded model
 LORA = "lora"
 CLOSED_FORM = "closed-form"
 
@@ -56,10 +62,12 @@ def columns(figures: Figures) -> dict[str, Any]:
     return {
         "claim": "Spectral A: top columns learn more than LoRA, LoRA more than bottom columns",
         "paper": "GLUE 89.56 against 87.70, GSM8K 51.1 against 46.25",
-        "ours": f"decrease of held-out loss: top − LoRA {over_lora.text()}; "
-        f"LoRA − bottom {under_lora.text()}; top − bottom {over_bottom.text()}",
-        "verdict": f"top > LoRA: {over_lora.verdict()}; LoRA > bottom: {under_lora.verdict()}; "
-        f"top > bottom: {over_bottom.verdict()}",
+        "parts": [
+            part("loss taken, top − LoRA", over_lora),
+            part("loss taken, LoRA − bottom", under_lora),
+            part("loss taken, top − bottom", over_bottom),
+        ],
+        "cells": [places["middle"], places["random"]],
         "experiment": "columns",
         "table": table(["columns", "decrease of held-out loss", "style", "right", "diversity", "rate"], rows),
         "picture": None,
@@ -83,14 +91,21 @@ def budgets(figures: Figures) -> dict[str, Any]:
         style = figures.mean(name, lambda c: c[STYLE])
         rows.append([recipe.name, f"{parameters:,}", mean.text(), style.text(2), f"{cells[0]['rate']:g}"])
     smallest = figures.mean(_learned(lora(1).name), gain)
-    rotated = figures.mean(_learned(BUDGETS[1].name), gain)
+    parts = []
+    for recipe in BUDGETS[:2]:
+        name = _learned(recipe.name)
+        cells = list(figures.cells(name).values())
+        of = cells[0]["parameters"] / LEAST_LORA if cells else math.nan
+        rotated = figures.mean(name, gain)
+        less = figures.difference(name, _learned(lora(1).name), gain)
+        what = f"loss taken with 1/{1 / of:.0f} of rank 1's parameters" if cells else recipe.name
+        parts.append(Part(what, rotated.text(), less.seen(), _budget_verdict(rotated, smallest)))
     series = {name: tuple(zip(*sorted(line), strict=True)) for name, line in points.items() if line}
     return {
         "claim": "Spectral R learns a concept from far fewer parameters than LoRA's smallest",
         "paper": "1k to 20k parameters where LoRA starts at 273k",
-        "ours": f"decrease of held-out loss: {BUDGETS[1].name} {rotated.text()}; "
-        f"LoRA rank 1 {smallest.text()}",
-        "verdict": _budget_verdict(rotated, smallest),
+        "parts": [*parts, Part("loss taken by LoRA of rank 1", smallest.text())],
+        "cells": [],
         "experiment": "budgets",
         "table": table(["adapter", "parameters", "decrease of held-out loss", "style at 1", "rate"], rows),
         "picture": line_plot(
@@ -106,7 +121,7 @@ def _budget_verdict(rotated: Mean, smallest: Mean) -> str:
     if said := few(min(len(rotated.values), len(smallest.values))):
         return said
     share = rotated.mean / smallest.mean
-    return f"{SHOWS if share >= 0.8 else 'does not show'} ({share:.0%} of rank 1's gain)"
+    return f"{SHOWS if share >= ENOUGH else OPEN} ({share:.0%} of rank 1's gain)"
 
 
 def fusion(figures: Figures) -> dict[str, Any]:
@@ -119,7 +134,10 @@ def fusion(figures: Figures) -> dict[str, Any]:
                 key: _mean(cells, lambda c, h=how, k=key: _over_concepts(c, h, k))
                 for key in ("fidelity", "crosstalk", "background", "similarity")
             }
-            drift = _mean(cells, lambda c, h=how: c[h]["drift"] if h in c else None)
+            whole = {
+                key: _mean(cells, lambda c, h=how, k=key: c[h].get(k) if h in c else None)
+                for key in ("drift", "leak", "together")
+            }
             least = _mean(cells, lambda c, h=how: _least_kept(c, h)) if how != "alone" else Mean(())
             rows.append(
                 [
@@ -130,15 +148,14 @@ def fusion(figures: Figures) -> dict[str, Any]:
                     read["crosstalk"].text(2),
                     read["background"].text(2),
                     read["similarity"].text(2),
-                    drift.text(),
+                    *(mean.text(2) for mean in whole.values()),
                 ]
             )
-    target = _targets(figures)
     return {
         "claim": "Fused concepts keep their identities, at once",
         "paper": "better than FedAvg, Orthogonal Adaptation and 10 to 15 minutes of Gradient Fusion",
-        "ours": "; ".join(f"{t}: {v}" for t, v in target),
-        "verdict": "line by line",
+        "parts": _targets(figures),
+        "cells": [cell_name(family, "{seed}") for family in FAMILIES],
         "experiment": "fusing",
         "table": table(
             [
@@ -150,6 +167,8 @@ def fusion(figures: Figures) -> dict[str, Any]:
                 "background",
                 "similarity",
                 "drift",
+                "leak",
+                "two at once",
             ],
             rows,
         ),
@@ -209,50 +228,61 @@ def _fidelity(cell: Mapping[str, Any], how: str) -> float | None:
     return _over_concepts(cell, how, "fidelity")
 
 
-def _targets(figures: Figures) -> list[tuple[str, str]]:
-    """What the comparison was made for, line by line."""
-    found = []
-    lora = _cells(figures, "lora")
+def _targets(figures: Figures) -> list[Part]:
+    """What the comparison was made for; first the paper's own, fusion in own columns against the others."""
+    every = {family: _cells(figures, family) for family in FAMILIES}
+    spectral = ("spectral_a own columns", "spectral")
+    found = [
+        _gain(every, spectral, ("lora", "average"), "Spectral A in own columns − average of LoRAs"),
+        _gain(
+            every, spectral, ("orthogonal", "orthogonal"), "Spectral A in own columns − Orthogonal Adaptation"
+        ),
+        _gain(every, spectral, ("lora", "gradient"), "Spectral A in own columns − gradient fusion of LoRAs"),
+        _all_kept(every, "lora", CLOSED_FORM),
+        _all_kept(every, "lora", DISTILLED),
+    ]
     for how in (CLOSED_FORM, DISTILLED):
-        for family in ("lora", "foura", "spectral_a same columns", "spectral_a own columns"):
-            cells = [cell for cell in _cells(figures, family).values() if how in cell]
-            each = [fmean(column) for column in zip(*(_kept(c, how) for c in cells), strict=True)]
-            text = ", ".join(f"{n} {v:.2f}" for n, v in zip(NAMES, each, strict=False))
-            held = few(len(cells)) or ("holds" if min(each) >= KEPT else "does not hold")
-            found.append((f"{how} keeps at least {KEPT:.0%} of each concept ({family})", f"{text}: {held}"))
-    ours = _mean(lora, lambda c: _fidelity(c, CLOSED_FORM))
-    for other in ("average", "subspaces", "sum"):
-        theirs = _mean(lora, lambda c, o=other: _fidelity(c, o))
-        found.append((f"{CLOSED_FORM} above {other} (LoRA)", _apart(ours, theirs)))
-    foura = _cells(figures, "foura")
-    for other in ("average", "sum"):
-        both = (_mean(foura, lambda c, h=how: _fidelity(c, h)) for how in (CLOSED_FORM, other))
-        found.append((f"{CLOSED_FORM} above {other} (FouRA)", _apart(*both)))
-    orthogonal = _mean(_cells(figures, "orthogonal"), lambda c: _fidelity(c, "orthogonal"))
-    found.append((f"{CLOSED_FORM} (LoRA) above Orthogonal Adaptation", _apart(ours, orthogonal)))
+        for family in ("foura", "spectral_a same columns", "spectral_a own columns"):
+            found.append(replace(_all_kept(every, family, how), detail=True))
+    for family, others in (
+        ("lora", ("average", TUNED, "subspaces", "sum")),
+        ("foura", ("average", TUNED, "sum")),
+    ):
+        for other in others:
+            what = f"{CLOSED_FORM} − {other} ({family})"
+            found.append(_gain(every, (family, CLOSED_FORM), (family, other), what, True))
+    orthogonal = ("orthogonal", "orthogonal")
+    what = f"{CLOSED_FORM} (lora) − Orthogonal Adaptation"
+    found.append(_gain(every, ("lora", CLOSED_FORM), orthogonal, what, True))
     for better in (TWO_ROUNDS, DISTILLED):
-        pairs = [(_fidelity(c, better), _fidelity(c, CLOSED_FORM)) for c in lora.values()]
-        found.append((f"{better}, above {CLOSED_FORM} (LoRA)", _gain(pairs)))
-    own, same = (_cells(figures, f"spectral_a {kind} columns") for kind in ("own", "same"))
-    alike = ((how, how) for how in (CLOSED_FORM, TWO_ROUNDS, DISTILLED))
-    for ours_by, theirs_by in (("spectral", "sum"), *alike):
-        pairs = [(_fidelity(own[s], ours_by), _fidelity(same[s], theirs_by)) for s in own if s in same]
-        how = "" if ours_by == "spectral" else f", both by {ours_by}"
-        found.append((f"Spectral A in own columns above the same columns{how}", _gain(pairs)))
+        what = f"{better} − {CLOSED_FORM} (lora)"
+        found.append(_gain(every, ("lora", better), ("lora", CLOSED_FORM), what, True))
+    own, same = (f"spectral_a {kind} columns" for kind in ("own", "same"))
+    for ours, theirs in (("spectral", "sum"), *((how, how) for how in (CLOSED_FORM, TWO_ROUNDS, DISTILLED))):
+        found.append(_gain(every, (own, ours), (same, theirs), f"own − same columns, {ours}", True))
     return found
 
 
-def _gain(pairs: Sequence[tuple[float | None, float | None]]) -> str:
-    """The first minus the second, seed by seed."""
+Cells = Mapping[str, Mapping[int, Mapping[str, Any]]]
+
+
+def _gain(
+    every: Cells, ours: tuple[str, str], theirs: tuple[str, str], what: str, detail: bool = False
+) -> Part:
+    """Fidelity of one (family, fusion) less another's, seed by seed."""
+    one, other = every[ours[0]], every[theirs[0]]
+    pairs = [(_fidelity(one[s], ours[1]), _fidelity(other[s], theirs[1])) for s in one if s in other]
     gain = Mean(tuple(a - b for a, b in pairs if a is not None and b is not None))
-    return f"{gain.text(2)}: {gain.verdict()}"
+    return part(f"fidelity, {what}", gain, 2, detail=detail)
 
 
-def _apart(ours: Mean, theirs: Mean) -> str:
-    """Whether the worst seed of ours is above the best of theirs."""
-    said = f"{ours.text(2)} against {theirs.text(2)}"
-    seeds = min(len(ours.values), len(theirs.values))
-    return f"{said}: {few(seeds) or ('apart' if min(ours.values) > max(theirs.values) else 'overlapping')}"
+def _all_kept(every: Cells, family: str, how: str) -> Part:
+    """Each concept's fidelity over its own adapter's, the mean over the seeds."""
+    cells = [cell for cell in every[family].values() if how in cell]
+    each = [fmean(column) for column in zip(*(_kept(c, how) for c in cells), strict=True)]
+    text = ", ".join(f"{n} {v:.2f}" for n, v in zip(NAMES, each, strict=False))
+    held = few(len(cells)) or ("holds" if min(each) >= KEPT else "does not hold")
+    return Part(f"{how} keeps {KEPT:.0%} of each ({family})", text, "–", held)
 
 
 def capacity(figures: Figures) -> dict[str, Any]:
@@ -263,8 +293,15 @@ def capacity(figures: Figures) -> dict[str, Any]:
     return {
         "claim": "Spectral A of r columns reaches rank 2r, LoRA of the same size r",
         "paper": "lemma",
-        "ours": f"r = {RANK}, random parameters, all layers: {ranks}",
-        "verdict": SHOWS if holds else NOT_RUN if not ranks else OPPOSITE,
+        "parts": [
+            Part(
+                f"ranks at r = {RANK}",
+                str(ranks),
+                "exact",
+                SHOWS if holds else NOT_RUN if not ranks else OPPOSITE,
+            )
+        ],
+        "cells": [],
         "experiment": "exact",
         "table": "",
         "picture": None,
@@ -278,8 +315,15 @@ def rotation(figures: Figures) -> dict[str, Any]:
     return {
         "claim": "Rotating singular vectors keeps the singular values",
         "paper": "lemma",
-        "ours": f"largest change of a singular value, relative to the layer's largest: {change:.1e}",
-        "verdict": NOT_RUN if not exact else SHOWS if change < 1e-5 else OPPOSITE,
+        "parts": [
+            Part(
+                "largest relative change",
+                f"{change:.1e}",
+                "1e-5",
+                NOT_RUN if not exact else SHOWS if change < 1e-5 else OPPOSITE,
+            )
+        ],
+        "cells": [],
         "experiment": "exact",
         "table": "",
         "picture": None,
@@ -287,25 +331,60 @@ def rotation(figures: Figures) -> dict[str, Any]:
 
 
 def cost(figures: Figures) -> dict[str, Any]:
-    """Time and memory over LoRA, from the benchmarks of layers and of the whole network."""
+    """Time and memory over LoRA, and what gates cost: from the benchmarks of layers and of the network."""
     rows = []
+    found: dict[str, float] = {}
     for name in ("layers", "unet"):
         path = RESULTS / f"{name}.json"
         if path.exists():
             for target in json.loads(path.read_text(encoding="utf-8"))["targets"]:
+                found[target["name"]] = target["figure"]
                 held = "yes" if target["holds"] else "no"
                 rows.append(
                     [target["name"], f"{target['figure']:.3g}", f"{target['op']} {target['limit']:g}", held]
                 )
+    parts = []
+    for what in ("step time", "peak memory"):
+        if (figure := found.get(f"spectral a: {what} / peft lora")) is not None:
+            held = SHOWS if figure <= 1.05 else OPPOSITE
+            parts.append(Part(f"Spectral A, {what} / LoRA's", f"{figure:.3f}", "–", held))
+    gates = figures.lab.known("cost")
+    if gates is not None:
+        share = gates["gates"]["64"] / gates["base"]
+        held = SHOWS if share <= 3e-4 else OPPOSITE
+        parts.append(Part("gates of rank 64 / SD 1.5's parameters", f"{share:.3%}", "exact", held))
+    parts += frozen_saves(RESULTS / "layers.json")
     return {
         "claim": "Negligible runtime and memory over LoRA (Spectral A), and +0.02 % parameters (FouRA)",
         "paper": "bar charts; frozen gates halve FouRA's cost",
-        "ours": "see the table",
-        "verdict": "see the table",
-        "experiment": "layers, unet (benchmarks)",
+        "parts": parts,
+        "cells": [],
+        "experiment": "cost",
         "table": table(["figure", "measured", "wanted", "holds"], rows),
         "picture": None,
     }
+
+
+def frozen_saves(path: Path) -> list[Part]:
+    """How much of what adaptive FouRA adds to a layer's time is left with frozen gates, for each size."""
+    if not path.exists():
+        return []
+    added: dict[tuple[str, int], dict[str, float]] = {}
+    for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+        if row["rank"] == 64:
+            added.setdefault((row["pass"], row["size"]), {})[row["name"]] = row["ratio"] - 1
+    parts = []
+    for what in dict.fromkeys(kind for kind, _ in added):
+        left = [
+            sizes["foura dct frozen"] / sizes["foura dct adaptive"]
+            for (kind, _), sizes in added.items()
+            if kind == what and {"foura dct frozen", "foura dct adaptive"} <= set(sizes)
+        ]
+        if left:
+            text = " to ".join(dict.fromkeys(f"{v:.0%}" for v in (min(left), max(left))))
+            held = SHOWS if max(left) <= 0.55 else OPEN
+            parts.append(Part(f"time added with frozen gates / adaptive, {what}", text, "–", held))
+    return parts
 
 
 CLAIMS = (fusion, columns, budgets, capacity, rotation, cost)

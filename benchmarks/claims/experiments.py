@@ -22,6 +22,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "columns": Experiment(capacity.column_cells),
     "merging": Experiment(styles.merging_cells),
     "exact": Experiment(capacity.exact_cells),
+    "cost": Experiment(capacity.cost_cells),
     "copying": Experiment(styles.copying_cells),
     "budgets": Experiment(capacity.budget_cells),
     "gates": Experiment(styles.gate_cells),

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from benchmarks.claims.lab import Lab
+from benchmarks.claims.lab import PROTOCOL, Lab
 
 SHOWS, OPPOSITE, OPEN = "shows", "the opposite shows", "does not show"
 UNDECIDED = "not decidable here"
+OPEN_ENDED = "not decidable here: still better at the largest strength tried"
 NOT_RUN = "not run"
 CERTAIN = 2.0  # standard errors
 FEWEST = 3  # seeds of a verdict
@@ -70,6 +71,23 @@ class Mean:
         return UNDECIDED if paper is not None and self.visible > paper else OPEN
 
 
+@dataclass(frozen=True)
+class Part:
+    """One sentence of a claim: what was compared, its value, the smallest that could have been seen, and what
+    follows. detail: on the claim's own page only."""
+
+    what: str
+    value: str
+    visible: str = "–"
+    verdict: str = ""
+    detail: bool = False
+
+
+def part(what: str, mean: Mean, digits: int = 3, paper: float | None = None, detail: bool = False) -> Part:
+    """Of a paired difference. paper: the paper's, in the same unit."""
+    return Part(what, mean.text(digits), mean.seen(digits), mean.verdict(paper), detail)
+
+
 class Figures:
     """What the lab has made so far, by cell name with ``{seed}`` in it."""
 
@@ -92,6 +110,10 @@ class Figures:
         one, other = self.cells(first), self.cells(second)
         pairs = [(read(one[s]), read(other[s])) for s in one if s in other]
         return Mean(tuple(a - b for a, b in pairs if a is not None and b is not None))
+
+    def outdated(self, name: str) -> bool:
+        """Whether some of these cells were made before what is measured now (:data:`.lab.PROTOCOL`)."""
+        return any(cell.get("protocol", 1) < PROTOCOL for cell in self.cells(name).values())
 
     def cpu_seconds(self, prefix: str) -> float:
         """Processor seconds of every cell whose name begins so, with the trainings it made."""

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from benchmarks.claims.drawings import CHARACTERS, STYLES, styled
 from demo_model import draw
 from demo_model.classifier import Classifier
-from spectral_core.pipelines.concept import encode_pictures
+from spectral_core.pipelines.dataset import encode_pictures
 from tools.demo_training.reader import centre, roughen
 
 LABELS = {

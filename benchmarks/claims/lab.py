@@ -36,12 +36,13 @@ from spectral_core.files import adapter_file as fileformat
 from spectral_core.maths.svd_cache import SVDCache
 from spectral_core.methods import MethodConfig
 from spectral_core.pipelines import apply, generate, load_pipeline
-from spectral_core.pipelines.concept import basis_source, diffusion_of, encode_pictures
 from spectral_core.pipelines.conditioning import CaptionCache
-from spectral_core.pipelines.loading import quiet_libraries
+from spectral_core.pipelines.dataset import encode_pictures
+from spectral_core.pipelines.loading import diffusion_of, quiet_libraries
 from spectral_core.pipelines.tokens import TokenRows, initial_rows
 from spectral_core.training.config.config import TrainConfig
 from spectral_core.training.data.order import Order
+from spectral_core.training.engine.columns import basis_source
 from spectral_core.training.engine.loop import Setup, evaluation_loss, train
 
 MODEL = Path(__file__).resolve().parents[2] / "demo_model"
@@ -49,6 +50,11 @@ SIZE = (64, 64)
 HELD_OUT_SEED = 500_000
 BATCH = 8
 GUIDANCE = 4.0
+
+
+PROTOCOL = 2
+"""Of a cell. 1: gates trained at the adapter's rate, where they cannot close; middle and random columns at
+the top ones' rate; fusions judged under the wordings that their statistics were collected under."""
 
 
 class Busy(Exception):
@@ -68,6 +74,7 @@ class Setting:
     per_prompt: int = 4
     sampler_steps: int = 10
     strengths: tuple[float, ...] = (0.6, 1.0, 1.3)
+    merged_strengths: tuple[float, ...] = (0.6, 1.0, 1.3, 1.7, 2.2, 2.9)  # up to where the best is inside
     few_pictures: int = 8
     long_steps: tuple[int, ...] = (50, 150, 400)
     learning_steps: tuple[int, ...] = (25, 50, 100, 150)
@@ -91,6 +98,7 @@ SMALL = Setting(
     per_prompt=2,
     sampler_steps=2,
     strengths=(0.5, 1.0),
+    merged_strengths=(0.5, 1.0, 1.5),
     few_pictures=2,
     long_steps=(2, 4),
     learning_steps=(1, 3),
@@ -146,13 +154,11 @@ def photographs(folder: Path, word: str) -> list[Drawn]:
 @dataclass(frozen=True)
 class Recipe:
     """A method as a claim compares it: its name, the configuration for a layer's weight, where the sweep of
-    its rate begins, the recipe whose rate it takes instead of a sweep of its own, and the layers where they
-    are not the setting's."""
+    its rate begins, and the layers where they are not the setting's."""
 
     name: str
     configure: Callable[[Tensor], MethodConfig]
     start_rate: float
-    like: Recipe | None = None
     targets: str = ""
 
 
@@ -177,8 +183,11 @@ class Trained:
 class Lab:
     """One folder of experiments on the embedded model."""
 
-    def __init__(self, folder: Path, setting: Setting, photos: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, setting: Setting, photos: Path | None = None, again: bool = False
+    ) -> None:
         self.folder, self.setting, self.photos = folder / setting.name, setting, photos
+        self.again = again  # make published cells anew
         self.folder.mkdir(parents=True, exist_ok=True)
         quiet_libraries()
 
@@ -209,14 +218,15 @@ class Lab:
     def cell(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """The kept numbers of this name, or made now. Raises Busy while another process makes them."""
         path = self.folder / "cells" / f"{name}.json"
-        if not name.startswith("train__") and name in self._published:
+        if not name.startswith("train__") and name in self._published and not self.again:
             return self._published[name]
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             with self.alone(name):
                 if not path.exists():
                     started = time.process_time()
-                    made = dict(make()) | {"cpu_seconds": time.process_time() - started}
+                    made = dict(make()) | {"protocol": PROTOCOL}
+                    made["cpu_seconds"] = time.process_time() - started
                     partial = path.with_suffix(f".{os.getpid()}.part")
                     partial.write_text(json.dumps(made, indent=1))
                     partial.replace(path)
@@ -383,8 +393,6 @@ class Lab:
     def rate(self, kind: str, recipe: Recipe) -> float:
         """The recipe's best rate of a sweep by held-out loss, on the sweep's own seeds; the grid grows until
         the best is not at its end."""
-        if recipe.like is not None:
-            return self.rate(kind, recipe.like)
         task = Task(kind, "inked" if kind == "style" else "house")
 
         def loss(exponent: int) -> float:

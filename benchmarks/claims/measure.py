@@ -5,6 +5,7 @@ Shapes: features (N, 128) of length one, so that 1 − their dot product is a di
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,6 +25,14 @@ from spectral_core.demo.scores import as_tensor
 from spectral_core.pipelines.loading import EMBEDDED
 
 UNRELATED = 8  # prompts without any concept
+JUDGED = (
+    "a small <{}> on a {} background",
+    "a large <{}> on a {} gradient background",
+    "a <{}> on a {} background, on the left",
+    "a large <{}> on a {} background, at the bottom",
+)
+"""Wordings under which characters are judged; no fusion is fitted to them (those are ``FITTED``)."""
+FITTED = "a <{}> on a {} background"
 COPY_QUANTILE = 0.05
 
 
@@ -103,9 +112,31 @@ class CharacterMeter:
             for name in self.names
         }
 
-    def prompts(self, name: str) -> list[str]:
+    def prompts(self, name: str) -> list[tuple[str, str]]:
+        """(prompt, its background), every wording with every background in turn."""
         per = max(1, self.lab.setting.pictures // 10)
-        return [f"a <{name}> on a {background} background" for background in BACKGROUNDS for _ in range(per)]
+        return [
+            (JUDGED[(i + j) % len(JUDGED)].format(name, background), background)
+            for i, background in enumerate(BACKGROUNDS)
+            for j in range(per)
+        ]
+
+    def certainty(self, name: str, adapters: Sequence[Adapter]) -> float:
+        """The judge's of the character, under the wordings that fusions are fitted to."""
+        prompts = [FITTED.format(name, background) for background in BACKGROUNDS]
+        pictures = self.lab.draw(prompts, [6000 + i for i in range(len(prompts))], adapters)
+        return float(self.lab.judge.probability("character", name, pictures).mean())
+
+    def together(self, adapters: Sequence[Adapter]) -> float:
+        """Two characters in one picture: the judge's certainty of the less sure one, 1 where it is torn
+        between both; the mean over the pairs."""
+        found = []
+        for first, second in itertools.combinations(self.names, 2):
+            prompts = [f"a <{first}> and a <{second}> on a {b} background" for b in BACKGROUNDS]
+            pictures = self.lab.draw(prompts, [8500 + i for i in range(len(prompts))], adapters)
+            both = [self.lab.judge.probability("character", n, pictures) for n in (first, second)]
+            found.append(2 * float(torch.stack(both).amin(0).mean()))
+        return sum(found) / len(found) if found else 0.0
 
     def read(
         self,
@@ -122,11 +153,10 @@ class CharacterMeter:
             if strip:
                 self.lab.keep_strip(strip, pictures)
             return {"similarity": self._similarity(name, pictures)}
-        prompts = self.prompts(name)
+        prompts, wanted = zip(*self.prompts(name), strict=True)
         pictures = self.lab.draw(prompts, [8000 + i for i in range(len(prompts))], adapters)
         if strip:
             self.lab.keep_strip(strip, pictures)
-        wanted = [prompt.split(" on a ")[1].split()[0] for prompt in prompts]
         seen = self._classifier.attributes(as_tensor(pictures))["background"]
         judge = self.lab.judge
         others = [judge.probability("character", n, pictures) for n in self.names if n != name]
@@ -146,8 +176,11 @@ class CharacterMeter:
         prompts = [draw.full_caption(draw.random_scene(rng, evaluation=True)) for _ in range(UNRELATED)]
         return prompts, self.lab.judge.features(self.lab.draw(prompts, range(9000, 9000 + UNRELATED), []))
 
-    def drift(self, adapters: Sequence[Adapter]) -> float:
-        """Mean distance from the base model's pictures under prompts without a concept, same seeds."""
+    def unrelated(self, adapters: Sequence[Adapter]) -> dict[str, float]:
+        """Under prompts without a concept, which no fusion sees. drift: mean distance from the base model's
+        pictures of the same seeds; leak: the judge's certainty that a character is there."""
         prompts, base = self._unrelated
         pictures = self.lab.draw(prompts, range(9000, 9000 + UNRELATED), adapters)
-        return float((1 - (self.lab.judge.features(pictures) * base).sum(1)).mean())
+        seen = torch.stack([self.lab.judge.probability("character", n, pictures) for n in self.names])
+        drift = (1 - (self.lab.judge.features(pictures) * base).sum(1)).mean()
+        return {"drift": float(drift), "leak": float(seen.sum(0).mean())}

@@ -45,9 +45,9 @@ from spectral_core.errors import SpectralAdapterError
 from spectral_core.files import adapter_file
 from spectral_core.maths.svd_cache import SVDCache
 from spectral_core.methods import FouRAConfig, LoRAConfig, MethodConfig, SpectralAConfig, SpectralRConfig
-from spectral_core.pipelines.concept import basis_source
 from spectral_core.training.config.config import TrainConfig
 from spectral_core.training.data.order import Order
+from spectral_core.training.engine.columns import basis_source
 from spectral_core.training.engine.loop import Setup, train
 from spectral_core.training.objectives.diffusion import FlowMatching
 

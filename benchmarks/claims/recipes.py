@@ -68,12 +68,9 @@ def rotation(rank: int) -> Recipe:
 
 
 def foura(transform: str, gate: str, rank: int = RANK) -> Recipe:
-    """The gate trains at the adapter's rate: one sweep for each transform and rank, with the gate."""
+    """At the rate of its own sweep, with and without its gate."""
     name = f"foura {transform} {gate}" + ("" if rank == RANK else f" rank {rank}")
-    like = (
-        lora(RANK) if transform == "none" else foura(transform, "adaptive", rank) if gate == "none" else None
-    )
-    return Recipe(name, lambda _: FouRAConfig(rank, transform=transform, gate=gate), 3e-3, like)
+    return Recipe(name, lambda _: FouRAConfig(rank, transform=transform, gate=gate), 3e-3)
 
 
 ABLATION: Mapping[str, Recipe] = {
@@ -84,10 +81,7 @@ ABLATION: Mapping[str, Recipe] = {
         *(foura(transform, "none") for transform in TRANSFORMS[1:]),
     ]
 }
-TOP = Recipe("spectral_a top", _columns("top"), 3e-3)
 COLUMNS: Mapping[str, Recipe] = {
-    "top": TOP,
-    "bottom": Recipe("spectral_a bottom", _columns("bottom"), 3e-3),
-    "middle": Recipe("spectral_a middle", _columns("middle"), 3e-3, TOP),
-    "random": Recipe("spectral_a random", _columns("random"), 3e-3, TOP),
+    place: Recipe(f"spectral_a {place}", _columns(place), 3e-3)
+    for place in ("top", "bottom", "middle", "random")
 }

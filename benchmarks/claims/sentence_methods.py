@@ -24,7 +24,7 @@ from spectral_core.attach.attaching import Attachment, attach
 from spectral_core.attach.targets import find_targets
 from spectral_core.maths.svd_cache import SVDCache
 from spectral_core.methods import FouRAConfig, MethodConfig, SpectralRConfig
-from spectral_core.pipelines.concept import basis_source
+from spectral_core.training.engine.columns import basis_source
 
 RANK, SMALL_RANK, BLOCK, VERA_RANK, ROTATED = 8, 1, 32, 256, 32
 LAYERS = "encoder.*"

@@ -85,12 +85,19 @@ def _merging(lab: Lab, recipe: Recipe, seed: int) -> dict[str, Any]:
     pair = [_adapter(lab, recipe, seed, style) for style in (STYLE, OTHER)]
     meter = StyleMeter(lab, STYLE)
     found: dict[str, Any] = {}
-    for strength in lab.setting.strengths:
+    for strength in lab.setting.merged_strengths:
         pictures = meter.pictures([replace(a, strength=strength) for a in pair], f"{STYLE} {OTHER}")
         found[f"strength {strength:g}"] = meter.read(pictures)
         if seed == lab.setting.seeds[0] and strength == 1:
             lab.keep_strip(f"merging__{recipe.name.replace(' ', '_')}", pictures[:12])
+        if _past_best([read["both"] for read in found.values()]):
+            break
     return found
+
+
+def _past_best(both: list[float]) -> bool:
+    """Whether the two largest strengths so far are worse than one before."""
+    return len(both) > 2 and max(both) > max(both[-2:])
 
 
 def gate_cells(lab: Lab) -> Cells:

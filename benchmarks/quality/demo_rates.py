@@ -27,9 +27,7 @@ from spectral_core.demo import run as demo_run
 from spectral_core.demo.command import parser as demo_parser
 from spectral_core.demo.concepts import DemoConcept, choose_concepts
 from spectral_core.demo.scores import Scorer
-from spectral_core.files.adapter_file import load
 from spectral_core.fusion import fuse
-from spectral_core.maths.svd_cache import SVDCache
 from spectral_core.pipelines import apply
 from spectral_core.pipelines.loading import EMBEDDED
 
@@ -61,14 +59,14 @@ def cell(pipe: Any, options: argparse.Namespace, rate: float, seed: int, folder:
     if options.steps is not None:
         train = replace(train, steps=options.steps)
     settings = replace(settings, train={options.method: train}, per_prompt=options.per_prompt)
-    concepts, cache = choose_concepts(demo_options), SVDCache(folder / "svd")
+    concepts = choose_concepts(demo_options)
     trained, losses = [], []
     for position, concept in enumerate(concepts):
-        path = folder / f"{concept.name}_{options.method}_{rate}_{seed}.safetensors"
-        config = demo_run.method_config(options.method, position, settings.rank)
-        record = demo_run.train_one(pipe, concept, options.method, config, settings, cache, path)
-        losses.append(record["loss_after"])
-        trained.append(load(path))
+        job = demo_run.job_of(concept, options.method, position, settings)
+        name = f"{concept.name}_{options.method}_{rate}_{seed}"
+        done = demo_run.train_one(pipe, concept, job, train, folder, name)
+        losses.append(done.record["loss_after"])
+        trained.append(done.adapter)
     fused = fuse(trained, method=demo_run.FUSION_OF[options.method]).adapter
     scorer = Scorer(EMBEDDED)
     drawn = {

@@ -36,8 +36,9 @@ from spectral_core.attach.attaching import attach
 from spectral_core.errors import SpectralAdapterError
 from spectral_core.methods import FouRAConfig, LoRAConfig, MethodConfig
 from spectral_core.names.unet_blocks import halvings
-from spectral_core.pipelines.concept import diffusion_of, encode_pictures
 from spectral_core.pipelines.conditioning import CaptionCache
+from spectral_core.pipelines.dataset import encode_pictures
+from spectral_core.pipelines.loading import diffusion_of
 from spectral_core.training.config.config import TrainConfig
 from spectral_core.training.data.order import Order
 from spectral_core.training.engine.gate_parameters import GateParameters

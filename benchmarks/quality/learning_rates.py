@@ -26,9 +26,9 @@ from spectral_core.adapter.adapter import Adapter
 from spectral_core.demo.run import open_model
 from spectral_core.errors import SpectralAdapterError
 from spectral_core.pipelines import apply
-from spectral_core.pipelines.concept import diffusion_of
 from spectral_core.pipelines.dataset import Captions, encode_dataset, find_dataset
 from spectral_core.pipelines.job import Job
+from spectral_core.pipelines.loading import diffusion_of
 from spectral_core.pipelines.train import Output, denoiser_of, train_adapter
 from spectral_core.training.config.config import TrainConfig
 from spectral_core.training.data.folder import Order

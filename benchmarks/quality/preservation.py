@@ -32,10 +32,10 @@ from benchmarks.quality.learning_rates import draw
 from demo_model.draw import SHAPES, draw_scene, full_caption, random_scene
 from spectral_core.demo.run import EMBEDDED_TARGETS, open_model
 from spectral_core.pipelines import generate
-from spectral_core.pipelines.concept import diffusion_of, encode_pictures
 from spectral_core.pipelines.conditioning import encode
-from spectral_core.pipelines.dataset import encode_dataset, find_dataset
+from spectral_core.pipelines.dataset import encode_dataset, encode_pictures, find_dataset
 from spectral_core.pipelines.job import Job
+from spectral_core.pipelines.loading import diffusion_of
 from spectral_core.pipelines.train import Output, train_adapter
 from spectral_core.training.config.config import TrainConfig
 

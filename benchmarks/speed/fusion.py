@@ -175,7 +175,7 @@ def time_methods(options: argparse.Namespace) -> tuple[list[dict[str, Any]], lis
         adapters = columns if name == "spectral" else plain
         spread = seconds_of(lambda a=adapters, n=name: fuse(a, n), options.repetitions)  # type: ignore[misc]
         rows.append({"what": f"{name}, 128 matrices", "seconds": spread.median})
-        targets.append(Target(f"{name}: seconds", spread.median, 1.0))
+        targets.append(Target.of(f"{name}: seconds", spread, 1.0))
     for space in ("rank", "exact"):
         started = time.perf_counter()
         statistics = gather(unet, plain, space, options.steps)

@@ -153,7 +153,8 @@ def step_rows(version: str, measured: dict[str, Any]) -> tuple[list[dict[str, An
                 rows.append(row)
                 if (name, pixels) in LIMITS:
                     what = f"{version} step {pixels}: {name} / base"
-                    targets.append(Target(what, row["ratio"], LIMITS[name, pixels]))
+                    spread = (row["ratio_low"], row["ratio_high"])
+                    targets.append(Target(what, row["ratio"], LIMITS[name, pixels], spread=spread))
     return rows, targets
 
 
@@ -165,9 +166,7 @@ def loading_rows(version: str, measured: dict[str, Any]) -> tuple[list[dict[str,
     for name in ("spectral a", "foura adaptive"):
         peer = f"{name}, Load LoRA"
         rows += [_row(f"{version} file to step", times, which, peer) for which in (peer, name)]
-        targets.append(
-            Target(f"{version} file to step: {name} / Load LoRA", times.ratio(name, peer).median, 1.1)
-        )
+        targets.append(Target.of(f"{version} file to step: {name} / Load LoRA", times.ratio(name, peer), 1.1))
     for name in ("spectral a", "foura adaptive"):
         found, peer_held = measured["held"][name], measured["held"][f"{name}, Load LoRA"]["held"]
         rows.append(

@@ -29,6 +29,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -158,7 +160,7 @@ def layers_part(targets: str, options: argparse.Namespace) -> Found:
         times = interleave(steps, options.rounds, warmup=1)
     rows = [times.row(name, to=PEER) | {"parameters": counts.get(name)} for name in steps]
     limited = names if targets == "attention" else ()
-    return rows, [Target(f"{n}: step / {PEER}", times.ratio(n, PEER).median, 1.05) for n in limited]
+    return rows, [Target.of(f"{n}: step / {PEER}", times.ratio(n, PEER), 1.05) for n in limited]
 
 
 def memory_part(options: argparse.Namespace) -> Found:
@@ -203,7 +205,7 @@ def checkpointing_part(options: argparse.Namespace) -> Found:
     rows = [times.row(mode, to="none") | {"saved": kept[mode]} for mode in steps]
     return rows, [
         Target("selective: bytes / none", kept["selective"] / kept["none"], 0.60),
-        Target("selective: step / none", times.ratio("selective", "none").median, 1.35),
+        Target.of("selective: step / none", times.ratio("selective", "none"), 1.35),
     ]
 
 
@@ -255,7 +257,7 @@ def host_part(options: argparse.Namespace) -> Found:
             row = times.row(name, to=peer) | {"peak": measured["peak"][name]}
             rows.append(row | {"name": f"{checkout.version} {name}", "torch": measured["torch"]})
         targets += [
-            Target(f"{checkout.version} {peer} / {name}", times.ratio(peer, name).median, 1.7, ">=")
+            Target.of(f"{checkout.version} {peer} / {name}", times.ratio(peer, name), 1.7, ">=")
             for name in seconds
             if name.endswith("attention")
         ]
@@ -276,10 +278,10 @@ PARTS: Mapping[str, Callable[[argparse.Namespace], Found]] = {
 def merged(part: str, found: Found, known: Mapping[str, Any]) -> Found:
     """The rows and targets of the result file, those of this part replaced."""
     rows = [{"part": part, **row} for row in found[0]]
-    targets = [Target(f"{part}: {t.name}", t.figure, t.limit, t.op) for t in found[1]]
+    targets = [replace(t, name=f"{part}: {t.name}") for t in found[1]]
     others = [row for row in known.get("rows", ()) if row["part"] != part]
     kept = [t for t in known.get("targets", ()) if t["name"].split(": ")[0] != part]
-    targets += [Target(t["name"], t["figure"], t["limit"], t["op"]) for t in kept]
+    targets += [Target.read(t) for t in kept]
     places = list(PARTS)
     return (
         sorted(others + rows, key=lambda row: places.index(row["part"])),
@@ -307,7 +309,9 @@ def main(arguments: list[str] | None = None) -> int:
     for part in options.parts or PARTS:
         known = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
         rows, targets = merged(part, PARTS[part](options), known)
-        settings = known.get("settings", {}) | {part: {"rounds": options.rounds, "rank": RANK}}
+        settings = known.get("settings", {}) | {
+            part: {"rounds": options.rounds, "rank": RANK, "date": date.today().isoformat()}
+        }
         code = finish("training", rows, targets, settings)
     return code
 

@@ -170,7 +170,8 @@ def measure_steps(rank: int, repetitions: int) -> tuple[list[dict[str, Any]], li
         peak = max(int(statistics.median(peaks[name])) - others, 0)
         rows.append(times.row(name, to=PEER) | {"peak": peak, "saved": saved[name], "parameters": own[name]})
     for row in rows[1:]:
-        targets.append(Target(f"{row['name']}: step time / {PEER}", row["ratio"], 1.05))
+        spread = times.ratio(row["name"], PEER)
+        targets.append(Target.of(f"{row['name']}: step time / {PEER}", spread, 1.05))
         if rows[0]["peak"]:
             targets.append(
                 Target(f"{row['name']}: peak memory / {PEER}", row["peak"] / rows[0]["peak"], 1.02)

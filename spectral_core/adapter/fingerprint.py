@@ -16,6 +16,7 @@ Shapes: a (out, K), b (fan_in, K), projections (K,) per layer.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -70,6 +71,11 @@ def fingerprint(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         norm, projections = _measure(name, weight)
         layers[name] = [list(weight.shape), _short(norm), [_short(p) for p in projections]]
     return {"kind": KIND, "layers": layers}
+
+
+def digest_of(base: Mapping[str, Any]) -> str:
+    """A fingerprint in 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(base, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def compare(base: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Match:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,8 @@ from ..fusion.sources import labels_of
 from ..statistics import prompts as concept_prompts
 from ..training.config.adapter import KeptEvery
 from ..training.config.config import TrainConfig
-from ..training.runs.outcome import TrainResult
-from ..training.runs.place import Run
 from . import options as opt
-from . import runs, train
+from . import train
 from .models import open_adapter, open_model
 from .options import Option
 from .pictures import adapter_of
@@ -117,27 +116,13 @@ def run(namespace: argparse.Namespace) -> int:
     given = None if "fused" not in values else open_adapter(Path(values["fused"]), pipe)
     if given is not None and "rank" in values:
         raise SpectralAdapterError("--fused and --rank: the rank is that of the fused file; give one of them")
-    settings = {
-        "distil": job.settings(),
-        "model": Path(values["model"]).name,
-        "adapters": [[a.content_hash, a.strength] for a in adapters],
-        "fused": None if given is None else given.content_hash,
-        "rank": values.get("rank"),
-        "prompts": [list(p) for p in prompts],
-    }
-
-    def make(name: str, around: Run) -> tuple[Adapter, TrainResult, Sequence[str]]:
-        fused = given or _closed_form(pipe, adapters, prompts, job, config, values.get("rank"))
-        drawn_for = sum(bool(a.strength) for a in adapters) + bool(job.preserve)
-        with samples_bar(drawn_for * job.samples, namespace.json) as drawn:
-            done = distil(pipe, fused, adapters, prompts, job, config, around, drawn)
-        return done.adapter.with_provenance(name=name), done.result, done.notes
-
-    folder = Path(values.get("output", "adapters"))
-    named = runs.Named(
-        folder, values.get("run_name", "distilled"), values.get("checkpoint_every", 100), namespace.json
-    )
-    return runs.carry_out(named, config, settings, make)
+    output = train.output_of(values, "distilled", train.listener(namespace.json))
+    known = {"model": Path(values["model"]).name, "rank": values.get("rank")}
+    start = given or partial(_closed_form, pipe, adapters, prompts, job, config, values.get("rank"))
+    drawn_for = sum(bool(a.strength) for a in adapters) + bool(job.preserve)
+    with samples_bar(drawn_for * job.samples, namespace.json) as drawn:
+        done = distil(pipe, start, adapters, prompts, job, config, output, known, drawn)
+    return train.ended(done, config, namespace.json)
 
 
 @contextmanager

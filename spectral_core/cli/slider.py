@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..adapter.adapter import Adapter
 from ..training.config.adapter import KeptEvery
 from ..training.config.config import TrainConfig
-from ..training.runs.outcome import TrainResult
-from ..training.runs.place import Run
 from . import options as opt
-from . import runs, train
+from . import train
 from .models import open_model
 from .options import Option
 
@@ -65,14 +61,6 @@ def run(namespace: argparse.Namespace) -> int:
         return 2
     job, config = train.only(SliderJob, values), train.only(TrainConfig, values)
     pipe = open_model(values["model"], values.get("dtype", "fp32"), values.get("device"))
-    settings = {"slider": job.settings(), "model": Path(values["model"]).name}
-
-    def make(name: str, around: Run) -> tuple[Adapter, TrainResult, Sequence[str]]:
-        done = train_slider(pipe, job, config, name, around)
-        return done.adapter, done.result, done.notes
-
-    folder = Path(values.get("output", "adapters"))
-    named = runs.Named(
-        folder, values.get("run_name", "slider"), values.get("checkpoint_every", 100), namespace.json
-    )
-    return runs.carry_out(named, config, settings, make)
+    output = train.output_of(values, "slider", train.listener(namespace.json))
+    done = train_slider(pipe, job, config, output, {"model": Path(values["model"]).name})
+    return train.ended(done, config, namespace.json)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..training.config.config import TrainConfig
+from ..training.engine.named_run import Output, Trained
+from ..training.runs.events import Listener
 from . import options as opt
 from .models import DTYPES, open_model
 from .options import Option
-
-if TYPE_CHECKING:
-    from ..pipelines.job import Job
-    from ..pipelines.train import Trained
 
 DESCRIPTION = """Train a concept on a Stable Diffusion model and save it as an adapter.
 
@@ -58,7 +56,6 @@ NEEDED = ("model", "images", "token")
 def groups() -> dict[str, list[Option]]:
     """Title -> options, with their defaults."""
     from ..pipelines.job import Job
-    from ..pipelines.train import Output
 
     titles = ("adapter", "pictures", "text encoder", "regularisation", "validation", *SHARED)
     return {"what": _WHAT, **groups_of((TrainConfig, Job, Output), titles)}
@@ -78,29 +75,28 @@ def add_parser(commands: Any) -> None:
 def run(namespace: argparse.Namespace) -> int:
     """The command; see :mod:`.main` for its exit codes."""
     from ..pipelines.job import Job
-    from ..pipelines.train import Output, train_adapter
+    from ..pipelines.train import train_adapter
     from ..training.runs import distributed
 
     values = opt.given(namespace, groups(), NEEDED)
     if values is None:
         return 2
     job, config = only(Job, values), only(TrainConfig, values)
-    name = values.get("run_name") or "".join(c for c in job.token if c.isalnum() or c in "-_") or "concept"
+    name = "".join(c for c in job.token if c.isalnum() or c in "-_") or "concept"
     with distributed.joined() as device:
         world = distributed.world(config.processes)
         pipe = open_model(values["model"], values.get("dtype", "fp32"), device or values.get("device"))
-        told = listener(namespace.json) if world.is_main else None
-        output = Output(
-            Path(values.get("output", "adapters")),
-            name,
-            values.get("extend", False),
-            told,
-            **{key: values[key] for key in ("checkpoint_every", "sample_every") if key in values},
-        )
+        output = output_of(values, name, listener(namespace.json) if world.is_main else None)
         done = train_adapter(pipe, job, config, output)
-        if world.is_main:
-            _say_end(done, job, config, namespace.json)
-    return 130 if done.result.stopped else 0
+        return ended(done, config, namespace.json) if world.is_main else 0
+    return 0
+
+
+def output_of(values: Mapping[str, Any], name: str, told: Listener | None) -> Output:
+    """Where the options say that a run is kept; ``name`` where they say none."""
+    every = {key: values[key] for key in ("checkpoint_every", "sample_every") if key in values}
+    folder, name = Path(values.get("output", "adapters")), values.get("run_name") or name
+    return Output(folder, name, values.get("extend", False), told, **every)
 
 
 def only(cls: type[Any], values: dict[str, Any]) -> Any:
@@ -108,7 +104,7 @@ def only(cls: type[Any], values: dict[str, Any]) -> Any:
     return cls(**{name: value for name, value in values.items() if name in cls.__dataclass_fields__})
 
 
-def listener(as_json: bool) -> Callable[[dict[str, Any]], None]:
+def listener(as_json: bool) -> Listener:
     """Shows a run's events: a bar, or every event as one JSON line."""
     if as_json:
         return lambda event: print(json.dumps(event), flush=True)
@@ -133,23 +129,24 @@ def listener(as_json: bool) -> Callable[[dict[str, Any]], None]:
     return listen
 
 
-def _say_end(done: Trained, job: Job, config: TrainConfig, as_json: bool) -> None:
-    """What came out, in a few lines."""
+def ended(done: Trained, config: TrainConfig, as_json: bool) -> int:
+    """What came out, in a few lines; the exit code."""
     out = sys.stderr if as_json else sys.stdout
-    steps = done.place.step if done.reused else len(done.result.losses)
+    steps = len(done.result.losses)
     if done.reused:
-        print(f"{done.place.name} is finished already ({steps} steps): {done.path}", file=out)
-        return
+        print(f"{done.place.name} is finished already ({done.place.step} steps): {done.path}", file=out)
+        return 0
     if done.result.stopped:
         print(f"stopped at step {steps} of {config.steps}; the same command goes on from there", file=out)
         print(f"what it has learned so far: {done.path}", file=out)
-        return
+        return 130
     print(f"{done.path}: {done.adapter.parameter_count:,} parameters, {done.result.seconds:.0f} s", file=out)
     gates = done.result.gates
     if gates is not None and gates.frozen_rank:
-        frozen = gates.frozen_rank.values()
+        frozen, rows = gates.frozen_rank.values(), max(map(len, gates.mean_open.values()))
         print(
-            f"gates: {sum(frozen) / len(frozen):.1f} of {job.rank} rows open on average once frozen, "
+            f"gates: {sum(frozen) / len(frozen):.1f} of {rows} rows open on average once frozen, "
             f"{len(gates.always_open)} of {len(frozen)} layers always open",
             file=out,
         )
+    return 0

@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import SpectralAdapterError
 from .concepts import DemoConcept, choose_concepts
 from .report import write_report
-from .run import DemoSettings, Method, default_settings, generate_rows, open_model, train_all
+from .run import DemoSettings, default_settings, generate_rows, open_model, train_all
 
 
 def parser(prog: str = "dev.py demo", add_help: bool = True) -> argparse.ArgumentParser:
@@ -82,7 +82,7 @@ def parser(prog: str = "dev.py demo", add_help: bool = True) -> argparse.Argumen
     build.add_argument(
         "--fresh",
         action="store_true",
-        help="train again even where an adapter with the same settings is there",
+        help="train again, under further names, where adapters with the same settings are there",
     )
     return build
 
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; adapters that were finished are kept and reused by the next run", file=sys.stderr)
+        print("\nstopped; the same command goes on from there", file=sys.stderr)
         return 130
     return 0
 
@@ -130,7 +130,7 @@ def run(options: argparse.Namespace) -> None:
     write_report(options.output, concepts, trained, rows, settings, started)
 
 
-__all__ = ["DemoConcept", "Method", "main", "parser", "run"]
+__all__ = ["DemoConcept", "main", "parser", "run"]
 
 if __name__ == "__main__":
     sys.exit(main())

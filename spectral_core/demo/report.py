@@ -61,9 +61,8 @@ def write_report(
 
 
 def training_record(trained: TrainedAdapter) -> dict[str, Any]:
-    numbers = {k: v for k, v in trained.record.items() if k != "digest"}
     known = {"concept": trained.concept.token, "method": trained.method, "reused": trained.reused}
-    return known | numbers | {"file": trained.path.name}
+    return known | trained.record | {"file": trained.path.name}
 
 
 def concept_scores(

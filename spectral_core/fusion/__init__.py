@@ -21,7 +21,7 @@ from ..statistics.moments import Statistics
 from ..words import OneLine, chosen
 from .activations import kept_by_concept, total_retention, with_inputs
 from .closed_form import closed_form_layer, closed_form_rank_layer
-from .columns import ColumnUse, column_allocation, column_uses, overlap_warnings
+from .columns import ColumnUse, column_uses, overlap_warnings
 from .compress import check_budget, compress_layer, freeze
 from .gradient import gradient_layer
 from .lineage import lineage_warnings, merged_provenance, merged_tokens, rename_token
@@ -45,7 +45,6 @@ __all__ = [
     "FusionOptions",
     "FusionReport",
     "LayerReport",
-    "column_allocation",
     "freeze",
     "fuse",
     "recompress",

@@ -1,4 +1,4 @@
-"""Which concept holds which singular columns, where they collide, and where a new concept finds room.
+"""Which concept holds which singular columns, and where they collide.
 
 Concepts in disjoint columns of one base fuse without cross terms (arXiv 2405.13952); concept k takes the
 block [k·r, (k+1)·r), counted from the largest singular value.
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from ..adapter.adapter import Adapter, AdapterLayer
-from ..errors import SpectralAdapterError
 
 
 @dataclass(frozen=True)
@@ -61,27 +60,6 @@ def overlap_warnings(labels: Sequence[str], adapters: Sequence[Adapter]) -> list
                 "and will mix there; train them in disjoint columns to keep them apart"
             )
     return warnings
-
-
-def column_allocation(adapters: Sequence[Adapter], count: int) -> tuple[int, ...]:
-    """The lowest ``count`` neighbouring columns that none of these adapters of one base uses in any layer.
-
-    With equal ranks r this is block k: [k·r, (k+1)·r). Raises where some layer has too few columns left.
-    """
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise SpectralAdapterError(f"{count!r} columns to allocate: expected a whole number of at least 1")
-    layers = [(name, layer) for adapter in adapters for name, layer in adapter.layers.items()]
-    used = {c for _, layer in layers for c in columns_of(layer)}
-    starts = [0, *sorted(c + 1 for c in used)]
-    start = next(s for s in starts if used.isdisjoint(range(s, s + count)))
-    for name, layer in layers:
-        if columns_of(layer) and start + count > layer.shape.max_rank:
-            raise SpectralAdapterError(
-                f"layer {name} ({layer.shape}) has {layer.shape.max_rank} singular columns, and {count} free "
-                f"neighbouring ones would start at {start}: use fewer columns for each concept, or "
-                "leave the layer out"
-            )
-    return tuple(range(start, start + count))
 
 
 def ranges(columns: Sequence[int]) -> str:

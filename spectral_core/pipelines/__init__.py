@@ -10,17 +10,13 @@ The headless API in short::
 """
 
 from .applying import Applied, apply, generate
-from .concept import ConceptConfig, TrainedConcept, train_concept
 from .loading import family_of, load_pipeline, parts_of
 
 __all__ = [
     "Applied",
-    "ConceptConfig",
-    "TrainedConcept",
     "apply",
     "family_of",
     "generate",
     "load_pipeline",
     "parts_of",
-    "train_concept",
 ]

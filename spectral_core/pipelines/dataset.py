@@ -115,13 +115,22 @@ def encode_dataset(pipe: Any, dataset: Dataset, cache: Path | None) -> list[Tens
     for example, size in zip(dataset.examples, dataset.sizes, strict=True):
 
         def compute(example: Example = example, size: tuple[int, int] = size) -> dict[str, Tensor]:
-            picture = load_picture(example.path, *size)[None].to(vae.device, vae.dtype)
-            mean = vae.encode(picture).latent_dist.mode()[0].float()
-            return {"latent": (mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor}
+            return {"latent": encode_pictures(pipe, load_picture(example.path, *size)[None])[0]}
 
         key = key_of(picture=example.path.read_bytes(), size=list(size), vae=digest)
         latents.append(store.get_or_compute(key, compute)["latent"].to(pipe.unet.device))
     return latents
+
+
+@torch.no_grad()
+def encode_pictures(pipe: Any, pictures: Tensor, batch_size: int = 8) -> Tensor:
+    """Latents (N, C, h, w) in float32 of pictures (N, 3, H, W) in [−1, 1]: the encoder's mean, scaled as the
+    denoiser wants it."""
+    vae, parts = pipe.vae, []
+    for chunk in pictures.split(batch_size):
+        mean = vae.encode(chunk.to(vae.device, vae.dtype)).latent_dist.mode().float()
+        parts.append((mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor)
+    return torch.cat(parts)
 
 
 def masks_of(dataset: Dataset, latents: Sequence[Tensor]) -> list[Tensor | None] | None:

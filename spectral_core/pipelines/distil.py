@@ -1,7 +1,7 @@
 """Distil several adapters into one on a diffusers pipeline; see :mod:`..training.objectives.distillation`.
 
     fused = fuse(adapters, "closed-form", statistics=concept_statistics(pipe, adapters, prompts)).adapter
-    done = distil(pipe, fused, adapters, prompts, DistilJob(), DISTIL)
+    done = distil(pipe, fused, adapters, prompts, DistilJob(), DISTIL, Output(Path("adapters"), "both"))
     with apply(pipe, done.adapter):
         ...
 
@@ -12,8 +12,8 @@ Shapes: sizes are (width, height) in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,17 +21,19 @@ import torch
 from torch import Tensor
 
 from ..adapter.adapter import Adapter
+from ..adapter.fingerprint import digest_of, fingerprint
 from ..attach.attaching import attach
+from ..attach.targets import find_targets
 from ..errors import SpectralAdapterError
 from ..statistics.prompts import PRESERVE, without_concepts
 from ..training.config.adapter import SampleSettings
 from ..training.config.config import TrainConfig
 from ..training.config.setting import check_settings
 from ..training.data.order import Order
-from ..training.engine.loop import Setup, train
+from ..training.engine.loop import Setup
+from ..training.engine.named_run import Output, Prepared, Reserve, Trained, named_run
 from ..training.objectives.distillation import (
     BASE,
-    DISTIL,
     DistilDenoiser,
     DistilExample,
     drawn_as,
@@ -40,12 +42,10 @@ from ..training.objectives.distillation import (
     student_of,
 )
 from ..training.objectives.towards_prediction import ResidualNoise
-from ..training.runs.outcome import TrainResult
-from ..training.runs.place import Run
-from ..words import OneLine
+from ..training.runs.place import Place
 from .applying import apply
-from .concept import diffusion_of
 from .conditioning import Conditioning, encode, joined_rows
+from .loading import diffusion_of
 
 _DRAWN_TOGETHER = 8
 
@@ -70,80 +70,84 @@ class DistilJob(SampleSettings):
         }
 
 
-@dataclass(frozen=True, repr=False)
-class Distilled(OneLine):
-    """The adapter, the run, and what the user should know."""
-
-    adapter: Adapter
-    result: TrainResult
-    notes: tuple[str, ...]
-
-
 def distil(
     pipe: Any,
-    fused: Adapter,
+    fused: Adapter | Callable[[], Adapter],
     adapters: Sequence[Adapter],
     prompts: Sequence[Sequence[str]],
-    job: DistilJob | None = None,
-    config: TrainConfig = DISTIL,
-    run: Run | None = None,
+    job: DistilJob,
+    config: TrainConfig,
+    output: Output,
+    settings: Mapping[str, Any] | None = None,
     on_sample: Callable[[int], object] | None = None,
-) -> Distilled:
-    """Train ``fused`` to do what each of ``adapters`` (at its strength) does under its own prompts.
+) -> Trained:
+    """Train ``fused`` to do what each of ``adapters`` (at its strength) does under its own prompts; or go on
+    with it, or return what the run has made. The pipeline is afterwards as it was.
 
-    An adapter of strength 0 is left out. config: a learning rate of 0 is chosen from the size of the
-    parameters. on_sample: gets the number of samples just drawn. The pipeline is afterwards as it was.
+    fused: or what makes it, which a run needs only once. An adapter of strength 0 is left out. config: a
+    learning rate of 0 is chosen from the size of the parameters. settings: by which the run is known besides
+    these; ``model`` is told by its weights where it is not among them. on_sample: gets the number of samples
+    just drawn.
 
-    Raises SpectralAdapterError before the first step for what can be known then, and as
-    :func:`..training.engine.loop.train` later.
+    Raises SpectralAdapterError as :func:`..training.engine.named_run.named_run`.
     """
-    job = job or DistilJob()
     if len(prompts) != len(adapters):
         raise SpectralAdapterError(f"prompts of {len(prompts)} concepts for {len(adapters)} adapters")
     pairs = [(a, tuple(p)) for a, p in zip(adapters, prompts, strict=True) if a.strength]
     if not pairs or any(not p for _, p in pairs):
         raise SpectralAdapterError("every adapter needs a prompt that shows its concept")
     taught = [a for a, _ in pairs]
-    student = student_of(fused)
-    if "unet" not in student.parts:
-        raise SpectralAdapterError("the fused adapter changes no layer of the denoiser: nothing to distil")
-    dropout = config.caption_dropout if job.guidance > 1 else 0.0
     preserve, notes = without_concepts(job.preserve, taught, [p for _, p in pairs])
+    dropout = config.caption_dropout if job.guidance > 1 else 0.0
     shown, places = examples([p for _, p in pairs], preserve, job.samples, dropout)
-    config = settled(config, student, ["unet"])
-    drawn = _samples(pipe, job, taught, shown, places, config.seed, on_sample)
-    texts = _texts(pipe, job, taught, student, shown)
-    noise = ResidualNoise(diffusion_of(pipe))
-
-    def predict(noisy: Tensor, timesteps: Tensor, rows: Sequence[int], as_teacher: bool) -> Tensor:
-        said = [shown[i] for i in rows]
-        found = joined_rows([texts[e.concept if as_teacher else None, e.prompt] for e in said])
-        prediction: Tensor = pipe.unet(noisy.to(pipe.unet.dtype), timesteps, **found).sample
-        return prediction
-
-    with ExitStack() as undo:
-        teachers = [
-            [undo.enter_context(attach(pipe.unet, a, part="unet"))] if "unet" in a.parts else []
-            for a in taught
-        ]
-        learner = undo.enter_context(attach(pipe.unet, student, part="unet", trainable=True))
-        setup = Setup(
-            denoiser=DistilDenoiser(predict, [learner], teachers, noise, shown),
-            latents=[drawn[number] for number in places],
-            order=Order(shown, config.batch_size, config.seed),
-            diffusion=noise,
-            attachments=[learner],
-            roots=[pipe.unet],
-        )
-        result = train(setup, config, "lora", run=run)
-        trained = learner.to_adapter()
-    record = {
-        **dict(fused.provenance.training),
-        "distilled": job.settings(),
-        **config.as_dict(),
-        "steps_done": len(result.losses),
+    known = {
+        "distil": job.settings(),
+        "adapters": [[a.content_hash, a.strength] for a in adapters],
+        "fused": fused.content_hash if isinstance(fused, Adapter) else None,
+        "prompts": [list(p) for p in prompts],
+        **(settings or {}),
     }
-    return Distilled(trained.with_provenance(training=record), result, (*notes, *result.notes))
+    if "model" not in known:
+        known["model"] = digest_of(fingerprint(find_targets(pipe.unet, "unet", "attention")[0]))
+
+    def begin(name: str, _: Reserve) -> tuple[Adapter, list[str]]:
+        student = student_of(fused if isinstance(fused, Adapter) else fused())
+        if "unet" not in student.parts:
+            raise SpectralAdapterError(
+                "the fused adapter changes no layer of the denoiser: nothing to distil"
+            )
+        return student.with_provenance(name=name), []
+
+    @contextmanager
+    def prepare(begun: Adapter, place: Place) -> Iterator[Prepared]:
+        settled_config = settled(config, begun, ["unet"])
+        drawn = _samples(pipe, job, taught, shown, places, config.seed, on_sample)
+        texts = _texts(pipe, job, taught, begun, shown)
+        noise = ResidualNoise(diffusion_of(pipe))
+
+        def predict(noisy: Tensor, timesteps: Tensor, rows: Sequence[int], as_teacher: bool) -> Tensor:
+            said = [shown[i] for i in rows]
+            found = joined_rows([texts[e.concept if as_teacher else None, e.prompt] for e in said])
+            prediction: Tensor = pipe.unet(noisy.to(pipe.unet.dtype), timesteps, **found).sample
+            return prediction
+
+        with ExitStack() as undo:
+            teachers = [
+                [undo.enter_context(attach(pipe.unet, a, part="unet"))] if "unet" in a.parts else []
+                for a in taught
+            ]
+            learner = undo.enter_context(attach(pipe.unet, begun, part="unet", trainable=True))
+            setup = Setup(
+                denoiser=DistilDenoiser(predict, [learner], teachers, noise, shown),
+                latents=[drawn[number] for number in places],
+                order=Order(shown, config.batch_size, config.seed),
+                diffusion=noise,
+                attachments=[learner],
+                roots=[pipe.unet],
+            )
+            yield Prepared(begun, setup, settled_config, "lora", record={"distilled": job.settings()})
+
+    return named_run(output, config, known, begin, prepare, notes)
 
 
 @torch.no_grad()

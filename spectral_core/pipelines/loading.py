@@ -16,6 +16,7 @@ from torch import nn
 from ..errors import SpectralAdapterError
 from ..files.container import strict_json
 from ..files.reading import read_text
+from ..training.objectives.diffusion import Diffusion
 
 PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 """The parts of a pipeline that adapters name, in the order in which they are listed."""
@@ -134,6 +135,12 @@ def parts_of(pipe: Any) -> dict[str, nn.Module]:
     """The pipeline's modules that adapters can change, by part name."""
     found = {name: getattr(pipe, name, None) for name in PARTS}
     return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
+
+
+def diffusion_of(pipe: Any) -> Diffusion:
+    """The pipeline's noise schedule and kind of prediction."""
+    scheduler = pipe.scheduler
+    return Diffusion(scheduler.alphas_cumprod.float(), scheduler.config.prediction_type)
 
 
 def is_xl(pipe: Any) -> bool:

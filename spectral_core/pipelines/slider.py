@@ -2,8 +2,8 @@
 :mod:`..training.objectives.slider`.
 
     job = SliderJob("a large {}", "a small {}", "a {}", preserve=("red star", "blue ring"))
-    slider = train_slider(pipe, job, TrainConfig(steps=200, caption_dropout=0)).adapter
-    with apply(pipe, slider.scaled(-1.5)):
+    done = train_slider(pipe, job, TrainConfig(steps=200), Output(Path("adapters"), "size"))
+    with apply(pipe, done.adapter.scaled(-1.5)):
         ...
 
 Shapes: sizes are (width, height) in pixels.
@@ -11,23 +11,26 @@ Shapes: sizes are (width, height) in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..adapter.adapter import Adapter, Provenance, create
-from ..adapter.fingerprint import fingerprint
+from ..adapter.adapter import Adapter, Provenance
+from ..adapter.fingerprint import digest_of, fingerprint
 from ..attach.attaching import attach
 from ..attach.targets import find_targets
-from ..fusion import freeze
-from ..maths.svd_cache import SVDCache, default_cache_folder
+from ..maths.svd_cache import SVDCache
 from ..training.config.config import TrainConfig
 from ..training.data.order import Order
 from ..training.engine.checks import fitting
-from ..training.engine.loop import Setup, train
+from ..training.engine.columns import basis_source
+from ..training.engine.loop import Setup
+from ..training.engine.named_run import Output, Prepared, Reserve, Trained, named_run, new_adapter
 from ..training.objectives.slider import (
     SliderDenoiser,
     SliderExample,
@@ -35,72 +38,70 @@ from ..training.objectives.slider import (
     SliderSettings,
     examples,
 )
-from ..training.runs.outcome import TrainResult
-from ..training.runs.place import Run
-from .concept import basis_source, diffusion_of
+from ..training.runs.place import Place
 from .conditioning import CaptionCache
-from .loading import family_of, parts_of
+from .loading import diffusion_of, family_of, parts_of
 
 
 class SliderJob(SliderSettings):
     """What :func:`train_slider` is asked for."""
 
 
-@dataclass(frozen=True)
-class TrainedSlider:
-    """The adapter, the run, and what the user should know."""
-
-    adapter: Adapter
-    result: TrainResult
-    notes: tuple[str, ...]
-
-
 def train_slider(
-    pipe: Any, job: SliderJob, config: TrainConfig, name: str = "slider", run: Run | None = None
-) -> TrainedSlider:
-    """Train the slider, or go on with the run. The pipeline is afterwards as it was.
+    pipe: Any,
+    job: SliderJob,
+    config: TrainConfig,
+    output: Output,
+    settings: Mapping[str, Any] | None = None,
+) -> Trained:
+    """Train the slider, or go on with it, or return what the run has made. The pipeline is afterwards as it
+    was.
 
-    Raises SpectralAdapterError before the first step for what can be known then, and as
-    :func:`..training.engine.loop.train` later.
+    settings: by which the run is known besides the job; ``model`` is told by its weights where it is not
+    among them. Raises SpectralAdapterError as :func:`..training.engine.named_run.named_run`.
     """
-    config = replace(config, caption_dropout=0.0)
-    method = job.method_config(job.columns or tuple(range(job.rank)))
-    found, _ = find_targets(parts_of(pipe)["unet"], "unet", job.targets)
-    weights, notes = fitting(found, method)
-    adapter = create(
-        weights,
-        method,
-        basis_source(method, SVDCache(default_cache_folder())),
-        torch.Generator().manual_seed(config.seed),
-        Provenance(name=name, family=family_of(pipe), base=fingerprint(weights)),
+    weights, notes = fitting(
+        find_targets(parts_of(pipe)["unet"], "unet", job.targets)[0],
+        job.method_config(job.columns or tuple(range(job.rank))),
     )
-    shown = examples(job.neutral, job.positive, job.negative, job.preserve, job.samples)
-    latents = _samples(pipe, job, shown[::2], config.seed)
-    noise = SliderNoise(diffusion_of(pipe), job.start)
-    captions = CaptionCache(pipe, job.size or _size(pipe), keep=True)
+    provenance = Provenance(family=family_of(pipe), base=fingerprint(weights))
+    known = {"slider": job.settings(), "model": digest_of(provenance.base), **(settings or {})}
 
-    def predict(noisy: Tensor, timesteps: Tensor, prompts: Sequence[str]) -> Tensor:
-        conditioning = captions.encode(prompts)
-        prediction: Tensor = pipe.unet(noisy.to(pipe.unet.dtype), timesteps, **conditioning).sample
-        return prediction
+    def begin(name: str, reserve: Reserve) -> tuple[Adapter, list[str]]:
+        basis_of = partial(basis_source, cache=SVDCache(output.caches))
+        return new_adapter(job, weights, replace(provenance, name=name), config.seed, reserve, basis_of)
 
-    with attach(pipe.unet, adapter, part="unet", trainable=True) as attachment:
-        setup = Setup(
-            denoiser=SliderDenoiser(predict, [attachment], noise, shown, job.eta),
-            latents=latents.repeat_interleave(2, 0),
-            order=Order(shown, config.batch_size, config.seed),
-            diffusion=noise,
-            attachments=[attachment],
-            roots=[pipe.unet],
-        )
-        result = train(setup, config, job.method, run=run)
-        trained = attachment.to_adapter()
-    record = {"slider": job.settings(), **config.as_dict(), "steps_done": len(result.losses)}
-    record |= {} if result.gates is None else result.gates.record()
-    trained = replace(trained, schedule=job.schedule).with_provenance(training=record)
-    if config.freeze_gates and not result.stopped:
-        trained = freeze(trained)
-    return TrainedSlider(trained, result, (*notes, *result.notes))
+    @contextmanager
+    def prepare(begun: Adapter, place: Place) -> Iterator[Prepared]:
+        shown = examples(job.neutral, job.positive, job.negative, job.preserve, job.samples)
+        latents = _samples(pipe, job, shown[::2], config.seed)
+        noise = SliderNoise(diffusion_of(pipe), job.start)
+        captions = CaptionCache(pipe, job.size or _size(pipe), keep=True)
+
+        def predict(noisy: Tensor, timesteps: Tensor, prompts: Sequence[str]) -> Tensor:
+            conditioning = captions.encode(prompts)
+            prediction: Tensor = pipe.unet(noisy.to(pipe.unet.dtype), timesteps, **conditioning).sample
+            return prediction
+
+        with attach(pipe.unet, begun, part="unet", trainable=True) as attachment:
+            setup = Setup(
+                denoiser=SliderDenoiser(predict, [attachment], noise, shown, job.eta),
+                latents=latents.repeat_interleave(2, 0),
+                order=Order(shown, config.batch_size, config.seed),
+                diffusion=noise,
+                attachments=[attachment],
+                roots=[pipe.unet],
+            )
+            yield Prepared(
+                begun,
+                setup,
+                replace(config, caption_dropout=0.0),
+                job.method,
+                record={"slider": job.settings()},
+                finish=lambda adapter: replace(adapter, schedule=job.schedule),
+            )
+
+    return named_run(output, config, known, begin, prepare, notes)
 
 
 def _size(pipe: Any) -> tuple[int, int]:

@@ -258,15 +258,10 @@ def test_lists_and_batches_of_latents(ours: Pack) -> None:
 
 def test_report(ours: Pack) -> None:
     report = ours.module("nodes.train").report_of
-    done = SimpleNamespace(
-        name="cat-2",
-        losses=(4.0, *[1.0] * 18, 0.5),
-        seconds=12.4,
-        resumed_at=5,
-        notes=("odd",),
-        reused=False,
-        held_out={10: 0.9, 20: 1.1},
-    )
+    losses = (4.0, *[1.0] * 18, 0.5)
+    result = SimpleNamespace(losses=losses, seconds=12.4, resumed_at=5, held_out={10: 0.9, 20: 1.1})
+    place = SimpleNamespace(name="cat-2")
+    done = SimpleNamespace(result=result, place=place, notes=("odd",), reused=False)
     text = report(done, 20, "spectral_adapters/cat-2.safetensors", "summary")
     for part in (
         "run cat-2: 20 steps in 12 s, resumed at step 5",

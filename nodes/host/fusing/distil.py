@@ -1,35 +1,31 @@
 """Distil Adapters: a named run on the host's own model that teaches one adapter what several do.
 
 Samples are drawn with each concept's adapter by the host's sampler; then the trainer's loop runs on the
-model, with all the adapters and the student on it, one at a time active. The run's folder is that of Train
-Adapter, ``output/spectral_adapters/.runs/<name>``; the finished adapter lies where the loaders list it.
+model, with all the adapters and the student on it, one at a time active. Runs are kept where Train Adapter
+keeps them.
 
 Shapes: those of :mod:`..training.model`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import comfy.sample
 import comfy.utils
-import folder_paths
 import torch
 from torch import Tensor
 
 from ....spectral_core.adapter.adapter import Adapter
-from ....spectral_core.attach.attaching import Attachment, attach
-from ....spectral_core.files.adapter_file import load, save
 from ....spectral_core.statistics.prompts import without_concepts
 from ....spectral_core.training.config.config import TrainConfig
 from ....spectral_core.training.data.order import Order
 from ....spectral_core.training.engine.loop import Setup
+from ....spectral_core.training.engine.named_run import Prepared, Reserve, Trained
 from ....spectral_core.training.objectives.distillation import (
     BASE,
     DistilDenoiser,
@@ -40,19 +36,14 @@ from ....spectral_core.training.objectives.distillation import (
     student_of,
 )
 from ....spectral_core.training.objectives.towards_prediction import ResidualNoise
-from ....spectral_core.training.runs.finished import find_result
-from ....spectral_core.training.runs.place import Run, take_place
+from ....spectral_core.training.runs.place import Place
 from ..apply import adapters as applying
-from ..files import paths
 from ..model import places as keys
 from ..training import data as training_data
 from ..training import identity
 from ..training import layers as training_layers
 from ..training import model as training_model
-from ..training.named_run import RUNS, losses_of
 from ..training.progress import Progress, check_interrupt
-from ..training.run import At, Trained, saved, train_explained
-from ..training.start import START
 from . import statistics
 
 NODE = "Distil Adapters"
@@ -110,7 +101,6 @@ def run(job: Job, given: Inputs) -> Trained:
         _fitted(given, adapter)
     shape = statistics.empty_latent(given.model, given.latent).shape
     settings = {
-        "config": job.config.as_dict(),
         "distil": {**job.settings(), "size": list(shape[1:]), "prompts": [list(p) for p in given.prompts]},
         "adapters": [[a.content_hash, a.strength] for a in given.adapters],
         "fused": given.fused_key,
@@ -119,48 +109,37 @@ def run(job: Job, given: Inputs) -> Trained:
     }
     if patches := identity.patches_of(given.model, given.clip):
         settings["patches"] = patches
-    folder = Path(folder_paths.get_output_directory(), paths.KEY)
-    place = take_place(folder / RUNS, job.run_name, json.loads(json.dumps(settings)))
-    expected = find_result(place, folder)
-    if place.state == "finished" and expected.is_there:
-        with torch.inference_mode(False):
-            path = expected.path
-            return Trained(load(path), path, place.name, losses_of(place), 0.0, place.step, (), reused=True)
-    notes = [f"run {place.earlier[0]} has other settings: this one is {place.name}"] if place.earlier else []
-    student, more = _student(given, place.folder / START)
-    return _carry_out(job, given, student, At(place, expected, settings, [*notes, *more]))
+    progress = Progress(job.config.steps, job.run_name, NODE)
+    begin, prepare = partial(_begin, given), partial(_prepared, job, given)
+    return progress.carry_out(job.config, settings, begin, prepare, (), job.checkpoint_every)
 
 
-def _student(given: Inputs, path: Path) -> tuple[Adapter, list[str]]:
-    """What the run began with: made once."""
-    if path.is_file():
-        with torch.inference_mode(False):
-            return load(path), []
+def _begin(given: Inputs, name: str, _: Reserve) -> tuple[Adapter, list[str]]:
     fused = given.fused()
     with torch.inference_mode(False), torch.no_grad():
         student, _, notes = training_layers.fitted(student_of(fused), given.model)
-        save(student, path)
-    return student, notes
+    return student.with_provenance(name=name), notes
 
 
-def _carry_out(job: Job, given: Inputs, student: Adapter, at: At) -> Trained:
+@contextmanager
+def _prepared(job: Job, given: Inputs, begun: Adapter, place: Place) -> Iterator[Prepared]:
+    """The model with every concept's adapter on it, and the student in training."""
     guided = job.cfg > 1
     dropout = job.config.caption_dropout if guided else 0.0
-    preserve, left_out = without_concepts(job.preserve, given.adapters, given.prompts)
+    preserve, notes = without_concepts(job.preserve, given.adapters, given.prompts)
     shown, places = examples(given.prompts, preserve, job.samples, dropout)
     latents = _samples(job, given, shown, places)
-    words = _Words(given, student, shown)
-    progress = Progress(at.place.name, job.config.steps, NODE, job.run_name)
+    words = _Words(given, begun, shown)
     shape = (job.config.batch_size, *latents[0].shape)
     with training_model.ready(given.model, job.precision, shape) as ready, ExitStack() as undo:
         trees = training_layers.trees(ready.patcher)
-        trained_parts = [part for part in student.parts if part in trees]
-        config = settled(replace(job.config, precision=ready.precision), student, trained_parts)
-        notes = [*at.notes, *left_out]
+        trained_parts = [part for part in begun.parts if part in trees]
+        config = settled(replace(job.config, precision=ready.precision), begun, trained_parts)
         if not job.config.learning_rate:
-            notes.append(f"learning rate {config.learning_rate:.2g}, from the size of what was fused")
-        teachers = [_attached(undo, a, trees) for a in map(partial(_fitted, given), given.adapters)]
-        learner = _attached(undo, student, trees, True, ready.device)
+            notes = [*notes, f"learning rate {config.learning_rate:.2g}, from the size of what was fused"]
+        taught = [_fitted(given, adapter) for adapter in given.adapters]
+        teachers = [training_layers.attached(undo, a, trees) for a in taught]
+        learner = training_layers.attached(undo, begun, trees, ready.device)
         conditions = training_model.Conditions(ready.patcher, words.entries, latents)
         denoiser = training_model.Denoiser(ready, conditions)
 
@@ -178,16 +157,8 @@ def _carry_out(job: Job, given: Inputs, student: Adapter, at: At) -> Trained:
             recast=ready.streams.again,
             make_room=ready.make_room,
         )
-        around = Run(
-            folder=at.place.folder,
-            checkpoint_every=job.checkpoint_every,
-            listener=progress,
-            cancel=progress.cancel,
-            settings={k: v for k, v in at.settings.items() if k != "config"},
-        )
-        result = train_explained(setup, config, "lora", around, at.place)
-        adapter = _learned(student, learner, job, config, len(result.losses))
-    return saved(adapter.with_provenance(name=at.place.name), result, at, progress, config, notes)
+        record = {"distilled": job.settings()}
+        yield Prepared(begun, setup, config, "lora", record, notes=notes)
 
 
 def _fitted(given: Inputs, adapter: Adapter) -> Adapter:
@@ -197,32 +168,6 @@ def _fitted(given: Inputs, adapter: Adapter) -> Adapter:
     if places.clip and not places.model:
         return replace(adapter, layers={})
     return training_layers.fitted(adapter, given.model)[0]
-
-
-def _attached(
-    undo: ExitStack,
-    adapter: Adapter,
-    trees: dict[str, Any],
-    trainable: bool = False,
-    device: torch.device | None = None,
-) -> list[Attachment]:
-    parts = [part for part in adapter.parts if part in trees]
-    return [
-        undo.enter_context(attach(trees[part], adapter, part, trainable, strict=False, device=device))
-        for part in parts
-    ]
-
-
-def _learned(
-    student: Adapter, learner: Sequence[Attachment], job: Job, config: TrainConfig, steps: int
-) -> Adapter:
-    layers = dict(student.layers)
-    for attachment in learner:
-        now = attachment.to_adapter().layers
-        layers |= {name: now[name] for name, _ in attachment.modules()}
-    record = {"distilled": job.settings(), **config.as_dict(), "steps_done": steps}
-    told = {**student.provenance.training, **{k: v for k, v in record.items() if v is not None}}
-    return replace(student, layers=layers).with_provenance(training=told)
 
 
 def _samples(job: Job, given: Inputs, shown: Sequence[DistilExample], places: Sequence[int]) -> list[Tensor]:

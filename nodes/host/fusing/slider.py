@@ -1,47 +1,38 @@
 """Concept Slider: a named run on the host's own model that learns a direction between two prompts.
 
 The model draws a few pictures of the neutral prompt; then the trainer's loop runs on it as in
-:mod:`..training.named_run`, towards the prediction that :mod:`spectral_core.training.objectives.slider` says.
+:mod:`..training.run`, towards the prediction that :mod:`spectral_core.training.objectives.slider` says.
 
 Shapes: those of :mod:`..training.model`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import comfy.utils
-import folder_paths
 import torch
 from torch import Tensor
 
 from ....spectral_core.adapter.adapter import Adapter
 from ....spectral_core.adapter.fingerprint import fingerprint
-from ....spectral_core.attach.attaching import Attachment, attach
-from ....spectral_core.files.adapter_file import load
-from ....spectral_core.fusion import freeze
 from ....spectral_core.training.config import defaults
-from ....spectral_core.training.config.config import TrainConfig
 from ....spectral_core.training.data.order import Order
 from ....spectral_core.training.engine.loop import Setup
+from ....spectral_core.training.engine.named_run import Prepared, Trained
 from ....spectral_core.training.objectives.slider import SliderDenoiser, SliderNoise, examples
-from ....spectral_core.training.runs.finished import find_result
-from ....spectral_core.training.runs.place import Run, take_place
-from ..files import paths
+from ....spectral_core.training.runs.place import Place
 from ..training import data as training_data
 from ..training import identity
 from ..training import layers as training_layers
 from ..training import model as training_model
 from ..training import start as training_start
 from ..training.defaults import channels
-from ..training.named_run import RUNS, losses_of
 from ..training.progress import Progress
-from ..training.run import At, Trained, keep, saved, train_explained
 from . import drawing, statistics
 from .slider_job import Job
 
@@ -60,37 +51,24 @@ class Inputs:
 
 def run(job: Job, given: Inputs, said: Sequence[str] = ()) -> Trained:
     """Train the slider, or go on with it, or return what it has made; raises as
-    :func:`..training.named_run.run`. The MODEL is afterwards as it was. said: notes on
+    :func:`..training.run.run`. The MODEL is afterwards as it was. said: notes on
     the job, told with the others."""
     job, notes = _fitted(job, given.model)
-    notes = [*said, *notes]
     with torch.inference_mode(False), torch.no_grad():
-        _, weights, more = training_start.layers(job, given.model, given.clip)  # type: ignore[arg-type]
-        base = fingerprint(weights)
+        _, weights, more = training_start.layers(job, given.model, given.clip)
+        origin = training_start.Origin(given.model, None, weights, fingerprint(weights))
     shape = statistics.empty_latent(given.model, given.latent).shape
     settings: dict[str, Any] = {
-        "config": job.config.as_dict(),
         "slider": {**job.settings(), "precision": job.precision, "latent": list(shape[1:])},
         "model": identity.digest_of_weights(given.model),
         "clip": identity.digest_of_weights(given.clip.patcher),
     }
     if patches := identity.patches_of(given.model, given.clip):
         settings["patches"] = patches
-    folder = Path(folder_paths.get_output_directory(), paths.KEY)
-    place = take_place(folder / RUNS, job.run_name.strip(), json.loads(json.dumps(settings)), extend=True)
-    expected = find_result(place, folder)
-    if place.state == "finished" and expected.is_there:
-        with torch.inference_mode(False):
-            path = expected.path
-            return Trained(load(path), path, place.name, losses_of(place), 0.0, place.step, (), reused=True)
-    notes += more
-    if place.earlier:
-        notes.append(f"run {place.earlier[0]} has other settings: this one is {place.name}")
-    with ExitStack() as around:
-        with torch.inference_mode(False), torch.no_grad():
-            origin = training_start.Origin(given.model, None, weights, base, folder)
-            begun, more = training_start.begin(around, job, origin, place, expected.path)  # type: ignore[arg-type]
-        return _carry_out(job, given, begun, At(place, expected, settings, [*notes, *more]))
+    progress = Progress(job.config.steps, job.run_name.strip(), NODE)
+    begin, prepare = partial(training_start.begin, job, origin), partial(_prepared, job, given)
+    said = [*said, *notes, *more]
+    return progress.carry_out(job.config, settings, begin, prepare, said, job.checkpoint_every)
 
 
 def _fitted(job: Job, model: Any) -> tuple[Job, list[str]]:
@@ -102,25 +80,20 @@ def _fitted(job: Job, model: Any) -> tuple[Job, list[str]]:
     return replace(job, config=config), [note] if note else []
 
 
-def _carry_out(job: Job, given: Inputs, begun: Adapter, at: At) -> Trained:
+@contextmanager
+def _prepared(job: Job, given: Inputs, begun: Adapter, place: Place) -> Iterator[Prepared]:
+    """The model with the slider in training on it."""
     shown = examples(job.neutral, job.positive, job.negative, job.preserve, job.samples)
     latents = _samples(job, given, [example.neutral for example in shown[::2]])
     place_of = {text: -1 - i for i, text in enumerate(job.texts)}
     entries: dict[int | None, Any] = {
         place: training_data.encode_caption(given.clip, text) for text, place in place_of.items()
     }
-    progress = Progress(at.place.name, job.config.steps, NODE, job.run_name)
     shape = (_PASSES * job.config.batch_size, *latents[0].shape)
     with training_model.ready(given.model, job.precision, shape) as ready, ExitStack() as undo:
         config = replace(job.config, precision=ready.precision)
-        for note in at.notes:
-            progress({"event": "warning", "step": 0, "text": note})
         trees = training_layers.trees(ready.patcher)
-        attachments = [
-            undo.enter_context(attach(trees[part], begun, part, trainable=True))
-            for part in begun.parts
-            if part in trees
-        ]
+        attachments = training_layers.attached(undo, begun, trees, ready.device, strict=True)
         conditions = training_model.Conditions(ready.patcher, entries, latents)
         denoiser = training_model.Denoiser(ready, conditions)
 
@@ -135,28 +108,17 @@ def _carry_out(job: Job, given: Inputs, begun: Adapter, at: At) -> Trained:
             diffusion=noise,
             attachments=attachments,
             roots=[ready.root],
+            recast=ready.streams.again,
+            make_room=ready.make_room,
         )
-        around = Run(
-            folder=at.place.folder,
-            checkpoint_every=job.checkpoint_every,
-            listener=progress,
-            cancel=progress.cancel,
-            settings={k: v for k, v in at.settings.items() if k != "config"},
+        yield Prepared(
+            begun,
+            setup,
+            config,
+            job.method,
+            record={"slider": job.settings()},
+            finish=lambda adapter: replace(adapter, schedule=job.schedule),
         )
-
-        def learned(steps: int) -> Adapter:
-            return _learned(begun, attachments, job, config, steps)
-
-        progress.keeps(at.place.folder, lambda steps: keep(learned(steps), at.place.name, steps))
-        result = train_explained(setup, config, job.method, around, at.place)
-        adapter = learned(len(result.losses))
-        if result.gates is not None:
-            adapter = adapter.with_provenance(
-                training={**adapter.provenance.training, **result.gates.record()}
-            )
-        if config.freeze_gates and not result.stopped:
-            adapter = freeze(adapter)
-    return saved(adapter, result, at, progress, config, at.notes)
 
 
 def _samples(job: Job, given: Inputs, texts: list[str]) -> list[Tensor]:
@@ -174,16 +136,3 @@ def _samples(job: Job, given: Inputs, texts: list[str]) -> list[Tensor]:
         rows = [training_data.taken_in(given.model, row.float().cpu()) for row in drawn]
         found |= dict(zip(places, rows, strict=True))
     return [found[i] for i in range(len(texts))]
-
-
-def _learned(
-    begun: Adapter, attachments: list[Attachment], job: Job, config: TrainConfig, steps: int
-) -> Adapter:
-    layers = dict(begun.layers)
-    for attachment in attachments:
-        now = attachment.to_adapter().layers
-        layers |= {name: now[name] for name, _ in attachment.modules()}
-    record = {"slider": job.settings(), **config.as_dict(), "steps_done": steps}
-    record["learning_rate"] = config.rate_for(job.method)
-    told = {k: v for k, v in record.items() if v is not None}
-    return replace(begun, layers=layers, schedule=job.schedule).with_provenance(training=told)

@@ -12,12 +12,12 @@ import folder_paths
 from ....spectral_core.errors import SpectralAdapterError
 from ....spectral_core.files.adapter_file import inspect
 from ....spectral_core.training.data.locks import FileLock
+from ....spectral_core.training.engine.named_run import RUNS
 from ....spectral_core.training.runs import checkpoint
 from ....spectral_core.training.runs.events import FILE, Event, read_events
 from ....spectral_core.training.runs.finished import RECORD, STOPPED
 from ..files import names, paths
 from ..training.live import WISH
-from ..training.named_run import RUNS
 
 MOST_STEPS = 1500  # of a run's step events; a longer run is thinned evenly
 WAIT_SECONDS = 120.0  # for a step of a running training to end

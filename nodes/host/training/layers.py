@@ -9,6 +9,7 @@ Shapes: W (out, in, *kernel), float32 on the CPU.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ....spectral_core.adapter.adapter import Adapter, AdapterLayer
+from ....spectral_core.attach.attaching import Attachment, attach
 from ....spectral_core.attach.targets import (
     bypassed_layers,
     find_targets,
@@ -97,6 +99,24 @@ def _unet_names(patcher: Any) -> dict[str, str]:
     found = keys.unet_names(compat.model_keys(patcher))
     own = (key for key in patcher.model.state_dict() if key.startswith(f"{NATIVE_PART}."))
     return {key: found[key] for key in own if key in found}
+
+
+def attached(
+    undo: ExitStack,
+    adapter: Adapter,
+    found: Mapping[str, nn.Module],
+    device: torch.device | None = None,
+    *,
+    strict: bool = False,
+) -> list[Attachment]:
+    """The adapter on each of the :func:`trees` that it changes, until ``undo`` ends; in training where a
+    ``device`` for its parameters is given."""
+    trainable = device is not None
+    return [
+        undo.enter_context(attach(found[part], adapter, part, trainable, strict, device))
+        for part in adapter.parts
+        if part in found
+    ]
 
 
 def _hang(tree: nn.Module, path: str, module: nn.Module) -> None:

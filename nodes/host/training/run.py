@@ -1,4 +1,7 @@
-"""A run of Train Adapter once its place is known: the model made ready, the training, the finished file.
+"""Train Adapter: a named run on the host's own model; see
+:mod:`....spectral_core.training.engine.named_run`.
+
+Runs and adapters lie in ``output/spectral_adapters``, in the layout of the command ``train``.
 
 Shapes: those of :mod:`.model`.
 """
@@ -6,265 +9,150 @@ Shapes: those of :mod:`.model`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from ....spectral_core.adapter.adapter import Adapter
-from ....spectral_core.attach.attaching import Attachment, attach
-from ....spectral_core.files.adapter_file import save
-from ....spectral_core.fusion import freeze
-from ....spectral_core.training.config.config import TrainConfig
-from ....spectral_core.training.data.order import Order
-from ....spectral_core.training.engine.loop import Setup, train
-from ....spectral_core.training.runs.finished import Result, save_best, save_result, save_stopped
-from ....spectral_core.training.runs.memory_errors import explained, is_out_of_memory
-from ....spectral_core.training.runs.outcome import TrainResult
-from ....spectral_core.training.runs.place import Place, Run
-from ..files import paths
+from ....spectral_core.adapter.fingerprint import digest_of, fingerprint
+from ....spectral_core.errors import SpectralAdapterError
+from ....spectral_core.training.data.held_out import held_out_of
+from ....spectral_core.training.engine.named_run import Trained
+from ....spectral_core.training.objectives.preservation import said_of
+from ..model.words import pieces
 from . import data as training_data
-from . import layers as training_layers
-from . import model as training_model
+from . import identity, start
 from . import text as training_text
-from .data import Data
+from .data import Data, Pictures
+from .defaults import fitted, pixels_per_cell
 from .job import Job
-from .progress import Progress
-from .samples import Sampler
-
-CHECKPOINTING = "checkpointing"  # the widget that saves memory
+from .prepare import Inputs, prepared
+from .progress import Progress, check_interrupt
 
 
-@dataclass(frozen=True)
-class Trained:
-    """The adapter, its file, the losses of every step, what the user should know; ``reused``: the run was
-    finished before and nothing was trained; ``held_out``: step -> loss on the held-out pictures."""
+def run(job: Job, given: Inputs, said: Sequence[str] = ()) -> Trained:
+    """Train the job, or go on with it, or return what it has made.
 
-    adapter: Adapter
-    path: Path
-    name: str
-    losses: tuple[float, ...]
-    seconds: float
-    resumed_at: int
-    notes: tuple[str, ...]
-    reused: bool = False
-    held_out: Mapping[int, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What is connected: the MODEL, and LATENTs with CONDITIONINGs, or VAE and CLIP for a folder."""
-
-    model: Any
-    latents: Sequence[Any] = ()
-    conditionings: Sequence[Any] = ()
-    vae: Any = None
-    clip: Any = None
+    Raises SpectralAdapterError before the first step for everything that can be known then, the host's
+    interrupt where the user stops it (the checkpoint is kept), and whatever else ends a training. The MODEL
+    is afterwards as it was. said: notes on the job, which are told with the others.
+    """
+    job, more = fitted(job, given.model, pixels_per_cell(given.vae))
+    with torch.inference_mode(False), torch.no_grad():
+        shown = _source(job, given)
+        words = _words(job, given)
+        continued, weights, notes = start.layers(job, given.model, given.clip)
+        origin = start.Origin(given.model, continued, weights, fingerprint(weights))
+    progress = Progress(job.config.steps, job.run_name)
+    return progress.carry_out(
+        job.config,
+        _settings(job, given, shown, origin.base),
+        partial(start.begin, job, origin),
+        partial(prepared, job, given, words, partial(_data, job, shown, given), progress.cancel),
+        [*said, *more, *_of_the_word(job, given.clip), *notes],
+        job.checkpoint_every,
+        job.sample_every,
+    )
 
 
 @dataclass(frozen=True)
-class At:
-    """Where a run is kept: its folder, the finished adapter's file, its settings; what was odd so far."""
+class Source:
+    """What is trained on, as far as it must be known to tell one run from another, and the prior pictures."""
 
-    place: Place
-    expected: Result
-    settings: Mapping[str, Any]
-    notes: list[str]
+    concept: Data | Pictures
+    prior: Pictures | None
+    judging: Pictures | None = None
+
+    @property
+    def digest(self) -> str:
+        found = self.concept.digest + ("" if self.prior is None else f" {self.prior.digest}")
+        return found + ("" if self.judging is None else f" judged by {self.judging.digest}")
+
+    @property
+    def captions(self) -> list[str]:
+        """Of the concept's pictures; none of connected conditionings, which are encoded already."""
+        return [] if isinstance(self.concept, Data) else [e.caption for e in self.concept.examples]
 
 
-def carry_out(
-    job: Job,
-    given: Inputs,
-    data: Data,
-    begun: Adapter,
-    words: Mapping[str, Mapping[str, torch.Tensor]],
-    at: At,
-) -> Trained:
-    """Train from the adapter ``begun`` and the words' first rows; as :func:`.named_run.run`."""
-    progress = Progress(at.place.name, job.config.steps, asked=job.run_name)
-    shown = training_data.add_sample(data, job.sample_prompt, job.trigger_word, given.clip)
-    shape = (job.config.batch_size, *data.latents[0].shape)
-    with training_model.ready(given.model, job.precision, shape, job.offload) as ready, ExitStack() as undo:
-        config, more = _config(job, data, ready.precision)
-        notes = [*at.notes, *more]
-        for note in notes:
-            progress({"event": "warning", "step": 0, "text": note})
-        text = None
-        if job.trains_text:
-            text = undo.enter_context(training_text.ready(given.clip, words, ready.patcher))
-        attachments = _attached(undo, job, begun, ready, text)
-        denoiser = training_model.Denoiser(ready, _conditions(ready, text, data))
-        setup = _setup(config, data, denoiser, attachments, text)
-        sampler = Sampler(
-            denoiser, attachments, shape[1:], config.seed, shown, data.can_drop, given.vae, progress.cancel
+def _source(job: Job, given: Inputs) -> Source:
+    if job.images and (given.latents or given.conditionings):
+        raise SpectralAdapterError(
+            "images and latents are both given: choose 'none' as images, or disconnect latents and "
+            "conditioning"
         )
-        around = Run(
-            folder=at.place.folder,
-            checkpoint_every=job.checkpoint_every,
-            sample_every=job.sample_every,
-            sampler=sampler,
-            listener=progress,
-            cancel=progress.cancel,
-            settings={k: v for k, v in at.settings.items() if k != "config"},
+    if job.needs_vae:
+        missing = [name for name in ("vae", "clip") if getattr(given, name) is None]
+        if missing:
+            name = next(n for n in ("images", "prior_images", "validation_images") if getattr(job, n))
+            raise SpectralAdapterError(
+                f"{name} {getattr(job, name)!r}: {' and '.join(missing)} not connected; a folder of pictures "
+                "needs the model's VAE and CLIP"
+            )
+        framing = training_data.Framing(job.resolution, job.buckets, pixels_per_cell(given.vae))
+    prior = None
+    if job.prior_images:
+        prior = training_data.look_at_prior(job.prior_images, job.init_words, framing)
+    judging = None
+    if job.validation_images:
+        judging = training_data.look_at(job.validation_images, job.trigger_word, framing)
+    if job.images:
+        return Source(training_data.look_at(job.images, job.trigger_word, framing), prior, judging)
+    if not given.latents or not given.conditionings:
+        raise SpectralAdapterError(
+            "nothing to train on: choose a folder as images (with vae and clip connected), or connect "
+            "latents and conditioning"
         )
-
-        def learned(steps: int) -> Adapter:
-            return _learned(begun, attachments, text, job, config, data, steps)
-
-        progress.keeps(at.place.folder, lambda steps: keep(learned(steps), at.place.name, steps))
-        result = train_explained(setup, config, job.method, around, at.place)
-        adapter = learned(len(result.losses))
-        if result.gates is not None:
-            told = {**adapter.provenance.training, **result.gates.record()}
-            adapter = adapter.with_provenance(training=told)
-        if not result.stopped:
-            adapter = _frozen(adapter, config)
-        best = save_best(lambda steps: _frozen(learned(steps), config), result, at.expected)
-    return saved(adapter, result, at, progress, config, notes, best)
+    data = training_data.from_nodes(given.model, given.latents, given.conditionings, given.clip)
+    return Source(data, prior, judging)
 
 
-def _frozen(adapter: Adapter, config: TrainConfig) -> Adapter:
-    """With fixed gates, where that is asked for."""
-    return freeze(adapter) if config.freeze_gates else adapter
+def _settings(job: Job, given: Inputs, shown: Source, base: Mapping[str, Any]) -> dict[str, Any]:
+    """What the result depends on; compared when a run of this name is there already."""
+    found = {"job": job.settings(), "pictures": shown.digest, "model": digest_of(base)}
+    if job.needs_vae:
+        found["vae"] = identity.digest_of_weights(given.vae.patcher)
+    if given.clip is not None:
+        found["clip"] = identity.digest_of_weights(given.clip.patcher)
+    if patches := identity.patches_of(given.model, given.clip):
+        found["patches"] = patches
+    return found
 
 
-def train_explained(setup: Setup, config: TrainConfig, method: str, around: Run, place: Place) -> TrainResult:
-    """Train; where the memory does not suffice, with an error that says what to do about it."""
-    try:
-        return train(setup, config, method, run=around)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise _same_kind(error, f"run {place.name}: {explained(place.folder, CHECKPOINTING)}") from error
-
-
-def _same_kind(error: BaseException, text: str) -> Exception:
-    """Out of memory as the host knows it, which then makes room, with our words."""
-    return torch.cuda.OutOfMemoryError(text) if isinstance(error, RuntimeError) else MemoryError(text)
-
-
-def _attached(
-    undo: ExitStack, job: Job, begun: Adapter, ready: training_model.Ready, text: training_text.Text | None
-) -> list[Attachment]:
-    """The adapter in training on every part that it changes here."""
-    trees = training_layers.trees(ready.patcher)
-    if text is not None:
-        trees |= training_text.trees(text.patcher.model)
-    is_new = job.continued is None  # another adapter may have layers that this model has not
+def _of_the_word(job: Job, clip: Any) -> list[str]:
+    """What to say of a trigger word that the CLIP does not take for one word."""
+    word = job.trigger_word.strip()
+    if not word or clip is None or not job.images or job.init_words.strip():
+        return []
+    found = pieces(clip, word)
+    if len(found) < 2:
+        return []
     return [
-        undo.enter_context(attach(trees[part], begun, part, True, is_new, ready.device))
-        for part in begun.parts
-        if part in trees
+        f"trigger_word {word!r}: the CLIP splits it into {' + '.join(found)}, whose meaning comes along; "
+        "for a word of its own set init_words (Training: Text Encoder)"
     ]
 
 
-def _conditions(
-    ready: training_model.Ready, text: training_text.Text | None, data: Data
-) -> training_model.HasRows:
-    if text is not None:
-        return training_text.Conditions(ready.patcher, text, data.captions)
-    return training_model.Conditions(ready.patcher, data.entries, data.latents)
+def _words(job: Job, given: Inputs) -> dict[str, dict[str, torch.Tensor]]:
+    """The new word with its first rows by text encoder; nothing where none is wanted."""
+    word = job.trigger_word.strip()
+    if not job.init_words.strip():
+        return {}
+    return {word: training_text.initial_rows(given.clip, word, job.init_words)}
 
 
-def _config(job: Job, data: Data, precision: str) -> tuple[TrainConfig, list[str]]:
-    """The settings with what the model and the data decide."""
-    config = replace(job.config, precision=precision)
-    if config.caption_dropout and not data.can_drop:
-        return replace(config, caption_dropout=0.0), [
-            "no captions are dropped: that needs the CLIP, connected to clip"
-        ]
-    return config, []
+def _data(job: Job, shown: Source, given: Inputs) -> Data:
+    clip = None if job.trains_text else given.clip
 
+    def encoded(pictures: Pictures) -> Data:
+        return training_data.from_pictures(given.model, pictures, given.vae, clip, check_interrupt)
 
-def _setup(
-    config: TrainConfig,
-    data: Data,
-    denoiser: training_model.Denoiser,
-    attachments: Sequence[Attachment],
-    text: training_text.Text | None,
-) -> Setup:
-    device = denoiser.ready.device
-    masks = None if data.masks is None else [None if m is None else m.to(device) for m in data.masks]
-    prior = None
-    if data.prior_from is not None:
-        prior = Order(data.shown(prior=True), config.batch_size, config.seed + 1, data.groups)
-    return Setup(
-        denoiser=denoiser,
-        latents=[latent.to(device) for latent in data.latents],
-        order=Order(data.shown(prior=False), config.batch_size, config.seed, data.groups),
-        diffusion=denoiser.ready.noise,
-        attachments=attachments,
-        tokens=[] if text is None else text.parameters,
-        masks=masks,
-        prior=prior,
-        held_out=data.held_out,
-        preserved=data.preserved,
-        recast=denoiser.ready.streams.again,
-        make_room=denoiser.ready.make_room,
-        roots=[denoiser.ready.root, *(training_text.trees(text.patcher.model).values() if text else ())],
-    )
-
-
-def _learned(
-    begun: Adapter,
-    attachments: Sequence[Attachment],
-    text: training_text.Text | None,
-    job: Job,
-    config: TrainConfig,
-    data: Data,
-    steps: int,
-) -> Adapter:
-    """The adapter as it is now, after ``steps`` steps, with what it was trained with."""
-    layers = dict(begun.layers)
-    for attachment in attachments:
-        now = attachment.to_adapter().layers
-        layers |= {name: now[name] for name, _ in attachment.modules()}
-    record = {
-        **job.settings(),
-        **config.as_dict(),
-        "learning_rate": config.rate_for(job.method),
-        "optimizer": config.optimiser,  # the words under which other programs show them
-        "images": data.concept_count,
-        "steps_done": steps,
-    }
-    words = {} if text is None else text.values()
-    trained = replace(begun, layers=layers, tokens={**begun.tokens, **words})
-    return trained.with_provenance(training={k: v for k, v in record.items() if v is not None})
-
-
-def keep(adapter: Adapter, name: str, steps: int) -> Path:
-    """An adapter out of a training that goes on, where the loaders list it."""
-    path = paths.unfinished_file(name, steps)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with torch.no_grad():
-        return save(adapter, path, overwrite=True)
-
-
-def saved(
-    adapter: Adapter,
-    result: TrainResult,
-    at: At,
-    progress: Progress,
-    config: TrainConfig,
-    notes: Sequence[str],
-    best: Path | None = None,
-) -> Trained:
-    """The finished adapter in its file; the host's interrupt for a stopped one, which is kept in the run's
-    folder."""
-    place = at.place
-    if result.stopped:
-        save_stopped(adapter, place)
-        progress.stop(
-            f"stopped at step {len(result.losses)} of {config.steps}; a checkpoint is kept: queue the same "
-            "settings again to go on from there"
-        )
-    path = save_result(adapter, at.expected, place, config.steps, best)
-    if progress.cancel():
-        progress.stop("finished; the workflow is stopped as asked")
-    said = tuple(dict.fromkeys((*notes, *result.notes)))
-    losses = tuple(result.losses)
-    return Trained(
-        adapter, path, place.name, losses, result.seconds, result.resumed_at, said, held_out=result.held_out
-    )
+    data = shown.concept if isinstance(shown.concept, Data) else encoded(shown.concept)
+    if shown.judging is not None:
+        data = data.judged_by(encoded(shown.judging))
+    else:
+        data = replace(data, held_out=held_out_of(len(data.latents), job.validation_share))
+    if job.config.preserve_every:
+        said = said_of(job, job.trigger_word.strip() if job.images else "", shown.captions)
+        data = training_data.add_preserved(data, said, given.clip)
+    return data if shown.prior is None else data.with_prior(encoded(shown.prior))

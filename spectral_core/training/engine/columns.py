@@ -12,16 +12,21 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from ...adapter.fingerprint import compare_bases
 from ...errors import SpectralAdapterError
 from ...files.adapter_file import inspect, is_adapter_file
 from ...files.reading import read_text
 from ...fusion.columns import ranges
+from ...maths.svd import Columns
+from ...maths.svd_cache import SVDCache
+from ...methods import Basis, MethodConfig, method_of
 from ...whole_file import write_whole
 from ..data.locks import FileLock
 from ..runs.schema import Note, parsed
@@ -146,3 +151,20 @@ def _write_note(
             f"{note}: cannot be written ({error.strerror or error}); make room or choose another folder"
         ) from error
     return Reservation(columns, notes, lock, note)
+
+
+def basis_source(
+    method: MethodConfig, cache: SVDCache, between: Callable[[], object] = lambda: None
+) -> Callable[[str, Tensor], Basis] | None:
+    """Singular columns from the cache on disk, for the methods that need some. between: called before each
+    layer."""
+    if not method_of(method).needs_basis:
+        return None
+    columns = Columns.listed(method.singular_columns)
+
+    def basis(_: str, weight: Tensor) -> Basis:
+        between()
+        found = cache.get_or_compute(weight, columns)
+        return found.u, found.s, found.v
+
+    return basis

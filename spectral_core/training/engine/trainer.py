@@ -430,7 +430,6 @@ class Trainer:
             "parameters": hashlib.sha256(shapes.encode()).hexdigest()[:16],
             "examples": len(self.setup.latents),
             "processes": self.world.size,
-            "settings": dict(self.run.settings),
             **({"held_out": list(self.setup.held_out)} if self.setup.held_out else {}),
         }
 

@@ -32,7 +32,7 @@ from .diffusion import NoiseProcess
 DISTIL = TrainConfig(steps=200, batch_size=4, schedule="cosine")
 """The training settings to begin with."""
 BASE = -1  # in place of a concept: the model alone
-RATE = 0.02  # of the parameters' root mean square; docs/evidence.md has the sweep
+RATE = 0.02  # of the parameters' root mean square; docs/evidence/fusing.md says how it was chosen
 
 Predict = Callable[[Tensor, Tensor, Sequence[int], bool], Tensor]
 """The model: (noisy, timesteps, an example for each row, whether its text is the teacher's) -> prediction."""

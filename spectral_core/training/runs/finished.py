@@ -6,7 +6,7 @@ somebody else's: it is left alone, and the run's own gets the next free name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from ...errors import SpectralAdapterError
 from ...files import writing as safewrite
 from ...files.adapter_file import save
 from ...files.reading import read_text
+from .events import FILE, Event, read_events
 from .outcome import TrainResult
 from .place import RECORD, Place, write_json
 from .schema import Record, parsed
@@ -84,6 +85,25 @@ def save_best(make: Callable[[int], Adapter], found: TrainResult, result: Result
         f"step {best.step} had the lowest loss on held-out pictures ({best.loss:.4f}): saved as {path.name}"
     )
     return path
+
+
+def past(place: Place) -> TrainResult:
+    """What a finished run came to, as its events tell."""
+    path = place.folder / FILE
+    events = read_events(path) if path.is_file() else []
+    seconds = [value for _, value in _numbers(events, "finished", "seconds")]
+    return TrainResult(
+        losses=[value for _, value in _numbers(events, "step", "loss")],
+        held_out=dict(_numbers(events, "step", "held_out_loss")),
+        seconds=seconds[-1] if seconds else 0.0,
+        resumed_at=place.step,
+    )
+
+
+def _numbers(events: Sequence[Event], kind: str, name: str) -> list[tuple[int, float]]:
+    """(step, one number) of every event of a kind that has it."""
+    found = [(event.get("step"), event.get(name)) for event in events if event.get("event") == kind]
+    return [(s, float(v)) for s, v in found if isinstance(s, int) and isinstance(v, int | float)]
 
 
 def save_stopped(adapter: Adapter, place: Place) -> Path:

@@ -20,12 +20,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def explained(folder: Path, setting: str = "checkpointing") -> str:
-    """What a user is told of a run in ``folder`` that ran out of memory. ``setting``: what the option is
-    called there."""
+def explained(folder: Path) -> str:
+    """What a user is told of a run in ``folder`` that ran out of memory."""
     kept = checkpoint.listed(folder)
     saved = f"the checkpoint of step {kept[0][0]} is kept" if kept else "no step was made"
     return (
-        f"out of memory ({saved}): {ADVICE.replace('checkpointing', setting)}. With the same settings the "
-        "run goes on where it stopped; other settings begin a new run"
+        f"out of memory ({saved}): {ADVICE}. With the same settings the run goes on where it stopped; other "
+        "settings begin a new run"
     )

@@ -11,7 +11,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,6 @@ class Run:
     folder: where it is kept; None keeps nothing. checkpoint_every, sample_every: steps between, 0 for never
     (a checkpoint also comes at the end, when cancelled and after an error). keep: newest checkpoints kept.
     sampler: draws the samples. listener: gets every event. cancel: asked before each batch; True stops.
-    settings: what else the result depends on (the data, the model …), compared when a run is resumed.
     """
 
     folder: Path | None = None
@@ -51,7 +50,6 @@ class Run:
     sampler: Sampler | None = None
     listener: Listener | None = None
     cancel: Callable[[], bool] | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, least in (("checkpoint_every", 0), ("sample_every", 0), ("keep", 1)):

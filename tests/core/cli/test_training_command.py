@@ -15,9 +15,10 @@ from spectral_core.cli import options as opt
 from spectral_core.cli.main import main, parser
 from spectral_core.files.adapter_file import load
 from spectral_core.pipelines.job import Job
-from spectral_core.pipelines.train import Output, train_adapter
+from spectral_core.pipelines.train import train_adapter
 from spectral_core.training.config import reading
 from spectral_core.training.config.config import TrainConfig
+from spectral_core.training.engine.named_run import Output
 from spectral_core.training.runs.events import read_events
 
 FAST = ["--steps", "4", "--size", "16", "--rank", "2", "--learning-rate", "0.01", "--device", "cpu"]

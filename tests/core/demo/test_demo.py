@@ -15,6 +15,8 @@ from spectral_core.demo import command as demo
 from spectral_core.demo import run as demo_run
 from spectral_core.demo.run import DemoSettings
 from spectral_core.files.adapter_file import load
+from spectral_core.training.engine.trainer import Trainer
+from spectral_core.training.runs.events import read_events
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +36,7 @@ def read(output: Path) -> dict[str, Any]:
     return report
 
 
-def test_the_whole_job_and_its_reuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_whole_job_and_its_reuse(tmp_path: Path) -> None:
     output = tmp_path / "out"
     assert demo.main(["--output", str(output), "--steps", "4"]) == 0
     report = read(output)
@@ -60,16 +62,57 @@ def test_the_whole_job_and_its_reuse(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "Spectral A: fused",
     }
 
-    def never(*_: object) -> None:
-        raise AssertionError("a second run must reuse the trained adapters")
-
-    monkeypatch.setattr(demo_run, "train_one", never)
+    made = {path: path.read_bytes() for path in (output / "adapters").glob("*.safetensors")}
     assert demo.main(["--output", str(output), "--steps", "4"]) == 0
     again = read(output)
     assert all(t["reused"] for t in again["trainings"])
     assert again["concepts"] == report["concepts"], "same adapters, same seeds, same scores"
-    with pytest.raises(AssertionError, match="must reuse"):
-        demo.main(["--output", str(output), "--steps", "5"])
+    told = ("concept", "method", "loss_before", "loss_after", "seconds", "file")
+    for one, other in zip(report["trainings"], again["trainings"], strict=True):
+        assert [one[key] for key in told] == [other[key] for key in told]
+        assert one["loss_after"] != one["loss_before"]
+    assert demo.main(["--output", str(output), "--steps", "4", "--fresh"]) == 0
+    fresh = read(output)["trainings"]
+    assert [t["file"] for t in fresh][:2] == ["bot_foura-2.safetensors", "fish_foura-2.safetensors"]
+    assert not any(t["reused"] for t in fresh)
+    assert all(path.read_bytes() == before for path, before in made.items()), "nothing is overwritten"
+
+
+def test_a_killed_demo_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in the second training, between two checkpoints; nothing that is finished trains again."""
+
+    class Killed(BaseException):
+        pass
+
+    own, steps = Trainer._check, list[int]()
+
+    def killing(trainer: Trainer, *given: Any) -> None:
+        steps.append(trainer.step)
+        if len(steps) == 4 + 4:  # the last step of the second training
+            raise Killed
+        own(trainer, *given)
+
+    monkeypatch.setattr(demo_run, "KEPT_EVERY", 2)
+    monkeypatch.setattr(Trainer, "_check", killing)
+    monkeypatch.setattr(Trainer, "_save_after", lambda *_: None)  # a kill leaves no time for it
+    command = ["--steps", "4", "--output"]
+    with pytest.raises(Killed):
+        demo.main([*command, str(tmp_path / "killed")])
+    monkeypatch.undo()
+    monkeypatch.setattr(demo, "generate_rows", lambda *_: [])
+    monkeypatch.setattr(demo, "write_report", lambda *_: None)
+    for name in ("killed", "whole"):
+        assert demo.main([*command, str(tmp_path / name)]) == 0
+    adapters = tmp_path / "killed" / "adapters"
+    kinds = [
+        [event["event"] for event in read_events(adapters / ".runs" / name / "events.jsonl")]
+        for name in ("bot_foura", "fish_foura", "bot_spectral_a")
+    ]
+    assert [("resume" in kind, kind.count("step")) for kind in kinds] == [(False, 4), (True, 4), (False, 4)]
+    whole = tmp_path / "whole" / "adapters"
+    for file in ("bot_foura", "fish_foura", "bot_spectral_a", "fish_spectral_a"):
+        one, other = (load(folder / f"{file}.safetensors") for folder in (adapters, whole))
+        assert one.content_hash == other.content_hash, file
 
 
 def test_the_users_own_pictures(tmp_path: Path, pictures: Path) -> None:

@@ -15,7 +15,7 @@ from spectral_core.adapter.adapter import Adapter, AdapterLayer, Provenance, Ter
 from spectral_core.adapter.fingerprint import fingerprint
 from spectral_core.adapter.schedule import Schedule
 from spectral_core.errors import SpectralAdapterError
-from spectral_core.fusion import FUSIONS, column_allocation, freeze, fuse, recompress, rename_token
+from spectral_core.fusion import FUSIONS, freeze, fuse, recompress, rename_token
 from spectral_core.maths.cayley import cayley_minus_identity
 from spectral_core.maths.layers import LayerShape
 from spectral_core.maths.lowrank import delta
@@ -446,26 +446,6 @@ def test_report_reads_and_serialises():
 def test_equal_names_are_told_apart():
     report = fuse([adapter(CONFIGS["lora"], 1, "x"), adapter(CONFIGS["lora"], 2, "x")]).report
     assert [c.name for c in report.concepts] == ["x (1)", "x (2)"]
-
-
-@pytest.mark.parametrize(
-    ("columns", "count", "expected"),
-    [
-        ([], 4, (0, 1, 2, 3)),
-        ([(0, 1)], 2, (2, 3)),
-        ([(0, 1), (4, 5)], 2, (2, 3)),
-        ([(0, 1), (4, 5)], 3, (6, 7, 8)),
-        ([(2, 3)], 2, (0, 1)),
-    ],
-)
-def test_column_allocation(columns, count, expected):
-    adapters = [adapter(SpectralAConfig(c), i) for i, c in enumerate(columns)]
-    assert column_allocation([*adapters, adapter(CONFIGS["lora"], 9)], count) == expected
-
-
-def test_column_allocation_runs_out_with_the_layer_named():
-    with pytest.raises(SpectralAdapterError, match=r"text_encoder.mlp \(20×9\) has 9 singular columns"):
-        column_allocation([adapter(CONFIGS["spectral_a"], 1)], 8)
 
 
 NUMBERS = st.floats(-2, 2).filter(lambda x: abs(x) > 1e-3)

@@ -21,10 +21,13 @@ from spectral_core.errors import SpectralAdapterError
 from spectral_core.files.adapter_file import load, save
 from spectral_core.gates.formula import GateRecorder
 from spectral_core.methods import FouRAConfig, LoRAConfig, MethodConfig, SpectralAConfig, SpectralRConfig
-from spectral_core.pipelines import ConceptConfig, apply, generate, parts_of, train_concept
-from spectral_core.pipelines.concept import basis_source
+from spectral_core.pipelines import apply, generate, parts_of
+from spectral_core.pipelines.job import Job
 from spectral_core.pipelines.tokens import TokenRows, initial_rows
+from spectral_core.pipelines.train import evaluate, train_adapter
+from spectral_core.training.config.adapter import Method
 from spectral_core.training.config.config import TrainConfig
+from spectral_core.training.engine.named_run import START, Output
 
 SIZE = (16, 16)
 CONFIGS: list[MethodConfig] = [
@@ -55,7 +58,7 @@ def latents(pipe: Any, prompt: str = "ab") -> torch.Tensor:
 def adapter_for(pipe: Any, config: MethodConfig, targets: str = "all", part: str = "unet") -> Adapter:
     """Random non-zero parameters everywhere."""
     weights, _ = find_targets(parts_of(pipe)[part], part, targets)
-    adapter = create(weights, config, basis_source(config, None), torch.Generator().manual_seed(1))
+    adapter = create(weights, config, generator=torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(2)
 
     def shake(_: str, term: Any) -> Any:
@@ -189,23 +192,19 @@ def test_an_adapter_for_another_part_is_refused_by_name(pipe: Any) -> None:
         pass
 
 
-@pytest.mark.parametrize("config", [FouRAConfig(4), SpectralAConfig((0, 1))], ids=str)
+@pytest.mark.parametrize(("method", "rate"), [("foura", 1e-2), ("spectral_a", 2e-2)])
 def test_training_a_concept_learns_its_word_and_lowers_the_loss(
-    pipe: Any, config: MethodConfig, pictures: Path
+    pipe: Any, method: Method, rate: float, pictures: Path, tmp_path: Path
 ) -> None:
-    concept = ConceptConfig("<tok>", "all", "a", SIZE)
-    rate = {"foura": 1e-2, "spectral_a": 2e-2}[config.method]
-    done = train_concept(
-        pipe, pictures, concept, config, TrainConfig(steps=30, batch_size=3, learning_rate=rate)
-    )
-    assert done.loss_after < 0.97 * done.loss_before
-    assert not torch.equal(
-        done.adapter.tokens["<tok>"]["text_encoder"], initial_rows(pipe, "a")["text_encoder"]
-    )
-    assert (
-        done.adapter.provenance.trigger_words == ("<tok>",)
-        and done.adapter.provenance.training["pictures"] == 3
-    )
+    job = Job(str(pictures), "<tok>", size=SIZE, method=method, rank=2, targets="all", init_words="a")
+    config = TrainConfig(steps=30, batch_size=3, learning_rate=rate, target_open=0)
+    done = train_adapter(pipe, job, config, Output(tmp_path, "tok", cache_folder=tmp_path))
+    before = evaluate(pipe, job, load(done.place.folder / START))
+    assert evaluate(pipe, job, done.adapter) < 0.97 * before
+    rows = done.adapter.tokens["<tok>"]["text_encoder"]
+    assert not torch.equal(rows, initial_rows(pipe, "a")["text_encoder"])
+    assert done.adapter.provenance.trigger_words == ("<tok>",)
+    assert done.adapter.provenance.training["images"] == 3
     with apply(pipe, done.adapter):
         assert len(pipe.tokenizer("<tok>", add_special_tokens=False).input_ids) == 1
 

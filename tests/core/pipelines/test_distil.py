@@ -18,8 +18,9 @@ from spectral_core.fusion import fuse
 from spectral_core.methods import FouRAConfig, LoRAConfig
 from spectral_core.pipelines import apply
 from spectral_core.pipelines.conditioning import encode
-from spectral_core.pipelines.distil import DISTIL, DistilJob, _samples, distil
-from spectral_core.training.objectives.distillation import examples
+from spectral_core.pipelines.distil import DistilJob, _samples, distil
+from spectral_core.training.engine.named_run import Output
+from spectral_core.training.objectives.distillation import DISTIL, examples
 
 PROMPTS = [("a b", "b"), ("a c",)]
 FAST = DistilJob(samples=2, preserve=("a",), sample_steps=2, size=(16, 16))
@@ -62,12 +63,15 @@ def distance(pipe: Any, fused: Any, adapters: list[Any]) -> float:
     return total
 
 
-def test_the_student_comes_nearer_and_the_pipeline_is_as_it_was(pipe: Any, adapters: list[Any]) -> None:
+def test_the_student_comes_nearer_and_the_pipeline_is_as_it_was(
+    pipe: Any, adapters: list[Any], tmp_path: Path
+) -> None:
     before = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
     fused = fuse(adapters, "average", freeze_gates=True).adapter
     config = replace(DISTIL, steps=60, learning_rate=3e-2)
     drawn: list[int] = []
-    done = distil(pipe, fused, adapters, PROMPTS, FAST, config, on_sample=drawn.append)
+    output = Output(tmp_path, "both")
+    done = distil(pipe, fused, adapters, PROMPTS, FAST, config, output, on_sample=drawn.append)
     assert sum(drawn) == 6 and len(done.result.losses) == 60
     assert distance(pipe, done.adapter, adapters) < 0.9 * distance(pipe, fused, adapters)
     assert all(torch.equal(v, before[k]) for k, v in pipe.unet.state_dict().items())
@@ -82,8 +86,11 @@ def test_the_student_comes_nearer_and_the_pipeline_is_as_it_was(pipe: Any, adapt
     assert training["distilled"]["samples"] == 2 and training["fusion"]["method"] == "average"
     assert [p["name"] for p in done.adapter.provenance.parents] == ["b", "c"]
     short = replace(config, steps=2)
-    twice = [distil(pipe, fused, adapters, PROMPTS, FAST, short).adapter.content_hash for _ in range(2)]
-    assert twice[0] == twice[1]
+    twice = [
+        distil(pipe, fused, adapters, PROMPTS, FAST, short, Output(tmp_path / name, "both"))
+        for name in ("one", "two")
+    ]
+    assert twice[0].adapter.content_hash == twice[1].adapter.content_hash and not twice[1].reused
 
 
 def test_samples_are_what_each_concepts_own_adapter_draws(pipe: Any, adapters: list[Any]) -> None:
@@ -100,20 +107,22 @@ def test_samples_are_what_each_concepts_own_adapter_draws(pipe: Any, adapters: l
         assert torch.allclose(latent, expected, atol=1e-4), number
 
 
-def test_what_cannot_be_distilled_is_said(pipe: Any, adapters: list[Any]) -> None:
+def test_what_cannot_be_distilled_is_said(pipe: Any, adapters: list[Any], tmp_path: Path) -> None:
+    output = Output(tmp_path, "both")
     fused = fuse(adapters, "average", freeze_gates=True).adapter
     with pytest.raises(SpectralAdapterError, match="adaptive gate"):
-        distil(pipe, adapters[1], adapters, PROMPTS, FAST)
+        distil(pipe, adapters[1], adapters, PROMPTS, FAST, DISTIL, output)
     with pytest.raises(SpectralAdapterError, match="prompts of 1 concepts for 2"):
-        distil(pipe, fused, adapters, PROMPTS[:1], FAST)
+        distil(pipe, fused, adapters, PROMPTS[:1], FAST, DISTIL, output)
     with pytest.raises(SpectralAdapterError, match="needs a prompt"):
-        distil(pipe, fused, adapters, [("a",), ()], FAST)
+        distil(pipe, fused, adapters, [("a",), ()], FAST, DISTIL, output)
     words = concept(pipe, LoRAConfig(2), 3, "b", ("text_encoder",))
     with pytest.raises(SpectralAdapterError, match="no layer of the denoiser"):
-        distil(pipe, words, adapters, PROMPTS, FAST)
+        distil(pipe, words, adapters, PROMPTS, FAST, DISTIL, output)
     drawn: list[int] = []
     two = [adapters[0], adapters[1].scaled(0.0)]
-    distil(pipe, fused, two, [("a b",), ()], FAST, replace(DISTIL, steps=1), on_sample=drawn.append)
+    one = replace(DISTIL, steps=1)
+    distil(pipe, fused, two, [("a b",), ()], FAST, one, output, on_sample=drawn.append)
     assert sum(drawn) == 4, "strength 0 is left out"
     for wrong in ({"samples": 0}, {"sample_steps": 0}):
         with pytest.raises(SpectralAdapterError):
@@ -176,6 +185,8 @@ def test_a_stopped_command_goes_on_to_the_same_file(
     assert main([*command, "--output", str(tmp_path / "parts")]) == 130
     assert (tmp_path / "parts" / ".runs" / "distilled" / "stopped.safetensors").is_file()
     monkeypatch.undo()
+    kept = "what it began with is kept"
+    monkeypatch.setattr("spectral_core.cli.distil._closed_form", lambda *_: pytest.fail(kept))
     assert main([*command, "--output", str(tmp_path / "parts")]) == 0
     whole, parts = (load(tmp_path / kind / "distilled.safetensors") for kind in ("whole", "parts"))
     assert whole.content_hash == parts.content_hash

@@ -19,25 +19,28 @@ from spectral_core.pipelines import apply, generate, load_pipeline
 from spectral_core.pipelines.composing import composed
 from spectral_core.pipelines.slider import SliderJob, train_slider
 from spectral_core.training.config.config import TrainConfig
+from spectral_core.training.engine.named_run import Output
 from tests.conftest import ROOT
 
 FAST = {"samples": 2, "sample_steps": 2, "size": (16, 16), "rank": 2}
 
 
-def test_a_slider_leaves_the_pipeline_as_it_was_and_has_its_schedule(pipe: Any) -> None:
+def test_a_slider_leaves_the_pipeline_as_it_was_and_has_its_schedule(pipe: Any, tmp_path: Path) -> None:
     before = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
     config = TrainConfig(steps=3, batch_size=2, learning_rate=1e-2)
-    done = train_slider(pipe, SliderJob("a b {}", "a c {}", "a {}", ("x", "y"), **FAST), config, "size")
+    job = SliderJob("a b {}", "a c {}", "a {}", ("x", "y"), **FAST)
+    done = train_slider(pipe, job, config, Output(tmp_path, "size"))
     assert all(torch.equal(v, before[k]) for k, v in pipe.unet.state_dict().items())
     assert "forward" not in vars(pipe.unet) and len(done.result.losses) == 3
     schedule = done.adapter.schedule
     assert schedule is not None and schedule.at(0.19) == 0 and schedule.at(0.2) == 1
     assert done.adapter.provenance.name == "size"
     assert done.adapter.provenance.training["slider"]["positive"] == "a b {}"
-    again = train_slider(pipe, SliderJob("a b {}", "a c {}", "a {}", ("x", "y"), **FAST), config, "size")
-    assert again.adapter.content_hash == done.adapter.content_hash
+    again = train_slider(pipe, job, config, Output(tmp_path / "again", "size"))
+    assert again.adapter.content_hash == done.adapter.content_hash and not again.reused
+    assert train_slider(pipe, job, config, Output(tmp_path, "size")).reused
     always = SliderJob("a b", "a c", "a", start=0.0, method="spectral_a", **FAST)
-    assert train_slider(pipe, always, config).adapter.schedule is None
+    assert train_slider(pipe, always, config, Output(tmp_path, "all")).adapter.schedule is None
 
 
 @pytest.mark.parametrize(
@@ -109,7 +112,7 @@ UNSEEN = ("blue heart on a black background", "orange ring on a gray background"
 UNSEEN += ("green star on a white background", "purple cross on a green background")
 
 
-def test_size_follows_the_strength_on_the_embedded_model() -> None:
+def test_size_follows_the_strength_on_the_embedded_model(tmp_path: Path) -> None:
     """Learned on four subjects from prompts alone, measured on four others by the shipped classifier."""
     pytest.importorskip("diffusers")
     from demo_model.classifier import load_classifier
@@ -118,7 +121,7 @@ def test_size_follows_the_strength_on_the_embedded_model() -> None:
     reader = load_classifier(ROOT / "demo_model" / "classifier")
     job = SliderJob("a large {}", "a small {}", "a {}", SEEN, start=0.0, samples=8, sample_steps=8)
     config = TrainConfig(steps=40, batch_size=4, learning_rate=5e-3, schedule="cosine", warmup=4)
-    slider = train_slider(drawn, job, config).adapter
+    slider = train_slider(drawn, job, config, Output(tmp_path, "size")).adapter
     prompts = [f"a {subject}" for subject in UNSEEN] * 2
     wanted = {"colour": 0, "shape": 1, "background": 4}
     large = []

@@ -9,10 +9,10 @@ import pytest
 
 from spectral_core.errors import SpectralAdapterError
 from spectral_core.pipelines.job import Job
-from spectral_core.pipelines.train import Output
 from spectral_core.training.config import reading
 from spectral_core.training.config.config import TrainConfig
 from spectral_core.training.config.setting import check_settings, setting, settings_of
+from spectral_core.training.engine.named_run import Output
 from tools import settings_table
 
 CLASSES = (TrainConfig, Job, Output)

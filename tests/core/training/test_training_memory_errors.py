@@ -70,8 +70,7 @@ def test_what_counts_as_out_of_memory(tmp_path: Path) -> None:
     lacking = [MemoryError(), torch.cuda.OutOfMemoryError(), RuntimeError("MPS backend out of memory")]
     assert all(is_out_of_memory(error) for error in lacking)
     assert not is_out_of_memory(RuntimeError("shapes")) and not is_out_of_memory(OSError("out of memory"))
-    assert "no step was made" in explained(tmp_path, "gradient_checkpointing")
-    assert "gradient_checkpointing" in explained(tmp_path, "gradient_checkpointing")
+    assert "no step was made" in explained(tmp_path) and "checkpointing" in explained(tmp_path)
 
 
 def test_where_memory_runs_out_less_of_the_model_is_kept_and_nothing_else_changes(tmp_path: Path) -> None:

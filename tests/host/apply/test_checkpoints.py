@@ -22,7 +22,6 @@ from spectral_core.methods import MethodConfig, method_of
 from spectral_core.methods.foura import FouRAConfig
 from spectral_core.methods.lora import LoRAConfig
 from spectral_core.methods.spectral_a import SpectralAConfig
-from spectral_core.pipelines.concept import basis_source
 from tests.host.apply import tiny_checkpoints as tiny
 from tests.host.booted import Host
 from tests.host.graphs import Graph, node, picture, pictures_of
@@ -62,7 +61,7 @@ def layers_of(family: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def trained(weights: dict[str, Tensor], method: MethodConfig) -> Adapter:
     """A new adapter with every trained number moved off its start."""
     generator = torch.Generator().manual_seed(5)
-    made = create(weights, method, basis_source(method, None), generator)
+    made = create(weights, method, generator=generator)
     layers = {}
     for name, layer in made.layers.items():
         (term,) = layer.terms
