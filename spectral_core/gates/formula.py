@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from ..maths.layers import as_fp32, channel_view
+from ..maths.layers import as_fp32
 from ..maths.precision import full_precision
 from .record import GateRecorder
 from .runtime import GateRuntime, mode_at, temperature_at
@@ -38,7 +38,6 @@ __all__ = [
     "KINDS",
     "GateRecorder",
     "GateRuntime",
-    "apply",
     "features",
     "freeze",
     "init",
@@ -131,9 +130,8 @@ def logits(params: Params, phi: Tensor, kind: str) -> Tensor:
     return out
 
 
-def probabilities(params: Params, phi: Tensor, kind: str, temperature: float, budget: float = 0.0) -> Tensor:
+def probabilities(raw: Tensor, temperature: float, budget: float = 0.0) -> Tensor:
     """p (B, rank) = σ((logits − θ) / τ), τ > 0."""
-    raw = logits(params, phi, kind)
     return torch.sigmoid((raw - threshold(raw, budget)) / temperature)
 
 
@@ -181,7 +179,7 @@ def values(
     raw = logits(params, phi, kind)
     p = None
     if runtime.mode != "hard" or runtime.wants_p:
-        p = torch.sigmoid((raw - threshold(raw, budget)) / runtime.temperature)
+        p = probabilities(raw, runtime.temperature, budget)
     is_open = opened(raw, 0.0, budget)
     runtime.watch(name, phi, raw, is_open, p)
     if runtime.mode == "soft":
@@ -192,18 +190,3 @@ def values(
     else:
         found = is_open.to(z.dtype)
     return torch.cat([found, found], 1) if rows_per_gate == 2 else found
-
-
-def apply(
-    z: Tensor,
-    params: Params,
-    kind: str,
-    rows_per_gate: int,
-    is_convolution: bool,
-    runtime: GateRuntime,
-    name: str,
-    budget: float = 0.0,
-) -> Tensor:
-    """G(z)·z, in the shape and dtype of z."""
-    found = values(z, params, kind, rows_per_gate, is_convolution, runtime, name, budget)
-    return z * channel_view(found, z, is_convolution)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from spectral_core.adapter.adapter import Adapter, AdapterLayer, Provenance, Term
-from spectral_core.gates import formula as gates
 from spectral_core.gates.formula import GateRuntime
 from spectral_core.maths.layers import LayerShape
 from spectral_core.maths.lowrank import delta
 from spectral_core.methods import FouRAConfig, LoRAConfig, MethodConfig, SpectralAConfig, method_of
+from tests.core.gates.gated import apply
 
 SHAPES = {"unet.a": LayerShape(7, 10), "unet.b": LayerShape(9, 6)}
 TOKENS = 60
@@ -75,6 +75,6 @@ def output(adapted: Adapter, layer: str, x: Tensor, weight: float = 1.0) -> Tens
             total = total + x @ delta(factors).mT
             continue
         z = x @ factors.down.mT
-        z = gates.apply(z, term.params, "mlp", term.config.rows_per_gate, False, GateRuntime(), layer)
+        z = apply(z, term.params, "mlp", term.config.rows_per_gate, False, GateRuntime(), layer)
         total = total + z @ factors.scaled_up().mT
     return total

@@ -13,6 +13,7 @@ from spectral_core.errors import SpectralAdapterError
 from spectral_core.gates import formula as gate
 from spectral_core.gates import runtime as gate_runtime
 from spectral_core.gates.formula import GateRecorder, GateRuntime
+from tests.core.gates.gated import apply
 
 RANK = 6
 every_kind = pytest.mark.parametrize("kind", gate.KINDS)
@@ -103,7 +104,7 @@ def test_logits(kind: str) -> None:
     assert torch.allclose(found.double(), wanted, atol=1e-4)
     assert (found > 0).any() and (found < 0).any(), "a case where nothing gates shows nothing"
     assert torch.allclose(
-        gate.probabilities(p, phi, kind, 0.5).double(), torch.sigmoid(wanted / 0.5), atol=1e-4
+        gate.probabilities(gate.logits(p, phi, kind), 0.5).double(), torch.sigmoid(wanted / 0.5), atol=1e-4
     )
 
 
@@ -115,7 +116,7 @@ def test_starts_open_for_any_input(kind: str) -> None:
     for z in (activations(4, 5, RANK), torch.zeros(4, 5, RANK), 1e4 * activations(4, 5, RANK)):
         logits = gate.logits(p, gate.features(z, 1, False), kind)
         assert torch.allclose(logits, torch.full_like(logits, 2.0), atol=2e-3)
-        assert torch.equal(gate.apply(z, p, kind, 1, False, GateRuntime(), "layer"), z)
+        assert torch.equal(apply(z, p, kind, 1, False, GateRuntime(), "layer"), z)
     assert p["gate.w1"].abs().max() > 0
 
 
@@ -125,7 +126,7 @@ def test_extreme_logits_stay_finite(kind: str) -> None:
     p["gate.bias"] = torch.tensor([-1e4, -200.0, -30.0, 30.0, 200.0, 1e4])
     p = {k: v.requires_grad_(k in gate.trainable(kind)) for k, v in p.items()}
     z = activations(3, 5, RANK)
-    out = gate.apply(z, p, kind, 1, False, GateRuntime("soft", 0.5), "layer")
+    out = apply(z, p, kind, 1, False, GateRuntime("soft", 0.5), "layer")
     out.sum().backward()
     assert torch.isfinite(out).all()
     assert all(torch.isfinite(p[n].grad).all() for n in gate.trainable(kind))  # type: ignore[arg-type]
@@ -142,13 +143,13 @@ def test_apply(kind: str, rows: int, mode: str) -> None:
     logits = gate.logits(p, gate.features(z, rows, False), kind)
     values = torch.sigmoid(logits / 0.7) if mode == "soft" else (logits > 0).float()
     wanted = z * values.repeat(1, rows)[:, None]
-    found = gate.apply(z, p, kind, rows, False, GateRuntime(mode, 0.7), "layer")
+    found = apply(z, p, kind, rows, False, GateRuntime(mode, 0.7), "layer")
     assert torch.allclose(found, wanted, atol=1e-6)
     image = z.mT[..., None]
-    found = gate.apply(image, p, kind, rows, True, GateRuntime(mode, 0.7), "layer")
+    found = apply(image, p, kind, rows, True, GateRuntime(mode, 0.7), "layer")
     assert torch.allclose(found, wanted.mT[..., None], atol=1e-6)
     for dtype in (torch.float16, torch.bfloat16):
-        half = gate.apply(z.to(dtype), p, kind, rows, False, GateRuntime(mode, 0.7), "layer")
+        half = apply(z.to(dtype), p, kind, rows, False, GateRuntime(mode, 0.7), "layer")
         assert half.dtype == dtype
 
 
@@ -156,11 +157,11 @@ def test_apply(kind: str, rows: int, mode: str) -> None:
 def test_rows_of_a_batch_gate_themselves(kind: str) -> None:
     p, z = params(kind), activations(4, 5, RANK)
     runtime = GateRuntime()
-    together = gate.apply(z, p, kind, 1, False, runtime, "layer")
+    together = apply(z, p, kind, 1, False, runtime, "layer")
     disturbed = z.clone()
     disturbed[1:] = 100 * disturbed[1:] + 3
-    assert torch.equal(gate.apply(disturbed, p, kind, 1, False, runtime, "layer")[0], together[0])
-    alone = torch.cat([gate.apply(row[None], p, kind, 1, False, runtime, "layer") for row in z])
+    assert torch.equal(apply(disturbed, p, kind, 1, False, runtime, "layer")[0], together[0])
+    alone = torch.cat([apply(row[None], p, kind, 1, False, runtime, "layer") for row in z])
     assert torch.allclose(alone, together)
 
 
@@ -181,16 +182,16 @@ def test_gradient_of_soft_and_straight_through(kind: str) -> None:
     runtime = GateRuntime("soft", 0.8)
 
     def soft(z_: Tensor, *values: Tensor) -> Tensor:
-        return gate.apply(z_, p | dict(zip(names, values, strict=True)), kind, 1, False, runtime, "layer")
+        return apply(z_, p | dict(zip(names, values, strict=True)), kind, 1, False, runtime, "layer")
 
     assert torch.autograd.gradcheck(soft, (z, *leaves), atol=1e-5)
     runtime.set_mode("straight_through", 0.8)
     out = soft(z, *leaves)
     found = torch.autograd.grad(out.sum(), leaves)
-    p_soft = gate.probabilities(p, gate.features(z, 1, False), kind, 0.8)
+    p_soft = gate.probabilities(gate.logits(p, gate.features(z, 1, False), kind), 0.8)
     wanted = torch.autograd.grad((z.detach() * p_soft[:, None]).sum(), leaves)
     assert all(torch.allclose(f, w) and f.any() for f, w in zip(found, wanted, strict=True))
-    hard = gate.apply(z, p, kind, 1, False, GateRuntime(), "layer")
+    hard = apply(z, p, kind, 1, False, GateRuntime(), "layer")
     assert torch.allclose(out, hard)
 
 
@@ -223,7 +224,7 @@ def test_level_is_the_mean_over_the_first_steps_and_then_stays() -> None:
     for step in range(5):
         batches = [activations(2, 5, RANK, seed=10 * step + i) for i in range(2)]  # an accumulated step
         for z in batches:
-            gate.apply(z, p, "mlp", 1, False, runtime, "layer")
+            apply(z, p, "mlp", 1, False, runtime, "layer")
         runtime.end_step()
         levels.append(float(torch.cat([gate.features(z, 1, False) for z in batches]).mean()))
     learned = runtime.buffers()["layer"]["gate.mu"]
@@ -231,19 +232,17 @@ def test_level_is_the_mean_over_the_first_steps_and_then_stays() -> None:
     # ... and the gate uses it from then on, in place of the stored one
     z = activations(4, 5, RANK)
     with runtime.inference():
-        found = gate.apply(z, p, "mlp", 1, False, runtime, "layer")
-    assert torch.equal(
-        found, gate.apply(z, p | {"gate.mu": learned}, "mlp", 1, False, GateRuntime(), "layer")
-    )
+        found = apply(z, p, "mlp", 1, False, runtime, "layer")
+    assert torch.equal(found, apply(z, p | {"gate.mu": learned}, "mlp", 1, False, GateRuntime(), "layer"))
     runtime.set_mode("soft", 1.0)
-    gate.apply(z, p, "mlp", 1, False, runtime, "layer")
+    apply(z, p, "mlp", 1, False, runtime, "layer")
     runtime.end_step()
     assert torch.equal(runtime.buffers()["layer"]["gate.mu"], learned)
 
 
 def test_inference_and_settled_adapters_learn_no_level() -> None:
     for runtime in (GateRuntime(), GateRuntime("soft", 1.0, settle_steps=0)):
-        gate.apply(activations(2, 5, RANK), params("mlp"), "mlp", 1, False, runtime, "layer")
+        apply(activations(2, 5, RANK), params("mlp"), "mlp", 1, False, runtime, "layer")
         runtime.end_step()
         assert runtime.buffers() == {}
 
@@ -255,8 +254,10 @@ def test_calibration_is_the_mean_opening(mode: str) -> None:
     runtime.start_calibration()
     batches = [activations(n, 5, RANK, seed=n) for n in (1, 4, 3)]
     for z in batches:
-        gate.apply(z, p, "mlp", 1, False, runtime, "layer")
-    every = torch.cat([gate.probabilities(p, gate.features(z, 1, False), "mlp", 0.5) for z in batches])
+        apply(z, p, "mlp", 1, False, runtime, "layer")
+    every = torch.cat(
+        [gate.probabilities(gate.logits(p, gate.features(z, 1, False), "mlp"), 0.5) for z in batches]
+    )
     assert torch.allclose(runtime.mean_open("layer"), every.mean(0), atol=1e-6)  # type: ignore[arg-type]
     assert torch.equal(runtime.buffers()["layer"]["gate.mean_open"], runtime.mean_open("layer"))  # type: ignore[arg-type]
     runtime.start_calibration()
@@ -276,11 +277,11 @@ def test_many_layers_are_counted_each_for_itself(every: int, monkeypatch: pytest
         for batch in (1, 3, 1):
             z = activations(batch, 5, rank, seed=7 * i + batch)
             for runtime in (together, alone):
-                gate.apply(z, p, "mlp", 1, False, runtime, f"layer {i}")
+                apply(z, p, "mlp", 1, False, runtime, f"layer {i}")
         alone.end_step()
         wanted = alone.buffers()[f"layer {i}"]
         state = together.state()
-        gate.apply(activations(2, 5, rank), p, "mlp", 1, False, together, f"layer {i}")
+        apply(activations(2, 5, rank), p, "mlp", 1, False, together, f"layer {i}")
         together.restore(state)
         assert torch.allclose(together.mean_open(f"layer {i}"), wanted["gate.mean_open"], atol=1e-6)  # type: ignore[arg-type]
     together.end_step()
@@ -295,17 +296,17 @@ def test_penalty_is_one_sided_and_squared() -> None:
     p = {k: v.requires_grad_(k in gate.trainable("mlp")) for k, v in params("mlp").items()}
     z = activations(4, 5, RANK)
     runtime = GateRuntime("soft", 1.0)
-    gate.apply(z, p, "mlp", 1, False, runtime, "layer")
+    apply(z, p, "mlp", 1, False, runtime, "layer")
     assert runtime.penalty() == 0.0
-    mean = float(gate.probabilities(p, gate.features(z, 1, False), "mlp", 1.0).detach().mean())
+    mean = float(gate.probabilities(gate.logits(p, gate.features(z, 1, False), "mlp"), 1.0).detach().mean())
     runtime.penalty_weight = 2.0
     for target, wanted in ((mean - 0.2, 2.0 * 0.2**2), (mean + 0.1, 0.0)):
         runtime.target_open = target
         for layer in ("one", "two"):
-            gate.apply(z, p, "mlp", 1, False, runtime, layer)
+            apply(z, p, "mlp", 1, False, runtime, layer)
         assert float(runtime.penalty()) == pytest.approx(wanted, rel=1e-4)
     runtime.target_open = mean - 0.2
-    gate.apply(z, p, "mlp", 1, False, runtime, "two")  # now one layer at 0.04, one at 0
+    apply(z, p, "mlp", 1, False, runtime, "two")  # now one layer at 0.04, one at 0
     penalty = runtime.penalty()
     assert isinstance(penalty, Tensor) and float(penalty) == pytest.approx(0.04, rel=1e-4)
     penalty.backward()
@@ -338,7 +339,7 @@ def test_a_closed_layer_keeps_a_row_in_every_hard_pass(kind: str, mode: str) -> 
     if kind == "entropy":
         p["gate.entropy_shift"] -= 50.0
     z = activations(4, 5, RANK)
-    kept = gate.apply(z, p, kind, 1, False, GateRuntime(mode, 0.5), "layer")
+    kept = apply(z, p, kind, 1, False, GateRuntime(mode, 0.5), "layer")
     rows = (kept.abs() > 1e-6).any(1).sum(1)
     assert rows.tolist() == [0 if mode == "soft" else 1] * 4
 
@@ -363,7 +364,9 @@ def test_a_budget_keeps_the_largest(budget: float, kept: int, rows: int) -> None
             low, high = logits.sort(-1, descending=True).values[:, kept - 1 : kept + 1].mT
             wanted = torch.sigmoid((logits - ((low + high) / 2)[:, None]) / 0.5)
             assert torch.allclose(found, wanted, atol=1e-6)
-            assert torch.allclose(gate.probabilities(p, phi, "mlp", 0.5, budget), wanted, atol=1e-6)
+            assert torch.allclose(
+                gate.probabilities(gate.logits(p, phi, "mlp"), 0.5, budget), wanted, atol=1e-6
+            )
     assert gate.freeze(torch.tensor([0.9, 0.8, 0.7, 0.6]), budget).tolist() == [1.0] * kept + [0.0] * (
         4 - kept
     )
@@ -413,7 +416,7 @@ def test_recorder_hears_of_every_gated_pass() -> None:
     z = activations(4, 5, RANK)
     for mode in ("hard", "soft"):
         runtime = GateRuntime(mode, 0.5, recorder=recorder, progress=0.9)
-        gate.apply(z, p, "mlp", 1, False, runtime, "layer")
+        apply(z, p, "mlp", 1, False, runtime, "layer")
     opened = (gate.logits(p, gate.features(z, 1, False), "mlp") > 0).float().sum(1).mean()
     assert recorder.summary()["effective_rank"] == [[None, pytest.approx(float(opened))]]
     assert 0 < opened < RANK

@@ -15,6 +15,7 @@ from torch import Tensor
 from spectral_core.gates import formula as gate
 from spectral_core.maths.layers import Geometry, LayerShape, expand, project
 from spectral_core.methods import foura
+from tests.core.gates.gated import apply
 
 N, RANK, NEEDED, TOKENS, ROWS = 24, 32, 4, 12, 16
 SHAPE = LayerShape(N, N)
@@ -65,7 +66,7 @@ def train(
         factors = foura.fold(config, SHAPE, params)
         z = project(x, factors.down, Geometry())
         if gated:
-            z = gate.apply(z, params, config.gate_kind, config.rows_per_gate, False, runtime, "layer")
+            z = apply(z, params, config.gate_kind, config.rows_per_gate, False, runtime, "layer")
         return expand(z, factors.scaled_up(), False)
 
     for step in range(steps):
