@@ -285,10 +285,11 @@ def test_cancelling_concepts_compress_to_nothing():
 
 
 def test_closed_gates_leave_an_empty_but_valid_layer():
-    closed = adapter(CONFIGS["adaptive"], 1).map_terms(
-        lambda _, t: replace(t, params=dict(t.params) | {"gate.mean_open": torch.zeros(4)})
+    """As a file may say it; freezing keeps the largest gate."""
+    closed = adapter(CONFIGS["dft"], 1).map_terms(
+        lambda _, t: replace(t, params=dict(t.params) | {"gate.mask": torch.zeros(3)})
     )
-    result = fuse([closed], freeze_gates=True, rank=2)
+    result = fuse([closed], rank=2)
     assert all(row.rank_after == 0 for row in result.report.layers)
     assert float(dense(result.adapter, "unet.conv").norm()) == 0
 
