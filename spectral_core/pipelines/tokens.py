@@ -18,7 +18,8 @@ TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
 
 class TokenRows:
-    """New words in one pipeline. ``parameters`` are their embedding rows; ``remove`` restores every part.
+    """New words in one pipeline, until ``remove`` or the end of a ``with`` block; ``parameters`` are their
+    embedding rows.
 
     The pretrained embedding matrix is never resized or written: a wrapper looks the new ids up in the rows.
     """
@@ -89,6 +90,12 @@ class TokenRows:
     def remove(self) -> None:
         while self._undo:
             self._undo.pop()()
+
+    def __enter__(self) -> TokenRows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
 
 
 def _restore_forward(embedding: nn.Module, original: Any, had_own: bool) -> None:

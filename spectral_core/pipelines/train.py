@@ -101,8 +101,7 @@ def _attached(pipe: Any, job: Job, adapter: Adapter) -> Iterator[tuple[list[Atta
     """The adapter in training on every part that it changes, and the new words."""
     with ExitStack() as undo:
         new = {job.token: initial_rows(pipe, job.init_words)} if job.init_words else {}
-        words = TokenRows(pipe, adapter.tokens or new, trainable=True)
-        undo.callback(words.remove)
+        words = undo.enter_context(TokenRows(pipe, adapter.tokens or new, trainable=True))
         modules = parts_of(pipe)
         attachments = [
             undo.enter_context(attach(modules[part], adapter, part=part, trainable=True))

@@ -16,10 +16,10 @@ from PIL import Image
 from ..errors import SpectralAdapterError
 from ..whole_file import whole_file
 from .heatmap import abbreviate, heatmap
-from .lines import bar_chart, line_plot
+from .lines import line_plot
 from .sheet import as_picture, contact_sheet
 
-__all__ = ["abbreviate", "as_picture", "bar_chart", "contact_sheet", "heatmap", "line_plot", "save_picture"]
+__all__ = ["abbreviate", "as_picture", "contact_sheet", "heatmap", "line_plot", "save_picture"]
 
 
 def save_picture(image: Image.Image, path: str | Path) -> Path:

@@ -4,7 +4,7 @@ where checkpoints go and who listens is a :class:`..runs.place.Run`'s."""
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from ...errors import SpectralAdapterError
 from .schedules import ScheduleName, rate_factor
@@ -15,8 +15,6 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Checkpointing = Literal["none", "selective", "full"]
 Timesteps = Literal["uniform", "logit-normal"]
 Weighting = Literal["none", "min-snr"]
-
-OPTIMISERS = get_args(Optimiser)
 
 DEFAULT_LEARNING_RATES = {
     "foura": 1e-4,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from spectral_core.adapter.adapter import Adapter, create
 from spectral_core.adapter.schedule import Schedule
@@ -146,32 +144,23 @@ def test_open_gates_are_recorded_per_layer_and_noise_level(pipe: Any) -> None:
     assert all(value is not None and 0 <= value <= 4 for row in summary["effective_rank"] for value in row)
 
 
-@contextmanager
-def words(pipe: Any, tokens: dict[str, dict[str, Tensor]]) -> Iterator[None]:
-    added = TokenRows(pipe, tokens)
-    try:
-        yield
-    finally:
-        added.remove()
-
-
 def test_new_words_exist_only_inside_and_use_their_rows(pipe: Any) -> None:
     rows = initial_rows(pipe, "a")
-    with words(pipe, {"<new>": rows}):
+    with TokenRows(pipe, {"<new>": rows}):
         assert len(pipe.tokenizer("<new>", add_special_tokens=False).input_ids) == 1
         as_a = latents(pipe, "<new>")
     assert torch.equal(as_a, latents(pipe, "a")), "a word with the row of 'a' means 'a'"
-    with words(pipe, {"<new>": {"text_encoder": -rows["text_encoder"]}}):
+    with TokenRows(pipe, {"<new>": {"text_encoder": -rows["text_encoder"]}}):
         assert not torch.allclose(latents(pipe, "<new>"), as_a, atol=1e-3)
 
 
 def test_words_that_clash_are_refused(pipe: Any) -> None:
     rows = initial_rows(pipe, "a")
-    with pytest.raises(SpectralAdapterError, match="already a word"), words(pipe, {"a</w>": rows}):
+    with pytest.raises(SpectralAdapterError, match="already a word"), TokenRows(pipe, {"a</w>": rows}):
         pass
     with (
         pytest.raises(SpectralAdapterError, match=r"expected \(k, 32\)"),
-        words(pipe, {"<n>": {"text_encoder": torch.zeros(1, 9)}}),
+        TokenRows(pipe, {"<n>": {"text_encoder": torch.zeros(1, 9)}}),
     ):
         pass
     first = replace(adapter_for(pipe, LoRAConfig(2)), tokens={"<n>": rows})

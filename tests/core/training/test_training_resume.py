@@ -7,7 +7,7 @@ import random
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ import torch
 from spectral_core.errors import SpectralAdapterError
 from spectral_core.files import writing as safewrite
 from spectral_core.methods import FouRAConfig, LoRAConfig, MethodConfig
-from spectral_core.training.config.config import OPTIMISERS, TrainConfig
+from spectral_core.training.config.config import Optimiser, TrainConfig
 from spectral_core.training.data.folder import Order
 from spectral_core.training.engine import optim
 from spectral_core.training.engine.loop import train
@@ -67,7 +67,7 @@ def whole(toy: Toy, config: TrainConfig, method: str) -> tuple[str, TrainResult]
     return toy.digest, result
 
 
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
+@pytest.mark.parametrize("optimiser", get_args(Optimiser))
 @pytest.mark.parametrize("method", CONFIGS, ids=str)
 def test_ten_steps_and_ten_resumed_are_twenty(method: MethodConfig, optimiser: str, tmp_path: Path) -> None:
     config = settings(**of(optimiser))
