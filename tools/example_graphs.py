@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from tools.example_parts import PREFIX, Graph, Node, node, note, own_model, picture, start
+from tools.example_parts import (
+    ON_DEMO,
+    PREFIX,
+    STRENGTHS,
+    Graph,
+    Node,
+    applied,
+    compared,
+    fused,
+    loaded_foura,
+    node,
+    note,
+    own_model,
+    picture,
+    start,
+    strength,
+)
 
 
 def single_adapter() -> dict[str, Node]:
     prompt = "a <bot> on a red background"
     return {
         **start(0, 0),
-        "load": node(
-            PREFIX + "LoadFouRA",
-            (420, 0, 400, 330),
-            adapter_name="examples/bot_foura.safetensors",
-            strength_model=1.0,
-            strength_clip=1.0,
-            model=("demo", 0),
-            clip=("demo", 1),
-        ),
+        "load": loaded_foura(**ON_DEMO),
         **picture("with_adapter", 860, 0, ("load", 0), ("load", 1), prompt, "Prompt, with the adapter"),
         **picture("without", 860, 400, ("demo", 0), ("demo", 1), prompt, "The same, without it"),
         **note(
@@ -46,41 +54,16 @@ def three_adapters(third_at: int) -> dict[str, Node]:
             PREFIX + "LoadSpectralAdapter",
             (420, 400 * i, 400, 350),
             adapter_name=f"examples/{name}_spectral.safetensors",
-            strength_model=1.0,
-            strength_clip=1.0,
+            **STRENGTHS,
             base_mismatch="delta",
         )
-    nodes["third"] = node(
-        PREFIX + "AdapterStrength",
-        (860, third_at, 380, 400),
-        "Adapter Strength: the third one, as a list",
-        adapter=("house", 2),
-        strength_model=1.0,
-        strength_clip=1.0,
-        start_percent=0.0,
-        end_percent=1.0,
-        curve="constant",
-        custom_curve="",
-        block_weights="",
-    )
+    nodes["third"] = strength(("house", 2), (860, third_at, 380, 400), "the third one, as a list")
     return nodes
 
 
 def three_pictures(source: str, prefix: str) -> dict[str, Node]:
     """The one adapter that a node gives out, applied, and a picture of each of the three."""
-    nodes = {
-        "apply": node(
-            PREFIX + "ApplyAdapter",
-            (1280, 0, 380, 430),
-            adapter=(source, 0),
-            model=("demo", 0),
-            clip=("demo", 1),
-            strength_model=1.0,
-            strength_clip=1.0,
-            mode="auto",
-            base_mismatch="delta",
-        )
-    }
+    nodes = {"apply": applied(source, 1280, 0, 430)}
     for i, name in enumerate(THREE):
         prompt = f"a <{name}> on a red background"
         nodes |= picture(f"{prefix}_{name}", 1680, 400 * i, ("apply", 0), ("apply", 1), prompt)
@@ -89,26 +72,8 @@ def three_pictures(source: str, prefix: str) -> dict[str, Node]:
 
 def three_concepts_fused() -> dict[str, Node]:
     nodes = three_adapters(850)
-    nodes["fuse"] = node(
-        PREFIX + "FuseAdapters",
-        (860, 0, 380, 800),
-        model=("demo", 0),
-        clip=("demo", 1),
-        adapter_1=("bot", 2),
-        adapter_2=("fish", 2),
-        adapters=("third", 1),
-        method="closed-form",
-        weight_1=1.0,
-        weight_2=1.0,
-        target_rank=0,
-        freeze_gates=False,
-        prompts="",
-        sample_steps=4,
-        sample_cfg=4.0,
-        sample_seed=0,
-        save_statistics="",
-        sample_rounds=2,
-    )
+    concepts = {"adapter_1": ("bot", 2), "adapter_2": ("fish", 2), "adapters": ("third", 1)}
+    nodes["fuse"] = fused("closed-form", (860, 0, 380, 800), **ON_DEMO, **concepts)
     nodes |= three_pictures("fuse", "fused")
     nodes |= own_model(0, 1090, "sample_cfg: the cfg that you draw with. Flux: 1.")
     nodes |= note(
@@ -127,43 +92,15 @@ def three_concepts_fused() -> dict[str, Node]:
 
 def scheduled_strength() -> dict[str, Node]:
     nodes = start(0, 0)
-    nodes["load"] = node(
-        PREFIX + "LoadFouRA",
-        (420, 0, 400, 300),
-        adapter_name="examples/bot_foura.safetensors",
-        strength_model=1.0,
-        strength_clip=1.0,
-    )
+    nodes["load"] = loaded_foura(300)
     rows = (
         ("early", 0.0, 0.4, "constant"),
         ("late", 0.4, 1.0, "constant"),
         ("fading", 0.0, 1.0, "linear out"),
     )
     for i, (name, begin, end, curve) in enumerate(rows):
-        nodes[name] = node(
-            PREFIX + "AdapterStrength",
-            (860, 440 * i, 360, 400),
-            f"Adapter Strength: {name}",
-            adapter=("load", 2),
-            strength_model=1.0,
-            strength_clip=1.0,
-            start_percent=begin,
-            end_percent=end,
-            curve=curve,
-            custom_curve="",
-            block_weights="",
-        )
-        nodes[f"apply_{name}"] = node(
-            PREFIX + "ApplyAdapter",
-            (1260, 440 * i, 380, 400),
-            adapter=(name, 0),
-            model=("demo", 0),
-            clip=("demo", 1),
-            strength_model=1.0,
-            strength_clip=1.0,
-            mode="auto",
-            base_mismatch="delta",
-        )
+        nodes[name] = strength(("load", 2), (860, 440 * i, 360, 400), name, begin, end, curve)
+        nodes[f"apply_{name}"] = applied(name, 1260, 440 * i)
         on = (f"apply_{name}", 0), (f"apply_{name}", 1)
         nodes |= picture(f"scheduled_{name}", 1680, 440 * i, *on, "a <bot> on a red background")
     nodes |= note(
@@ -186,34 +123,8 @@ def loras_fused_and_exported() -> dict[str, Node]:
             (420, 280 * i, 400, 240),
             lora_name=f"examples/{name}_lora.safetensors",
         )
-    nodes["fuse"] = node(
-        PREFIX + "FuseAdapters",
-        (860, 0, 360, 500),
-        adapter_1=("bot", 0),
-        adapter_2=("fish", 0),
-        method="sum",
-        weight_1=1.0,
-        weight_2=1.0,
-        target_rank=0,
-        freeze_gates=False,
-        prompts="",
-        sample_steps=4,
-        sample_cfg=4.0,
-        sample_seed=0,
-        save_statistics="",
-        sample_rounds=2,
-    )
-    nodes["apply"] = node(
-        PREFIX + "ApplyAdapter",
-        (1260, 0, 380, 400),
-        adapter=("fuse", 0),
-        model=("demo", 0),
-        clip=("demo", 1),
-        strength_model=1.0,
-        strength_clip=1.0,
-        mode="auto",
-        base_mismatch="delta",
-    )
+    nodes["fuse"] = fused("sum", (860, 0, 360, 500), adapter_1=("bot", 0), adapter_2=("fish", 0))
+    nodes["apply"] = applied("fuse", 1260, 0)
     nodes["export"] = node(
         PREFIX + "ExportAdapterAsLoRA",
         (1260, 450, 380, 330),
@@ -240,15 +151,7 @@ def loras_fused_and_exported() -> dict[str, Node]:
 
 def adapter_report() -> dict[str, Node]:
     nodes = start(0, 0)
-    nodes["load"] = node(
-        PREFIX + "LoadFouRA",
-        (420, 0, 400, 330),
-        adapter_name="examples/bot_foura.safetensors",
-        strength_model=1.0,
-        strength_clip=1.0,
-        model=("demo", 0),
-        clip=("demo", 1),
-    )
+    nodes["load"] = loaded_foura(**ON_DEMO)
     row = picture("report", 860, 0, ("load", 0), ("load", 1), "a <bot> on a red background")
     row["report_decode"] = node("VAEDecode", (860, 160, 200, 50), samples=("report", 2), vae=("demo", 2))
     nodes |= row
@@ -276,8 +179,7 @@ def concepts_distilled() -> dict[str, Node]:
     nodes["distil"] = node(
         PREFIX + "DistilAdapters",
         (860, 0, 380, 1000),
-        model=("demo", 0),
-        clip=("demo", 1),
+        **ON_DEMO,
         adapter_1=("bot", 2),
         adapter_2=("fish", 2),
         adapters=("third", 1),
@@ -353,17 +255,7 @@ def train_and_use() -> dict[str, Node]:
         sample_prompt="",
         run_name="star_for_moon",
     )
-    nodes["apply"] = node(
-        PREFIX + "ApplyAdapter",
-        (1240, 400, 380, 400),
-        adapter=("train", 0),
-        model=("demo", 0),
-        clip=("demo", 1),
-        strength_model=1.0,
-        strength_clip=1.0,
-        mode="auto",
-        base_mismatch="delta",
-    )
+    nodes["apply"] = applied("train", 1240, 400)
     on = ("apply", 0), ("apply", 1)
     nodes |= picture("trained", 1660, 0, *on, prompt, "The caption, with the trained adapter")
     nodes |= own_model(
@@ -394,26 +286,12 @@ def compare_adapters() -> dict[str, Node]:
         (420, 0, 400, 360),
         rows="examples/bot_spectral.safetensors | 1 | 1\nexamples/bot_foura.safetensors | 1 | 1",
     )
-    nodes["compare"] = node(
-        PREFIX + "CompareAdapters",
+    nodes["compare"] = compared(
         (860, 0, 900, 1150),
-        model=("demo", 0),
-        clip=("demo", 1),
-        vae=("demo", 2),
         adapters=("stack", 0),
         prompts="a <bot> on a red background\na large <bot> on a blue background, on the left",
-        compare="adapters",
         strengths="0.5, 1",
-        seeds=1,
-        seed=4,
-        steps=20,
-        cfg=4.0,
         methods="stacked, average, closed-form",
-        run_name="",
-        with_base=True,
-        negative_prompt="",
-        sampler_name="ddim",
-        scheduler="simple",
     )
     nodes["save"] = node(
         "SaveImage", (1800, 0, 700, 560), images=("compare", 0), filename_prefix="spectral/compared"
@@ -438,8 +316,7 @@ def slider_from_two_prompts() -> dict[str, Node]:
     nodes["slider"] = node(
         PREFIX + "ConceptSlider",
         (420, 0, 420, 1060),
-        model=("demo", 0),
-        clip=("demo", 1),
+        **ON_DEMO,
         positive="a large {}",
         negative="a small {}",
         neutral="a {}",
@@ -454,26 +331,12 @@ def slider_from_two_prompts() -> dict[str, Node]:
         sample_steps=10,
         guidance=0.0,
     )
-    nodes["compare"] = node(
-        PREFIX + "CompareAdapters",
+    nodes["compare"] = compared(
         (880, 0, 900, 1000),
-        model=("demo", 0),
-        clip=("demo", 1),
-        vae=("demo", 2),
         adapter_1=("slider", 0),
         prompts="a yellow heart on a blue background\na red triangle on a black background",
-        compare="adapters",
         strengths="-2, -1, -0.5, 0.5, 1, 2",
-        seeds=1,
-        seed=4,
-        steps=20,
-        cfg=4.0,
         methods="",
-        run_name="",
-        with_base=True,
-        negative_prompt="",
-        sampler_name="ddim",
-        scheduler="simple",
     )
     nodes["save"] = node(
         "SaveImage", (1820, 0, 800, 420), images=("compare", 0), filename_prefix="spectral/slider"

@@ -20,6 +20,8 @@ SAMPLER = {
     "scheduler": "simple",
     "denoise": 1.0,
 }
+ON_DEMO = {"model": ("demo", 0), "clip": ("demo", 1)}
+STRENGTHS = {"strength_model": 1.0, "strength_clip": 1.0}
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,88 @@ def start(x: int, y: int) -> dict[str, Node]:
 
 def note(x: int, y: int, width: int, height: int, text: str) -> dict[str, Node]:
     return {"note": node("MarkdownNote", (x, y, width, height), "Read me", text=text)}
+
+
+def applied(adapter: str, x: int, y: int, height: int = 400) -> Node:
+    """The adapter that a node gives out first, on the demo model."""
+    return node(
+        PREFIX + "ApplyAdapter",
+        (x, y, 380, height),
+        adapter=(adapter, 0),
+        **ON_DEMO,
+        **STRENGTHS,
+        mode="auto",
+        base_mismatch="delta",
+    )
+
+
+def loaded_foura(height: int = 330, **more: Any) -> Node:
+    return node(
+        PREFIX + "LoadFouRA",
+        (420, 0, 400, height),
+        adapter_name="examples/bot_foura.safetensors",
+        **STRENGTHS,
+        **more,
+    )
+
+
+def strength(
+    adapter: tuple[str, int],
+    box: tuple[int, int, int, int],
+    title: str,
+    begin: float = 0.0,
+    end: float = 1.0,
+    curve: str = "constant",
+) -> Node:
+    return node(
+        PREFIX + "AdapterStrength",
+        box,
+        f"Adapter Strength: {title}",
+        adapter=adapter,
+        **STRENGTHS,
+        start_percent=begin,
+        end_percent=end,
+        curve=curve,
+        custom_curve="",
+        block_weights="",
+    )
+
+
+def fused(method: str, box: tuple[int, int, int, int], **sockets: tuple[str, int]) -> Node:
+    return node(
+        PREFIX + "FuseAdapters",
+        box,
+        **sockets,
+        method=method,
+        weight_1=1.0,
+        weight_2=1.0,
+        target_rank=0,
+        freeze_gates=False,
+        prompts="",
+        sample_steps=4,
+        sample_cfg=4.0,
+        sample_seed=0,
+        save_statistics="",
+        sample_rounds=2,
+    )
+
+
+def compared(box: tuple[int, int, int, int], **values: Any) -> Node:
+    """Compare Adapters on the demo model, drawn as :func:`picture` draws."""
+    drawn = {name: SAMPLER[name] for name in ("seed", "steps", "cfg", "sampler_name", "scheduler")}
+    return node(
+        PREFIX + "CompareAdapters",
+        box,
+        **ON_DEMO,
+        vae=("demo", 2),
+        compare="adapters",
+        seeds=1,
+        **drawn,
+        run_name="",
+        with_base=True,
+        negative_prompt="",
+        **values,
+    )
 
 
 OWN_MODEL = (

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from spectral_core.whole_file import write_whole
 from tools import example_blueprints
 from tools.example_graphs import WORKFLOWS
 from tools.example_parts import Graph, Node
@@ -178,12 +179,12 @@ def main() -> None:
     for name, graph in WORKFLOWS.items():
         page = as_page(name, graph, slots)
         text = json.dumps(page, indent=1, ensure_ascii=False) + "\n"
-        (FOLDER / f"{name}.json").write_text(text, encoding="utf-8")
+        write_whole(FOLDER / f"{name}.json", text)
         print(f"{name}: {len(page['nodes'])} nodes, {len(page['links'])} links")
     BLUEPRINT_FOLDER.mkdir(exist_ok=True)
     for name, found in example_blueprints.BLUEPRINTS.items():
         text = json.dumps(example_blueprints.as_page(name, found, slots), indent=1, ensure_ascii=False) + "\n"
-        (BLUEPRINT_FOLDER / f"{name}.json").write_text(text, encoding="utf-8")
+        write_whole(BLUEPRINT_FOLDER / f"{name}.json", text)
 
 
 if __name__ == "__main__":

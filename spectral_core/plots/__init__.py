@@ -1,4 +1,4 @@
-"""Pictures of numbers: contact sheet, heatmap, line plot, bars; PIL images, the same for the same input.
+"""Pictures of numbers: contact sheet, heatmap, line plot; PIL images, the same for the same input.
 
 Values that are missing (None, NaN, ±Inf) are drawn as marked gaps, never as numbers. Long names are
 shortened in their middle; more rows than a page can show are averaged in groups, which the picture then

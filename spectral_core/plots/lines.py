@@ -1,4 +1,4 @@
-"""Line plot and bars, with round axis numbers and a legend.
+"""Line plot, with round axis numbers and a legend.
 
 Shapes: a series is its y values over 0, 1, 2, … or a pair (x values, y values).
 """
