@@ -27,6 +27,8 @@ from typing import Any
 
 import torch
 
+from spectral_core.whole_file import write_whole
+
 RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = ("torch", "numpy", "safetensors", "diffusers", "transformers", "peft")
 COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
@@ -274,12 +276,7 @@ def finish(
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    partial = path.with_suffix(f".json.{os.getpid()}.part")
-    try:
-        partial.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     missed = [target.name for target in targets if not target.holds]
     print(f"\nwritten: benchmarks/results/{path.name}" if folder == RESULTS else f"\nwritten: {path}")
     if missed:

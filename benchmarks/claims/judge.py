@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,6 +25,7 @@ from benchmarks.claims.drawings import CHARACTERS, STYLES, styled
 from demo_model import draw
 from demo_model.classifier import Classifier
 from spectral_core.pipelines.dataset import encode_pictures
+from spectral_core.whole_file import write_whole
 from tools.demo_training.reader import centre, roughen
 
 LABELS = {
@@ -129,10 +130,8 @@ def judge(pipe: Any, folder: Path, count: int, steps: int) -> Judge:
     _train(model, plain[:learned], full[:learned], {k: v[:learned] for k, v in truth.items()}, steps)
     accuracy = _accuracy(model, full[learned:], {k: v[learned:] for k, v in truth.items()})
     folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
     state = {k: v.contiguous() for k, v in model.state_dict().items()}
-    save_file(state | {f"accuracy.{k}": torch.tensor(v) for k, v in accuracy.items()}, partial)
-    partial.replace(path)
+    write_whole(path, save(state | {f"accuracy.{k}": torch.tensor(v) for k, v in accuracy.items()}))
     return Judge(model.requires_grad_(False), accuracy)
 
 

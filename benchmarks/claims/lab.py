@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,6 +43,7 @@ from spectral_core.training.config.config import TrainConfig
 from spectral_core.training.data.order import Order
 from spectral_core.training.engine.columns import basis_source
 from spectral_core.training.engine.loop import Setup, evaluation_loss, train
+from spectral_core.whole_file import write_whole
 
 MODEL = Path(__file__).resolve().parents[2] / "demo_model"
 SIZE = (64, 64)
@@ -227,9 +227,7 @@ class Lab:
                     started = time.process_time()
                     made = dict(make()) | {"protocol": PROTOCOL}
                     made["cpu_seconds"] = time.process_time() - started
-                    partial = path.with_suffix(f".{os.getpid()}.part")
-                    partial.write_text(json.dumps(made, indent=1))
-                    partial.replace(path)
+                    write_whole(path, json.dumps(made, indent=1))
         found: dict[str, Any] = json.loads(path.read_text())
         return found
 
@@ -255,10 +253,7 @@ class Lab:
     def publish(self) -> Path:
         """Write all known cells (but the trainings') into the results folder, where later runs find them."""
         path = published_cells(self.setting)
-        partial = path.with_suffix(".part")
-        text = json.dumps(self.all_known(), ensure_ascii=False, sort_keys=True)
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps(self.all_known(), ensure_ascii=False, sort_keys=True) + "\n")
         return path
 
     def keep_strip(self, name: str, pictures: Sequence[Image.Image]) -> None:

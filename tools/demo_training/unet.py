@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from demo_model import draw
+from spectral_core.whole_file import whole_file
 
 from .common import (
     CACHE,
@@ -154,9 +154,8 @@ class Trainer:
             "step": self.step,
             "seconds": seconds,
         }
-        temporary = CHECKPOINT.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, CHECKPOINT)
+        with whole_file(CHECKPOINT) as stream:
+            torch.save(state, stream)
 
     def resume(self) -> None:
         if not CHECKPOINT.exists():
