@@ -36,11 +36,7 @@ it is. Keeps more of every concept than any fusion alone, for some minutes of tr
 Nothing is lost: the same command goes on from its last checkpoint."""
 
 _WHAT = [
-    Option(
-        "model",
-        "a diffusers folder or a .safetensors checkpoint (Stable Diffusion 1.x, 2.x, XL)",
-        metavar="PATH",
-    ),
+    train.MODEL,
     Option(
         "adapter", "a concept, with its strength behind a colon; several times", many=True, metavar="FILE[:S]"
     ),

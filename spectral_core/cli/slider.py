@@ -26,11 +26,7 @@ whatever else shall stay as it is), and the slider learns what the poles have in
 Nothing is lost: the same command goes on from its last checkpoint."""
 
 _WHAT = [
-    Option(
-        "model",
-        "a diffusers folder or a .safetensors checkpoint (Stable Diffusion 1.x, 2.x, XL)",
-        metavar="PATH",
-    ),
+    train.MODEL,
     Option("positive", "the prompt at strength 1", metavar="PROMPT"),
     Option("negative", "the prompt at strength −1", metavar="PROMPT"),
     Option("output", "folder for adapters", metavar="DIR", default="adapters"),

@@ -28,12 +28,11 @@ finished. Other settings under the same name become name-2. Ctrl-C stops after t
   python -m spectral_core train --config vase.toml --steps 800 --extend
   python -m torch.distributed.run --nproc_per_node 2 -m spectral_core train … --processes 2"""
 
+MODEL = Option(
+    "model", "a diffusers folder or a .safetensors checkpoint (Stable Diffusion 1.x, 2.x, XL)", metavar="PATH"
+)
 _WHAT = [
-    Option(
-        "model",
-        "a diffusers folder or a .safetensors checkpoint (Stable Diffusion 1.x, 2.x, XL)",
-        metavar="PATH",
-    ),
+    MODEL,
     Option("images", "folder with the concept's pictures and captions", metavar="DIR"),
     Option("token", "the concept's word, such as '<vase>'", metavar="WORD"),
     Option(

@@ -42,6 +42,7 @@ __all__ = [
     "config_to_dict",
     "fold_many",
     "method_of",
+    "with_setting",
 ]
 
 Params = Mapping[str, Tensor]
@@ -119,6 +120,11 @@ def method_of(config: MethodConfig) -> Method:
         raise SpectralAdapterError(
             f"expected a method's configuration, such as FouRAConfig(rank=8), found {config!r:.80}"
         ) from error
+
+
+def with_setting(name: str) -> tuple[str, ...]:
+    """The methods whose configuration has a setting of this name."""
+    return tuple(m.name for m in METHODS.values() if name in {field.name for field in fields(m.config)})
 
 
 def fold_many(folds: Sequence[Fold]) -> list[Factors]:

@@ -35,6 +35,7 @@ class MethodConfig:
 
     method: ClassVar[str]  # in files and commands
     title: ClassVar[str]  # for people
+    learning_rate: ClassVar[float] = 1e-4  # AdamW's to begin with, for models of Stable Diffusion's size
     if TYPE_CHECKING:  # a real property would become the default of the field in a subclass
 
         @property

@@ -33,6 +33,7 @@ class SpectralAConfig(common.MethodConfig):
 
     method: ClassVar[str] = "spectral_a"
     title: ClassVar[str] = "Spectral Adapter (additive)"
+    learning_rate: ClassVar[float] = 1e-3
     columns: tuple[int, ...]
     train_scale: bool = False
 

@@ -40,6 +40,7 @@ class SpectralRConfig(common.MethodConfig):
 
     method: ClassVar[str] = "spectral_r"
     title: ClassVar[str] = "Spectral Adapter (rotational)"
+    learning_rate: ClassVar[float] = 1e-2
     columns: tuple[int, ...]
     train_scale: bool = False
     strength_law: StrengthLaw = "delta"

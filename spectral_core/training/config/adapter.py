@@ -6,18 +6,20 @@ The dataclasses of what is to be trained (with pictures, as a slider, in the hos
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from ...errors import SpectralAdapterError
-from ...methods import MethodConfig, config_from_dict
+from ...methods import METHODS, MethodConfig, config_from_dict, with_setting
 from .setting import check_settings, setting
 
 Method = Literal["foura", "spectral_a", "spectral_r", "lora"]
 Transform = Literal["dct", "dft", "none"]
 Gate = Literal["adaptive", "none"]
 
-METHODS = get_args(Method)
-_SPECTRAL = ("spectral_a", "spectral_r")
+
+def _offered(name: str) -> tuple[str, ...]:
+    """The methods that read a setting, of those that are offered here."""
+    return tuple(method for method in with_setting(name) if method in get_args(Method))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +52,14 @@ class AdapterSettings:
         "Singular columns, like 0-7; empty: the lowest that no other file of the model uses. Concepts in "
         "different columns fuse without overlap.",
         "adapter",
-        methods=_SPECTRAL,
+        methods=_offered("columns"),
         metavar="LIST",
     )
     train_scale: bool = setting(
         False,
         "The singular values are trained as well.",
         "adapter",
-        methods=_SPECTRAL,
+        methods=_offered("train_scale"),
         advanced=True,
     )
     alpha: float = setting(
@@ -66,7 +68,7 @@ class AdapterSettings:
         "adapter",
         least=0,
         step=0.5,
-        methods=("foura", "lora"),
+        methods=_offered("alpha"),
         metavar="A",
         advanced=True,
     )
@@ -74,11 +76,11 @@ class AdapterSettings:
         "dct",
         "The frequency space that the low rank lives in.",
         "adapter",
-        methods=("foura",),
+        methods=_offered("transform"),
         advanced=True,
     )
     gate: Gate = setting(
-        "adaptive", "Whether which rows act is learned.", "gate", methods=("foura",), label="gate"
+        "adaptive", "Whether which rows act is learned.", "gate", methods=_offered("gate"), label="gate"
     )
     gate_budget: float = setting(
         0.0,
@@ -88,7 +90,7 @@ class AdapterSettings:
         least=0,
         most=1,
         step=0.05,
-        methods=("foura",),
+        methods=_offered("gate_budget"),
         metavar="SHARE",
         advanced=True,
     )
@@ -100,17 +102,20 @@ class AdapterSettings:
 
     @property
     def needs_columns(self) -> bool:
-        return self.method.startswith("spectral")
+        return METHODS[self.method].needs_basis
 
     def method_config(self, columns: tuple[int, ...]) -> MethodConfig:
         """The method's configuration; ``columns`` are those it was given or found."""
-        if self.needs_columns:
-            values: dict[str, Any] = {"columns": columns, "train_scale": self.train_scale}
-        else:
-            values = {"rank": self.rank, "alpha": self.alpha or None}
-            if self.method == "foura":
-                values |= {"transform": self.transform, "gate": self.gate}
-                values["gate_budget"] = self.gate_budget if self.gate == "adaptive" else 0.0
+        own = {
+            "rank": self.rank,
+            "alpha": self.alpha or None,
+            "columns": columns,
+            "train_scale": self.train_scale,
+            "transform": self.transform,
+            "gate": self.gate,
+            "gate_budget": self.gate_budget if self.gate == "adaptive" else 0.0,
+        }
+        values = {name: value for name, value in own.items() if self.method in with_setting(name)}
         return config_from_dict({"method": self.method, **values})
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ...errors import SpectralAdapterError
+from ...methods import METHODS, with_setting
 from .schedules import ScheduleName, rate_factor
 from .setting import check_settings, setting
 
@@ -16,14 +17,7 @@ Checkpointing = Literal["none", "selective", "full"]
 Timesteps = Literal["uniform", "logit-normal"]
 Weighting = Literal["none", "min-snr"]
 
-DEFAULT_LEARNING_RATES = {
-    "foura": 1e-4,
-    "lora": 1e-4,
-    "orthogonal": 1e-4,
-    "spectral_a": 1e-3,
-    "spectral_r": 1e-2,
-}
-"""Starting points for models of Stable Diffusion's size; 0 in TrainConfig.learning_rate chooses from here."""
+_GATED = with_setting("gate")
 
 GATE_TRAVEL = 12.0
 """Learning rate times steps of the gates. Adam moves a logit by about its rate a step, and a gate starts at
@@ -226,7 +220,7 @@ class TrainConfig:
         "gate",
         least=0,
         step=1e-3,
-        methods=("foura",),
+        methods=_GATED,
         metavar="RATE",
     )
     target_open: float = setting(
@@ -236,7 +230,7 @@ class TrainConfig:
         least=0,
         most=1,
         step=0.05,
-        methods=("foura",),
+        methods=_GATED,
         metavar="SHARE",
     )
     gate_penalty: float = setting(
@@ -245,12 +239,12 @@ class TrainConfig:
         "gate",
         least=0,
         step=0.01,
-        methods=("foura",),
+        methods=_GATED,
         metavar="W",
         advanced=True,
     )
     freeze_gates: bool = setting(
-        False, "Fix the gates at the end, so that the adapter merges exactly.", "gate", methods=("foura",)
+        False, "Fix the gates at the end, so that the adapter merges exactly.", "gate", methods=_GATED
     )
     frozen_share: float = setting(
         0.2,
@@ -261,7 +255,7 @@ class TrainConfig:
         most=1,
         ends="[)",
         step=0.05,
-        methods=("foura",),
+        methods=_GATED,
         metavar="SHARE",
     )
     compare_ungated: bool = setting(
@@ -269,7 +263,7 @@ class TrainConfig:
         "Train one without gates and of the same effective rank afterwards, to compare losses. Twice the "
         "time; the result is the same.",
         "gate",
-        methods=("foura",),
+        methods=_GATED,
         advanced=True,
     )
     validation_every: int = setting(
@@ -334,7 +328,7 @@ class TrainConfig:
         """The adapter's peak learning rate."""
         if self.optimiser == "prodigy":
             return self.learning_rate or PRODIGY_RATE
-        return self.learning_rate or DEFAULT_LEARNING_RATES[method]
+        return self.learning_rate or METHODS[method].config.learning_rate
 
     def gate_rate(self, start: int = 0) -> float:
         """The gates' peak learning rate in a schedule that began at step ``start``."""

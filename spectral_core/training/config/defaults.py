@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .config import DEFAULT_LEARNING_RATES, TrainConfig
+from ...methods import METHODS
+from .config import TrainConfig
 
 NARROW = 256  # channels of the first level; Stable Diffusion 1 to XL have 320
 NARROW_RATE = 3e-3
@@ -14,7 +15,7 @@ _FAR = 2.0  # times the model's own size, either way
 
 def usual_rate(method: str, channels: int) -> float:
     """The learning rate to begin with; channels: of the model's first level, 0 where that is unknown."""
-    return NARROW_RATE if 0 < channels < NARROW else DEFAULT_LEARNING_RATES[method]
+    return NARROW_RATE if 0 < channels < NARROW else METHODS[method].config.learning_rate
 
 
 def rate_note(config: TrainConfig, method: str, channels: int) -> str:

@@ -13,8 +13,8 @@ from torch import Tensor
 from ...errors import SpectralAdapterError
 from ...gates import formula
 from ...maths.layers import LayerShape
-from ...methods import MethodConfig, method_of
-from ..config.config import DEFAULT_LEARNING_RATES, TrainConfig
+from ...methods import METHODS, MethodConfig, method_of
+from ..config.config import TrainConfig
 from ..data.folder import Example, left_out
 from ..objectives.losses import Setup
 from .optim import Group
@@ -71,8 +71,8 @@ def gate_warnings(config: TrainConfig) -> list[str]:
 def rate_warnings(config: TrainConfig, method: str, rate: float) -> list[str]:
     """Rates far above the method's default, and a warm-up longer than the run."""
     notes = []
-    usual = DEFAULT_LEARNING_RATES.get(method)
-    if config.optimiser not in ("prodigy", "sgd") and usual and rate > UNUSUAL_RATE * usual:
+    usual = METHODS[method].config.learning_rate
+    if config.optimiser not in ("prodigy", "sgd") and rate > UNUSUAL_RATE * usual:
         notes.append(
             f"learning_rate {rate:g} is {rate / usual:.0f} times the default of {method} ({usual:g}): the "
             "run will probably diverge"

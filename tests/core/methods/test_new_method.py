@@ -23,6 +23,7 @@ from spectral_core.fusion import fuse
 from spectral_core.maths.layers import LayerShape
 from spectral_core.maths.lowrank import Factors
 from spectral_core.methods import METHODS, _method, common
+from spectral_core.training.config.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -84,3 +85,4 @@ def test_everything_takes_a_new_method(monkeypatch: pytest.MonkeyPatch, tmp_path
             assert torch.allclose(net(x), expected, atol=1e-5)
     assert torch.equal(net(x), base)
     assert "symmetric, rank 2" in summary_text(trained)
+    assert TrainConfig().rate_for("symmetric") == common.MethodConfig.learning_rate

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from spectral_core.errors import SpectralAdapterError
+from spectral_core.methods import METHODS
 from spectral_core.pipelines.job import Job
 from spectral_core.training.config import reading
 from spectral_core.training.config.config import TrainConfig
@@ -73,6 +74,14 @@ def test_every_default_is_a_value_and_has_words_that_fit() -> None:
         row.check(row.default)
         assert len(row.short_help) < 90 and row.words.help.endswith("."), name
         assert row.short_help[0].isupper(), name
+
+
+def test_the_methods_that_read_a_setting_are_those_whose_configuration_has_it() -> None:
+    rows = settings_of(*CLASSES)
+    assert set(rows["method"].choices) < set(METHODS), "and orthogonal, which no command offers"
+    told = {name: rows[name].words.methods for name in ("columns", "alpha", "transform", "rank")}
+    spectral = ("spectral_a", "spectral_r")
+    assert told == {"columns": spectral, "alpha": ("foura", "lora"), "transform": ("foura",), "rank": ()}
 
 
 def test_values_from_text() -> None:

@@ -11,8 +11,8 @@ import torch
 
 from spectral_core.attach import factors as folded
 from spectral_core.errors import SpectralAdapterError
-from spectral_core.methods import FouRAConfig, LoRAConfig, MethodConfig
-from spectral_core.training.config.config import DEFAULT_LEARNING_RATES, TrainConfig
+from spectral_core.methods import METHODS, FouRAConfig, LoRAConfig, MethodConfig
+from spectral_core.training.config.config import TrainConfig
 from spectral_core.training.engine.gates import OpenGates
 from spectral_core.training.engine.loop import Setup, evaluation_loss, train
 from spectral_core.training.objectives.diffusion import Diffusion
@@ -193,5 +193,6 @@ def test_rate_schedule() -> None:
     assert [cosine.rate_factor(s) for s in (0, 9, 10, 60)] == pytest.approx([0.1, 1.0, 1.0, 0.5])
     assert cosine.rate_factor(109) < 0.001 < TrainConfig(steps=110, schedule="linear").rate_factor(109) < 0.02
     assert TrainConfig(warmup=0).rate_factor(0) == TrainConfig().rate_factor(400) == 1.0
-    assert all(TrainConfig().rate_for(m) == rate for m, rate in DEFAULT_LEARNING_RATES.items())
+    rates = {"foura": 1e-4, "lora": 1e-4, "orthogonal": 1e-4, "spectral_a": 1e-3, "spectral_r": 1e-2}
+    assert {method: TrainConfig().rate_for(method) for method in METHODS} == rates
     assert TrainConfig(learning_rate=0.5).rate_for("lora") == 0.5
