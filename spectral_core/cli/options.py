@@ -20,6 +20,9 @@ from ..files.reading import read_text
 from ..training.config.reading import reader_of
 from ..training.config.setting import Setting, one_of, settings_of
 
+MOST_TOML = 1 << 20  # letters of a file
+MOST_DOTS = 100  # of a line
+
 
 @dataclass(frozen=True)
 class Option:
@@ -185,4 +188,8 @@ def _toml(path: Path, text: str) -> Any:
         raise SpectralAdapterError(
             f"{path}: TOML needs Python 3.11 or newer; write the file as JSON"
         ) from error
+    if len(text) > MOST_TOML or max(line.count(".") for line in text.split("\n")) > MOST_DOTS:
+        raise SpectralAdapterError(  # Python's parser takes the square of a key's parts
+            f"more than {MOST_TOML >> 20} MiB, or more than {MOST_DOTS} dots in a line; write it as JSON"
+        )
     return tomllib.loads(text)

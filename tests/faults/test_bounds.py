@@ -20,6 +20,7 @@ from PIL import Image
 
 from spectral_core.adapter import schedule_words
 from spectral_core.adapter.schedule import MOST_POINTS, Schedule
+from spectral_core.cli import options
 from spectral_core.errors import SpectralAdapterError
 from spectral_core.files import adapter_file
 from spectral_core.files.container import MAX_TABLES, MAX_TENSORS, open_safely, strict_json
@@ -205,6 +206,12 @@ def test_a_sparse_file_is_refused_before_memory_is_taken(tmp_path: Path) -> None
 @pytest.mark.parametrize("text", ["0-999999999999", "9" * 5000, "0-4095," * 1000, "5-3", "a"])
 def test_column_lists(text: str) -> None:
     refused(lambda: reading.columns(text), "columns")
+
+
+@pytest.mark.parametrize("text", ["a" + ".a" * 30_000 + "=1", "[a" + ".a" * 30_000 + "]", "#\n" * 600_000])
+def test_toml_whose_keys_are_long(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.toml").write_text(text)
+    refused(lambda: options.read_table(tmp_path / "a.toml"), "dots in a line")
 
 
 @pytest.mark.parametrize("text", ["9" * 5000, "0", "100000", "8x-8", "x", "512x99999"])

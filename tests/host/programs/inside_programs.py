@@ -219,7 +219,6 @@ def sampled(kind, model, clip, cancel=None):
 
 def end():
     """Everything is dropped; "" or what is not as it was."""
-    gc.collect()
     management.cleanup_models()
     problems = []
     for kind in KINDS:
@@ -278,6 +277,7 @@ with torch.inference_mode():
     BASE = {kind: sampled(kind, *MODELS[kind]) for kind in KINDS}
     assert all(bool(torch.isfinite(found).all()) for found in BASE.values())
     gc.collect()
+    gc.freeze()  # what is there now is looked at no more: quicker, and all tensors that are found are new
     BYTES = tensor_bytes()
 PROGRAM = None
 print(json.dumps({"ready": True}), file=PROTOCOL, flush=True)
