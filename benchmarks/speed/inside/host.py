@@ -257,7 +257,7 @@ def held(base: Any) -> dict[str, dict[str, int]]:
         del patcher, kept
         if folder == "spectral_adapters":
             adapter = fileformat.load(FOLDER / folder / f"{file}.safetensors")
-            pairs = [factors.folded(layer, range(len(layer.terms))) for layer in adapter.layers.values()]
+            pairs = [factors.folded(n, each, range(len(each.terms))) for n, each in adapter.layers.items()]
             found[name]["folded"] = sum(4 * f.numel() for pair in pairs for f in pair)
             params = (v for layer in adapter.layers.values() for t in layer.terms for v in t.params.values())
             found[name]["file"] = sum(v.nbytes for v in params)

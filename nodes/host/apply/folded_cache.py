@@ -29,10 +29,13 @@ _KEPT: WeakKeyDictionary[AdapterLayer, dict[object, tuple[Tensor, Tensor]]] = We
 _DIGESTS: WeakKeyDictionary[AdapterLayer, str] = WeakKeyDictionary()
 
 
-def folded(layer: AdapterLayer, terms: Sequence[int], strength: float = 1.0) -> tuple[Tensor, Tensor]:
+def folded(
+    name: str, layer: AdapterLayer, terms: Sequence[int], strength: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """(up, down) of the sum of the terms with these indices, of adaptive gates with every row open.
 
-    strength matters to terms whose ΔW is not proportional to it, and is 1 for all others.
+    strength matters to terms whose ΔW is not proportional to it, and is 1 for all others. Raises
+    SpectralAdapterError, with the layer's name and its factors' norms, for numbers that are not usable.
     """
     kept = _KEPT.setdefault(layer, {})
     key = (tuple(terms), strength)
@@ -40,19 +43,19 @@ def folded(layer: AdapterLayer, terms: Sequence[int], strength: float = 1.0) -> 
         if strength != 1.0:  # one strength at a time
             for other in [k for k in kept if k[0] == key[0]]:  # type: ignore[index]
                 del kept[other]
-        kept[key] = _fold(layer, [layer.terms[i] for i in terms], strength)
+        kept[key] = _fold(name, layer, [layer.terms[i] for i in terms], strength)
     return kept[key]
 
 
-def _fold(layer: AdapterLayer, terms: Sequence[Term], strength: float) -> tuple[Tensor, Tensor]:
+def _fold(name: str, layer: AdapterLayer, terms: Sequence[Term], strength: float) -> tuple[Tensor, Tensor]:
     # A tensor born in inference mode could never take part in training, and the kept ones outlive the node.
     with torch.inference_mode(False), torch.no_grad():
         parts = []
         for term in terms:
-            params = {name: value.detach().to("cpu") for name, value in term.params.items()}
+            params = {key: value.detach().to("cpu") for key, value in term.params.items()}
             method = method_of(term.config)
             parts.append(method.fold(term.config, layer.shape, params, strength * term.weight))
-        factors = check_usable(concatenate(parts), f"a layer ({layer.shape})")
+        factors = check_usable(concatenate(parts), f"layer {name}")
         folded_ = _plain(factors.scaled_up()), _plain(factors.down)
     for term in terms:
         if term.config.is_linear:  # another one is folded again for every strength
@@ -92,7 +95,7 @@ class KeptPiece(Piece):
 
     def _masters(self, strength: float) -> tuple[Tensor, Tensor]:
         assert self.layer is not None
-        return folded(self.layer, self.indices, 1.0 if self.linear else strength)
+        return folded(self.name, self.layer, self.indices, 1.0 if self.linear else strength)
 
     @property
     def _gate(self) -> dict[str, Tensor]:

@@ -43,9 +43,9 @@ def add(patcher: Any, places: Iterable[Place], strength_of: Callable[[str], floa
         count += 1
         everything = range(len(place.layer.terms))
         if all(term.config.is_linear for term in place.layer.terms):
-            up, down = factors.folded(place.layer, everything)
+            up, down = factors.folded(place.name, place.layer, everything)
         else:
-            up, down = factors.folded(place.layer, everything, strength)
+            up, down = factors.folded(place.name, place.layer, everything, strength)
             strength = 1.0
         if down.shape[0] > 0:  # a frozen gate may have closed every row
             patches.setdefault(strength, []).append((place.target, compat.weight_patch(up, down)))
@@ -81,7 +81,7 @@ def rounding(patcher: Any, places: Iterable[Place], strength_of: Callable[[str],
 def _rounding_error(patcher: Any, place: Place, strength: float) -> float:
     everything = range(len(place.layer.terms))
     is_linear = all(term.config.is_linear for term in place.layer.terms)
-    up, down = factors.folded(place.layer, everything, 1.0 if is_linear else strength)
+    up, down = factors.folded(place.name, place.layer, everything, 1.0 if is_linear else strength)
     change = (up @ down.flatten(1)) * (strength if is_linear else 1.0)
 
     def add(weight: Tensor) -> Tensor:

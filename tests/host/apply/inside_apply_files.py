@@ -134,7 +134,7 @@ def memory_of_adapters_from_files():
         layers = [weakref.ref(layer) for layer in result[2].layers.values()]
         kept, folded = 0, 0
         for layer in result[2].layers.values():
-            pair = factors.folded(layer, (0,))
+            pair = factors.folded("a", layer, (0,))
             folded += sum(4 * factor.numel() for factor in pair)
             kept += sum(value.nbytes for value in layer.terms[0].params._held.values())
         assert kept <= 0.3 * folded, (name, kept, folded)

@@ -39,7 +39,7 @@ def held(term: Any) -> set[str]:
 
 def fold(ours: Pack, adapter: Any) -> tuple[torch.Tensor, torch.Tensor]:
     found: tuple[torch.Tensor, torch.Tensor] = ours.module("nodes.host.apply.folded_cache").folded(
-        adapter.layers[LAYER], (0,)
+        LAYER, adapter.layers[LAYER], (0,)
     )
     return found
 
