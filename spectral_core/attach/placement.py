@@ -6,6 +6,7 @@ Shapes: a layer's shape must be its module's, or that of the rows that its name 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -23,11 +24,13 @@ from .vectors import vector_problem
 
 @dataclass(frozen=True, repr=False)
 class AttachReport(OneLine):
-    """matched: names of the layers in use; unmatched and mismatched: layer name -> why it is not."""
+    """matched: names of the layers in use; unmatched and mismatched: layer name -> why it is not. tied: layer
+    name -> what else has its weight, which a merge changes too, and a live adapter does not."""
 
     matched: tuple[str, ...] = ()
     unmatched: dict[str, str] = field(default_factory=dict)
     mismatched: dict[str, str] = field(default_factory=dict)
+    tied: dict[str, str] = field(default_factory=dict)
 
     @property
     def problems(self) -> dict[str, str]:
@@ -35,7 +38,8 @@ class AttachReport(OneLine):
 
     def __str__(self) -> str:
         lines = [f"{len(self.matched)} layers matched, {len(self.problems)} not"]
-        return "\n".join(lines + [f"  {name}: {why}" for name, why in self.problems.items()])
+        told = {**self.problems, **self.tied}
+        return "\n".join(lines + [f"  {name}: {why}" for name, why in told.items()])
 
 
 @dataclass(frozen=True)
@@ -103,10 +107,27 @@ def place(
         else:
             taken[id(module), vector, name.rows] = name
             placements.append(Placement(name, layer, module))
-    report = AttachReport(tuple(str(p.name) for p in placements), unmatched, mismatched)
+    shared = tied({str(p.name): p.module for p in placements}, modules)
+    report = AttachReport(tuple(str(p.name) for p in placements), unmatched, mismatched, shared)
     if not placements or (strict and report.problems):
         raise SpectralAdapterError(_refusal(report, chosen, root))
     return placements, report
+
+
+def tied(layers: Mapping[str, nn.Module], modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Of layers by name, with their modules: those whose weight other modules of the tree have too, and what
+    that means. modules: the tree's by path."""
+    wanted: dict[int, str] = {}
+    for name, module in layers.items():
+        if isinstance(weight := getattr(module, "weight", None), nn.Parameter):
+            wanted[id(weight)] = name
+    sharing: dict[str, list[str]] = {}
+    for path, module in modules.items():
+        name = wanted.get(id(getattr(module, "weight", None)), "")
+        if name and module is not layers[name]:
+            sharing.setdefault(name, []).append(path)
+    said = "its weight is tied to that of {}: merged the adapter changes them too, live it does not"
+    return {name: said.format(", ".join(paths)) for name, paths in sharing.items()}
 
 
 def _shape_problem(name: LayerName, expected: LayerShape, module: nn.Module) -> str | None:
@@ -143,4 +164,6 @@ def joined(reports: list[AttachReport]) -> AttachReport:
     """One report for several adapters."""
     matched = tuple(dict.fromkeys(name for r in reports for name in r.matched))
     unmatched = {name: why for r in reports for name, why in r.unmatched.items()}
-    return AttachReport(matched, unmatched, {n: why for r in reports for n, why in r.mismatched.items()})
+    mismatched = {name: why for r in reports for name, why in r.mismatched.items()}
+    shared = {name: why for r in reports for name, why in r.tied.items()}
+    return AttachReport(matched, unmatched, mismatched, shared)

@@ -160,4 +160,6 @@ def test_a_surrogate_in_one_file_does_not_stop_the_others(tmp_path: Path) -> Non
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.safetensors")
     layers = {"layers": dict.fromkeys(crafted.adapter().layers)}
-    assert [use.holder for use in columns.files_of(tmp_path, layers)] == ["good.safetensors"]
+    held, skipped = columns.files_of(tmp_path, layers)
+    assert [use.holder for use in held] == ["good.safetensors"]
+    assert any("bad.safetensors" in why for why in skipped)

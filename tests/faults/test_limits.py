@@ -123,7 +123,9 @@ def test_files_that_may_not_be_read(shared: Path) -> None:
         for read in (adapter_file.load, adapter_file.inspect, read_lora, checkpoint.read):
             refused(lambda read=read: read(secret), "cannot be read .Permission denied")
         layers = {"layers": dict.fromkeys(crafted.adapter().layers)}
-        assert [use.holder for use in columns.files_of(shared, layers)] == ["good.safetensors"]
+        held, skipped = columns.files_of(shared, layers)
+        assert [use.holder for use in held] == ["good.safetensors"]
+        assert len(skipped) == 1 and "secret.safetensors: cannot be read" in skipped[0]
         refused(lambda: folder.picture_size(shared / "pictures/a.png"), "Permission denied")
         refused(lambda: folder.find_examples(shared / "pictures"), "Permission denied")
         refused(lambda: folder.find_examples(shared / "hidden"), "cannot be listed")

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....spectral_core.adapter.adapter import Adapter
+from ....spectral_core.attach.placement import tied
+from ....spectral_core.attach.targets import modules_by_path
 from ....spectral_core.errors import SpectralAdapterError
 from ..model import compat
 from ..model import places as keys
 from ..model import words as tokens
-from ..model.places import CLIP, MODEL, Place, Places
+from ..model.places import CLIP, MODEL, Place, Places, module_at
 from . import clip as clip_live
 from . import gate_records as records
 from . import merged
@@ -125,7 +127,15 @@ def _apply_side(adapter: Adapter, key: str, side: _Side, mode: str) -> tuple[Any
     if used == "merged":
         why += merged.rounding(side.patcher, side.places, strength_of)
     lines = [f"{side.name}: {used} in {count} layers at strength {side.strength:g} ({why})"]
-    return owner, used, lines + _mark(patcher, key, side.name)
+    return owner, used, lines + _tied(patcher, side.places) + _mark(patcher, key, side.name)
+
+
+def _tied(patcher: Any, places: tuple[Place, ...]) -> list[str]:
+    """What merged and live do differently, because one weight has several layers."""
+    found = {place.name: module_at(patcher.model, place.module_path) for place in places}
+    layers = {name: module for name, module in found.items() if module is not None}
+    shared = tied(layers, modules_by_path(patcher.model))
+    return [f"WARNING: {name}: {why}" for name, why in shared.items()]
 
 
 def _add_live(

@@ -79,6 +79,10 @@ class Progress:
         )
         try:
             done = named_run(output, config, settings, begin, partial(self._watched, prepare), notes)
+        except KeyboardInterrupt:
+            if not self.cancel():
+                raise
+            self.stop("stopped before the first step, while another program held a lock")
         except SpectralAdapterError as error:
             cause = error.__cause__
             if cause is None or not is_out_of_memory(cause):

@@ -205,9 +205,13 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 
 
 def left_out(folder: Path) -> list[str]:
-    """Names of a folder's files that look like pictures or have a caption, of formats that are not read."""
+    """Names of a folder's entries that look like pictures or have a caption, and are not read: other formats,
+    and what is called like a picture and is no file."""
+    special = [p.name for p in _listed(folder) if p.suffix.lower() in PICTURE_ENDINGS and not p.is_file()]
     others = (p for p in _files(folder) if p.suffix.lower() not in (*PICTURE_ENDINGS, *CAPTION_ENDINGS))
-    return [p.name for p in others if p.suffix.lower() in OTHER_PICTURES or _caption_file(p) is not None]
+    return special + [
+        p.name for p in others if p.suffix.lower() in OTHER_PICTURES or _caption_file(p) is not None
+    ]
 
 
 def _flatten(picture: Image.Image) -> Image.Image:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import filelock
 
 from ...errors import SpectralAdapterError
 
+_PATIENCE = 0.2  # seconds between two questions
+
 
 class FileLock:
-    """filelock's lock on a file, with our words; a context manager. The file means nothing by itself."""
+    """filelock's lock on a file, with our words; a context manager. The file means nothing by itself.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    asked: called while it is waited for; what it raises ends the waiting.
+    """
+
+    def __init__(self, path: Path, asked: Callable[[], None] = lambda: None) -> None:
+        self.path, self._asked = path, asked
         self._lock = filelock.FileLock(path)
 
     def try_acquire(self, seconds: float = 0.0) -> bool:
@@ -32,7 +39,11 @@ class FileLock:
 
     def acquire(self, seconds: float = 60.0) -> None:
         """Take the lock, waiting for it; SpectralAdapterError when it stays taken for so long."""
-        if not self.try_acquire(seconds):
+        until = time.monotonic() + seconds
+        while not self.try_acquire(min(_PATIENCE, seconds)):
+            self._asked()
+            if time.monotonic() < until:
+                continue
             raise SpectralAdapterError(
                 f"{self.path}: another program has held this lock for {seconds:.0f} s; end it, or try later"
             )

@@ -104,9 +104,7 @@ def caption_warnings(examples: Sequence[Example]) -> list[str]:
     """One line where pictures have no caption file, and one where files beside them are not read."""
     folders = [folder for folder in dict.fromkeys(e.path.parent for e in examples) if folder.is_dir()]
     unread = list(dict.fromkeys(name for folder in folders for name in left_out(folder)))
-    more = (
-        [f"{len(unread)} files are left out, of formats that are not read: {_some(unread)}"] if unread else []
-    )
+    more = [f"{len(unread)} files are left out, which are not read: {_some(unread)}"] if unread else []
     missing = [e for e in examples if not e.captioned]
     if not missing:
         return more

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ...adapter.fingerprint import compare_bases
 from ...errors import SpectralAdapterError
-from ...files.adapter_file import inspect, is_adapter_file
+from ...files.adapter_file import VERSION_KEY, inspect
+from ...files.container import open_safely
 from ...files.reading import read_text
 from ...fusion.columns import ranges
 from ...maths.svd import Columns
@@ -32,6 +33,7 @@ from ..data.locks import FileLock
 from ..runs.schema import Note, parsed
 
 FOLDER = ".columns"
+MOST_TOLD = 5  # files that could not be read
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,23 @@ class Reservation:
         self.release()
 
 
-def reserve(folder: Path, base: Mapping[str, Any], wanted: int | Sequence[int], name: str) -> Reservation:
+def reserve(
+    folder: Path,
+    base: Mapping[str, Any],
+    wanted: int | Sequence[int],
+    name: str,
+    asked: Callable[[], None] = lambda: None,
+) -> Reservation:
     """Columns for a concept of this base (a fingerprint): the lowest free block of ``wanted`` neighbours, or
-    exactly those that are given, with a note where somebody holds them already.
+    exactly those that are given, with a note where somebody holds them already, and where a file could not
+    be asked.
 
-    Raises SpectralAdapterError for a folder that cannot be written.
+    asked: called while another program is waited for; what it raises ends the waiting. Raises
+    SpectralAdapterError for a folder that cannot be written.
     """
-    with FileLock(folder / FOLDER / "lock"):
-        uses = [*files_of(folder, base), *_under_way(folder, base)]
+    with FileLock(folder / FOLDER / "lock", asked):
+        held, skipped = files_of(folder, base)
+        uses = [*held, *_under_way(folder, base)]
         used = {c for use in uses for c in use.columns}
         columns = lowest_free(used, wanted) if isinstance(wanted, int) else tuple(wanted)
         notes = [
@@ -78,6 +89,9 @@ def reserve(folder: Path, base: Mapping[str, Any], wanted: int | Sequence[int], 
             for use in uses
             if (shared := use.columns & set(columns))
         ]
+        notes += [f"which columns it holds is not known: {why}" for why in skipped[:MOST_TOLD]]
+        if len(skipped) > MOST_TOLD:
+            notes.append(f"and so of {len(skipped) - MOST_TOLD} more files")
         return _write_note(folder, base, columns, name, notes)
 
 
@@ -90,17 +104,18 @@ def lowest_free(used: set[int], count: int) -> tuple[int, ...]:
     return tuple(range(start, start + count))
 
 
-def files_of(folder: Path, base: Mapping[str, Any]) -> list[Use]:
-    """What the adapter files below a folder hold of this base's columns; hidden folders, such as those of
-    runs, are left out. A file that is no adapter, or cannot
-    be read, holds nothing; one without a fingerprint is taken to be of this base if its layers are."""
-    found = []
+def files_of(folder: Path, base: Mapping[str, Any]) -> tuple[list[Use], list[str]]:
+    """What the adapter files below a folder hold of this base's columns, and why some could not be read;
+    hidden folders, such as those of runs, are left out. A file of another kind holds nothing; one without a
+    fingerprint is taken to be of this base if its layers are."""
+    found, skipped = [], []
     for path in sorted(folder.rglob("*.safetensors")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if hidden or not is_adapter_file(path):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
         # damaged, whatever way: nobody will fuse it, and it must not stop the training of another
-        with contextlib.suppress(SpectralAdapterError, ValueError, TypeError, KeyError, OSError):
+        try:
+            if VERSION_KEY not in open_safely(path).metadata:
+                continue
             summary = inspect(path)
             columns = frozenset(
                 c
@@ -110,7 +125,9 @@ def files_of(folder: Path, base: Mapping[str, Any]) -> list[Use]:
             )
             if columns and _same_base(summary.config.provenance.base, base, set(summary.layers)):
                 found.append(Use(path.relative_to(folder).as_posix(), columns))
-    return found
+        except (SpectralAdapterError, ValueError, TypeError, KeyError, OSError) as error:
+            skipped.append(f"{error}" if isinstance(error, SpectralAdapterError) else f"{path}: {error}")
+    return found, skipped
 
 
 def _same_base(theirs: Mapping[str, Any], ours: Mapping[str, Any], layers: set[str]) -> bool:

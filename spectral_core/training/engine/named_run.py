@@ -73,6 +73,11 @@ class Output(RunSettings):
     def caches(self) -> Path:
         return self.cache_folder or default_cache_folder()
 
+    def asked(self) -> None:
+        """While another program is waited for: KeyboardInterrupt where ``cancel`` says so."""
+        if self.cancel is not None and self.cancel():
+            raise KeyboardInterrupt
+
 
 def _unchanged(adapter: Adapter) -> Adapter:
     return adapter
@@ -147,7 +152,8 @@ def named_run(
     config: as it was asked for. settings: what else the result depends on, JSON-able; with other ones the
     run is ``name-2``. notes: told with those of the run.
 
-    Raises SpectralAdapterError as :func:`.loop.train`, and where memory runs out; whatever ``begin`` and
+    Raises SpectralAdapterError as :func:`.loop.train`, and where memory runs out, KeyboardInterrupt where it
+    is cancelled before its first step, while it waits for another program; whatever ``begin`` and
     ``prepare`` raise passes on.
     """
     place = _same_place(output, {"config": config.as_dict(), **settings})
@@ -185,7 +191,9 @@ def _same_place(output: Output, settings: Mapping[str, Any]) -> Place:
     """The run's folder; one process chooses it for all."""
     world = distributed.world()
     found = [
-        take_place(output.adapters / RUNS, output.name, settings, output.extend) if world.is_main else None
+        take_place(output.adapters / RUNS, output.name, settings, output.extend, output.asked)
+        if world.is_main
+        else None
     ]
     if world.size > 1:
         torch.distributed.broadcast_object_list(found, 0)
@@ -200,7 +208,7 @@ def _begun(
     path, world = place.folder / START, distributed.world()
 
     def held(base: Mapping[str, Any], wanted: int | Sequence[int]) -> Reservation:
-        return around.enter_context(reserve(output.adapters, base, wanted, place.name))
+        return around.enter_context(reserve(output.adapters, base, wanted, place.name, output.asked))
 
     if path.is_file():
         with torch.inference_mode(False):

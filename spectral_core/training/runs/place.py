@@ -129,9 +129,18 @@ def _ended_early(folder: Path, steps: int) -> bool:
     return False
 
 
-def take_place(root: Path, name: str, settings: Mapping[str, Any], extend: bool = False) -> Place:
-    """:func:`find_place`, and the folder is that run's from then on; two programs never take the same one."""
-    with FileLock(root / ".runs.lock"):
+def take_place(
+    root: Path,
+    name: str,
+    settings: Mapping[str, Any],
+    extend: bool = False,
+    asked: Callable[[], None] = lambda: None,
+) -> Place:
+    """:func:`find_place`, and the folder is that run's from then on; two programs never take the same one.
+
+    asked: called while another program is waited for; what it raises ends the waiting.
+    """
+    with FileLock(root / ".runs.lock", asked):
         place = find_place(root, name, settings, extend)
         claim(place, settings)
     return place

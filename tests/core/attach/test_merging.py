@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
 from torch import nn
 
 from spectral_core.adapter.schedule import Schedule
+from spectral_core.attach.attaching import attach
 from spectral_core.attach.merging import _Record, merge_into
 from spectral_core.errors import SpectralAdapterError
 from spectral_core.maths.layers import as_fp32
@@ -174,3 +176,20 @@ def test_what_weights_cannot_hold() -> None:
     weights = {"unet.0": torch.randn(4, 4), "unet.1": torch.randn(4, 4)}
     with pytest.raises(SpectralAdapterError, match=r"unet\.0 and unet\.1 share one weight"):
         merge_into(tied, trained(LoRAConfig(2), weights))
+
+
+def test_tied_weights_are_told_live_and_merged() -> None:
+    """The two differ there by nature: in the weight it is everywhere, in the forward path at one place."""
+    tree = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    tree[1].weight = tree[0].weight
+    adapter = trained(LoRAConfig(2), {"unet.0": torch.randn(4, 4), "unet.2": torch.randn(4, 4)})
+    said = r"unet\.0: its weight is tied to that of 1: merged the adapter changes them too, live it does not"
+    x = torch.randn(3, 4)
+    base = tree[1](x)
+    with attach(tree, adapter) as live:
+        assert re.search(said, str(live.report)) and list(live.report.tied) == ["unet.0"]
+        assert torch.equal(tree[1](x), base)
+    with merge_into(tree, adapter) as merged:
+        assert merged.report.tied == live.report.tied
+        assert not torch.equal(tree[1](x), base)
+    assert torch.equal(tree[1](x), base)

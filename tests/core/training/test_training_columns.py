@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from spectral_core.training.data.locks import FileLock
 from spectral_core.training.engine.columns import FOLDER, lowest_free, reserve
 from spectral_core.training.engine.loop import train
 from spectral_core.training.engine.optim import groups
-from spectral_core.training.runs.place import Run
+from spectral_core.training.runs.place import Run, take_place
 from tests.core.training.training_toy import Toy, basis
 
 WEIGHTS = {"unet.a": torch.randn(16, 16, generator=torch.Generator().manual_seed(0))}
@@ -40,7 +41,10 @@ def test_the_lowest_block_that_no_file_of_this_base_uses(tmp_path: Path) -> None
     concept(tmp_path / "elsewhere.safetensors", SpectralAConfig((4, 5, 6, 7)), OTHER)
     (tmp_path / "broken.safetensors").write_bytes(b"x")
     with reserve(tmp_path, BASE, 4, "new") as held:
-        assert held.columns == (4, 5, 6, 7) and held.notes == ()
+        assert held.columns == (4, 5, 6, 7) and len(held.notes) == 1
+        assert (
+            "which columns it holds is not known" in held.notes[0] and "broken.safetensors" in held.notes[0]
+        )
         with reserve(tmp_path, BASE, 4, "second") as other:
             assert other.columns == (12, 13, 14, 15), "the first is still training"
         with reserve(tmp_path, OTHER, 2, "third") as third:
@@ -75,7 +79,18 @@ def test_lowest_free() -> None:
 
 
 def test_a_lock_is_for_one(tmp_path: Path) -> None:
+    def stop() -> None:
+        raise InterruptedError
+
     with FileLock(tmp_path / "lock"):
+        started = time.monotonic()
+        with pytest.raises(InterruptedError):
+            FileLock(tmp_path / "lock", stop).acquire()
+        with pytest.raises(InterruptedError), FileLock(tmp_path / FOLDER / "lock"):
+            reserve(tmp_path, BASE, 4, "waits", stop)
+        with pytest.raises(InterruptedError), FileLock(tmp_path / ".runs.lock"):
+            take_place(tmp_path, "cat", {"config": {"steps": 1}}, asked=stop)
+        assert time.monotonic() - started < 30, "not until the minute is over"
         assert not FileLock(tmp_path / "lock").try_acquire()
         with pytest.raises(SpectralAdapterError, match="held this lock"):
             FileLock(tmp_path / "lock").acquire(0.1)

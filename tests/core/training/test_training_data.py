@@ -42,7 +42,7 @@ def test_pictures_of_other_formats_are_named(tmp_path: Path) -> None:
     examples = find_examples(tmp_path, "<v>")
     (note,) = caption_warnings(examples)
     assert [e.path.name for e in examples] == ["a.jpg"]
-    assert note == "4 files are left out, of formats that are not read: b.gif, c.tiff, d.avif, …"
+    assert note == "4 files are left out, which are not read: b.gif, c.tiff, d.avif, …"
 
 
 def picture(
