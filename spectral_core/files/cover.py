@@ -50,13 +50,16 @@ def write_cover(file: Path, picture: Image) -> Path:
 
 def copy_cover(source: Path, target: Path) -> Path | None:
     """The cover of ``source``, if it has one that can be read, for ``target`` too."""
+    found = cover_of(source)
+    return None if found is None else copy_picture(found, target)
+
+
+def copy_picture(found: Path, target: Path) -> Path | None:
+    """A picture's file as the cover of ``target``; None where it cannot be read or written."""
     from PIL import Image, UnidentifiedImageError
 
-    found = cover_of(source)
-    if found is None:
-        return None
     try:
         with Image.open(found, formats=("PNG", "JPEG", "WEBP")) as picture:
             return write_cover(target, picture)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
-        return None  # somebody's broken picture is no reason to stop
+    except (OSError, SpectralAdapterError, UnidentifiedImageError, Image.DecompressionBombError):
+        return None  # a broken picture is no reason to stop

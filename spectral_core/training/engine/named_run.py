@@ -24,6 +24,7 @@ from torch import Tensor
 from ...adapter.adapter import Adapter, Provenance, create
 from ...errors import SpectralAdapterError
 from ...files.adapter_file import load, save
+from ...files.cover import copy_picture
 from ...fusion import freeze
 from ...maths.svd_cache import default_cache_folder
 from ...methods import Basis, MethodConfig
@@ -184,7 +185,15 @@ def named_run(
                 path = save_stopped(trained, place)
             else:
                 path = save_result(trained, expected, place, config.steps, best)
+                _add_cover(place, path)
     return Trained(trained, path, result, place, False, tuple(dict.fromkeys((*said, *result.notes))))
+
+
+def _add_cover(place: Place, path: Path) -> None:
+    """The first of the last samples becomes the file's cover."""
+    samples = sorted((place.folder / "samples").glob("step-*-0.png"))
+    if samples:
+        copy_picture(samples[-1], path)
 
 
 def _same_place(output: Output, settings: Mapping[str, Any]) -> Place:

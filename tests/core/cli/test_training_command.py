@@ -50,6 +50,7 @@ def test_train_fuse_export_info_and_generate(
         "step-00000002-0.png",
         "step-00000004-0.png",
     ]
+    assert (out / "cat.preview.png").is_file(), "the last sample is the file's cover"
     assert main(first) == 0 and "finished already (4 steps)" in capsys.readouterr().out
     assert main([*common, "--token", "<dog>", "--method", "spectral_a"]) == 0
     columns = [
