@@ -127,13 +127,9 @@ def _hang(tree: nn.Module, path: str, module: nn.Module) -> None:
     tree._modules[last] = module
 
 
-def choose(patcher: Any, targets: str) -> dict[str, LayerShape]:
-    """Name and shape of every layer that ``targets`` names; SpectralAdapterError where there is none."""
-    return chosen(patcher, targets)[0]
-
-
 def chosen(patcher: Any, targets: str) -> tuple[dict[str, LayerShape], str]:
-    """:func:`choose`, and what share of the model's linear layers it is, as a phrase."""
+    """Name and shape of every layer that ``targets`` names, and what share of the linear layers it is, as
+    a phrase; SpectralAdapterError where there is none."""
     parts = dict(zip((UNET, NATIVE_PART), _unet_and_rest(patcher), strict=True))
     parts = {part: tree for part, tree in parts.items() if tree._modules}
     items = split_targets(targets) or [targets]

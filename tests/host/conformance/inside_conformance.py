@@ -67,7 +67,7 @@ def taken(patcher):
         found = roles.roles(sizes, targets.modules_by_path(tree))
         of |= {f"{part}.{path}": found.get(path, "neither") for path in sizes}
     for preset in ("attention", "attention+mlp", "all-linear"):
-        chosen = layers.choose(patcher, preset)
+        chosen = layers.chosen(patcher, preset)[0]
         wanted = targets.PRESETS[preset]
         assert set(chosen) == {n for n, role in of.items() if wanted is None or role in wanted}, preset
         count[preset] = len(chosen)
@@ -125,7 +125,7 @@ class Row:
     def run(self):
         with torch.inference_mode():
             self.patcher = self.family.patcher()
-            shapes = layers.choose(self.patcher, "attention+mlp")
+            shapes = layers.chosen(self.patcher, "attention+mlp")[0]
             self.chosen = dict(layers.BaseWeights(self.patcher, shapes))
             for mode in ("live", "merged"):  # before the base has drawn: what a model keeps is of its own
                 self.sampled(self.acting(new(self.chosen, LORA, size=0.2), mode))

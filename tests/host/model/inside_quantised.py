@@ -70,7 +70,7 @@ def check(name, form):
     patcher = quantised(family, form)
     base = family.sampled(patcher)
     assert torch.isfinite(base).all()
-    chosen = layers.choose(patcher, "attention+mlp")
+    chosen = layers.chosen(patcher, "attention+mlp")[0]
     is_on = {k: compat.is_rounded(patcher, f"{k}.weight") for k in chosen}
     weights = {k: w for k, w in layers.BaseWeights(patcher, chosen).items() if is_on[k]}
     assert weights
@@ -118,7 +118,7 @@ def never_called():
     """A layer whose weight is read past its forward is an error that names it."""
     family = FAMILIES["wan2.1"]
     patcher = family.patcher()
-    chosen = layers.BaseWeights(patcher, layers.choose(patcher, "*ffn.2"))
+    chosen = layers.BaseWeights(patcher, layers.chosen(patcher, "*ffn.2")[0])
     model = applying.apply(new(dict(chosen), LORA), patcher, None, 1.0, 1.0, "live").model
     kind = type(patcher.model.diffusion_model.blocks[0].ffn)
     own = kind.forward

@@ -25,7 +25,7 @@ STEP = 1e-2
 
 def adapter_of(patcher):
     """LoRA on all linear layers, with numbers that are not zero."""
-    shapes = layers.choose(patcher, "all-linear")
+    shapes = layers.chosen(patcher, "all-linear")[0]
     weights = dict(layers.BaseWeights(patcher, shapes))
     made = adapters.create(weights, lora(2), None, torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(1)
