@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import comfy.sample
 import comfy.utils
 import torch
 from torch import Tensor
@@ -44,10 +43,9 @@ from ..training import identity
 from ..training import layers as training_layers
 from ..training import model as training_model
 from ..training.progress import Progress, check_interrupt
-from . import statistics
+from . import drawing, statistics
 
 NODE = "Distil Adapters"
-_DRAWN_TOGETHER = 8
 
 
 @dataclass(frozen=True)
@@ -175,6 +173,7 @@ def _samples(job: Job, given: Inputs, shown: Sequence[DistilExample], places: Se
     said = drawn_as(shown, places)
     empty = statistics.empty_latent(given.model, given.latent)
     bar = comfy.utils.ProgressBar(len(said) * job.sample_steps)
+    way = drawing.Way(job.sample_steps, job.cfg)
     groups: dict[DistilExample, list[int]] = {}
     for number, example in said.items():
         groups.setdefault(example, []).append(number)
@@ -186,27 +185,10 @@ def _samples(job: Job, given: Inputs, shown: Sequence[DistilExample], places: Se
             if example.concept != concept:
                 continue
             positive = statistics.encoded(clip, example.prompt)
-            for start in range(0, len(numbers), _DRAWN_TOGETHER):
-                check_interrupt()
-                chunk = numbers[start : start + _DRAWN_TOGETHER]
-                many = len(chunk)
-                noise = torch.cat([comfy.sample.prepare_noise(empty, job.config.seed + n) for n in chunk])
-                drawn = comfy.sample.sample(
-                    model,
-                    noise,
-                    job.sample_steps,
-                    1.0 if negative is None else job.cfg,
-                    statistics.SAMPLER,
-                    statistics.SCHEDULER,
-                    positive,
-                    positive if negative is None else negative,
-                    empty.expand(many, *empty.shape[1:]).clone(),
-                    callback=lambda *_, n=many: bar.update(n),
-                    disable_pbar=True,
-                    seed=job.config.seed + chunk[0],
-                )
-                rows = [training_data.taken_in(given.model, row.float().cpu()) for row in drawn]
-                found |= dict(zip(chunk, rows, strict=True))
+            seeds = [job.config.seed + number for number in numbers]
+            drawn = drawing.draw(model, positive, negative, empty, seeds, way, bar.update)
+            rows = [training_data.taken_in(given.model, row.float().cpu()) for row in drawn]
+            found |= dict(zip(numbers, rows, strict=True))
     return [found[number] for number in range(len(found))]
 
 

@@ -21,7 +21,6 @@ from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import comfy.model_management
-import comfy.sample
 import comfy.utils
 import torch
 from torch import Tensor, nn
@@ -35,8 +34,8 @@ from ..apply import adapters as applying
 from ..apply import gate_records as records
 from ..model import places as keys
 from ..training.start import family_of
+from . import drawing
 
-SAMPLER, SCHEDULER = "euler", "simple"
 _CELLS = {"mini": 16, "sdxl": 64}  # side of the latent; half of what the families are made for, but the demo
 _OTHER_CELLS = 48
 _KEPT = 2  # collections per model
@@ -227,23 +226,10 @@ class _Run:
             positives = [[given.conditioning[self.place]]]
         else:
             positives = [encoded(applied.clip, prompt) for prompt in given.prompts[self.place]]
+        way = drawing.Way(given.steps, given.cfg)
         for number, positive in enumerate(positives):
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            seed = given.seed + number
-            comfy.sample.sample(
-                applied.model,
-                comfy.sample.prepare_noise(self.latent, seed),
-                given.steps,
-                1.0 if negative is None else given.cfg,
-                SAMPLER,
-                SCHEDULER,
-                positive,
-                positive if negative is None else negative,
-                self.latent,
-                callback=lambda *_: self.tick(1),
-                disable_pbar=True,
-                seed=seed,
-            )
+            seeds = [given.seed + number]
+            drawing.draw(applied.model, positive, negative, self.latent, seeds, way, self.tick)
 
 
 def encoded(clip: Any, text: str) -> Any:
