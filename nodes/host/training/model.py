@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ....spectral_core.errors import SpectralAdapterError
-from ....spectral_core.training.objectives.diffusion import discrete_timesteps, min_snr
+from ....spectral_core.training.objectives.diffusion import UNIFORM, Shares, discrete_timesteps, min_snr
 from ..model import compat, noise, streaming
 
 _NO_DERIVATIVE = ("no autograd formula", "the derivative for", "not differentiable")
@@ -72,15 +72,8 @@ class HostNoise:
         found = noise.progress_of(self.sampling, self.sigma(timesteps))
         return found if isinstance(found, Tensor) else torch.full((len(timesteps),), found)
 
-    def sample_timesteps(
-        self,
-        count: int,
-        generator: torch.Generator,
-        distribution: str = "uniform",
-        mean: float = 0.0,
-        std: float = 1.0,
-    ) -> Tensor:
-        return discrete_timesteps(len(self.sigmas), count, generator, distribution, mean, std)
+    def sample_timesteps(self, count: int, generator: torch.Generator, shares: Shares = UNIFORM) -> Tensor:
+        return discrete_timesteps(len(self.sigmas), count, generator, shares)
 
     def levels(self, count: int) -> Tensor:
         return torch.linspace(0, len(self.sigmas) - 1, count + 2)[1:-1].long()

@@ -14,15 +14,33 @@ matching; 0 the cleanest.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ...errors import SpectralAdapterError
+from ..config.config import Timesteps
 
 PREDICTIONS = ("epsilon", "v_prediction")
 _SNR_FLOOR = 1e-8  # the last step of a schedule with zero terminal SNR
+
+
+class Shares(NamedTuple):
+    """How noise levels are distributed between the cleanest (0) and the noisiest (1)."""
+
+    distribution: Timesteps = "uniform"
+    mean: float = 0.0
+    std: float = 1.0
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """(count,) in [0, 1]. ``logit-normal``: sigmoid(mean + std·N(0, 1))."""
+        if self.distribution == "uniform":
+            return torch.rand(count, generator=generator)
+        return torch.sigmoid(self.mean + self.std * torch.randn(count, generator=generator))
+
+
+UNIFORM = Shares()
 
 
 class NoiseProcess(Protocol):
@@ -35,15 +53,8 @@ class NoiseProcess(Protocol):
     def progress(self, timesteps: Tensor) -> Tensor:
         """0 = noisiest … 1 = cleanest, per row."""
 
-    def sample_timesteps(
-        self,
-        count: int,
-        generator: torch.Generator,
-        distribution: str = "uniform",
-        mean: float = 0.0,
-        std: float = 1.0,
-    ) -> Tensor:
-        """(count,) noise levels. ``logit-normal``: share = sigmoid(mean + std·N(0, 1))."""
+    def sample_timesteps(self, count: int, generator: torch.Generator, shares: Shares = UNIFORM) -> Tensor:
+        """(count,) noise levels."""
 
     def levels(self, count: int) -> Tensor:
         """(count,) fixed levels, evenly spread between the ends."""
@@ -52,17 +63,11 @@ class NoiseProcess(Protocol):
         """(B,) weights of the loss."""
 
 
-def _logit_normal(count: int, generator: torch.Generator, mean: float, std: float) -> Tensor:
-    return torch.sigmoid(mean + std * torch.randn(count, generator=generator))
-
-
-def discrete_timesteps(
-    total: int, count: int, generator: torch.Generator, distribution: str, mean: float, std: float
-) -> Tensor:
-    """(count,) of the timesteps 0 … total − 1, uniform or with logit-normal shares of total."""
-    if distribution == "uniform":
+def discrete_timesteps(total: int, count: int, generator: torch.Generator, shares: Shares) -> Tensor:
+    """(count,) of the timesteps 0 … total − 1."""
+    if shares.distribution == "uniform":
         return torch.randint(0, total, (count,), generator=generator)
-    return (_logit_normal(count, generator, mean, std) * total).long().clamp(max=total - 1)
+    return (shares.draw(count, generator) * total).long().clamp(max=total - 1)
 
 
 def min_snr(snr: Tensor, gamma: float, prediction: str) -> Tensor:
@@ -111,16 +116,9 @@ class Diffusion:
         """0 = noisiest … 1 = cleanest, per row."""
         return 1 - timesteps.float() / (self.timesteps - 1)
 
-    def sample_timesteps(
-        self,
-        count: int,
-        generator: torch.Generator,
-        distribution: str = "uniform",
-        mean: float = 0.0,
-        std: float = 1.0,
-    ) -> Tensor:
-        """(count,) timesteps, uniform or with logit-normal shares of T."""
-        return discrete_timesteps(self.timesteps, count, generator, distribution, mean, std)
+    def sample_timesteps(self, count: int, generator: torch.Generator, shares: Shares = UNIFORM) -> Tensor:
+        """(count,) timesteps."""
+        return discrete_timesteps(self.timesteps, count, generator, shares)
 
     def levels(self, count: int) -> Tensor:
         return torch.linspace(0, self.timesteps - 1, count + 2)[1:-1].long()
@@ -163,20 +161,9 @@ class FlowMatching:
         """1 − σ, per row."""
         return 1 - timesteps.float() / self.scale
 
-    def sample_timesteps(
-        self,
-        count: int,
-        generator: torch.Generator,
-        distribution: str = "uniform",
-        mean: float = 0.0,
-        std: float = 1.0,
-    ) -> Tensor:
+    def sample_timesteps(self, count: int, generator: torch.Generator, shares: Shares = UNIFORM) -> Tensor:
         """(count,) values of σ·scale."""
-        if distribution == "uniform":
-            sigma = torch.rand(count, generator=generator)
-        else:
-            sigma = _logit_normal(count, generator, mean, std)
-        return self._shifted(sigma) * self.scale
+        return self._shifted(shares.draw(count, generator)) * self.scale
 
     def levels(self, count: int) -> Tensor:
         return self._shifted(torch.linspace(0, 1, count + 2)[1:-1]) * self.scale

@@ -22,7 +22,7 @@ from ...attach.attaching import Attachment
 from ...errors import SpectralAdapterError
 from ..config.config import TrainConfig
 from ..data.order import Order
-from .diffusion import NoiseProcess
+from .diffusion import NoiseProcess, Shares
 from .preservation import Preserved
 
 Denoiser = Callable[[Tensor, Tensor, Sequence["int | None"]], Tensor]
@@ -104,9 +104,7 @@ def draw(setup: Setup, config: TrainConfig, generator: torch.Generator, processe
     ]
     indices = [i for batch, _ in picks for i in batch]
     shapes = [tuple(setup.latents[i].shape) for i in indices]
-    timesteps = setup.diffusion.sample_timesteps(
-        len(indices), generator, config.timesteps, config.timestep_mean, config.timestep_std
-    )
+    timesteps = setup.diffusion.sample_timesteps(len(indices), generator, _shares(config))
     sizes = [int(torch.Size(shape).numel()) for shape in shapes]
     noise = torch.randn(sum(sizes), generator=generator).split(sizes)
     dropped = (torch.rand(len(indices), generator=generator) < config.caption_dropout).tolist()
@@ -118,6 +116,10 @@ def draw(setup: Setup, config: TrainConfig, generator: torch.Generator, processe
         rows = torch.stack([noise[k].reshape(shapes[k]) for k in here])
         found.append(Batch(tuple(batch), captions, timesteps[here.start : here.stop], rows, weight))
     return found
+
+
+def _shares(config: TrainConfig) -> Shares:
+    return Shares(config.timesteps, config.timestep_mean, config.timestep_std)
 
 
 def draw_preserved(setup: Setup, config: TrainConfig, step: int, processes: int = 1) -> list[Batch]:
@@ -132,9 +134,7 @@ def draw_preserved(setup: Setup, config: TrainConfig, step: int, processes: int 
     count = setup.order.batch_size * processes
     places = torch.randint(len(alike), (count,), generator=generator).tolist()
     indices = tuple(alike[place] for place in places)
-    timesteps = setup.diffusion.sample_timesteps(
-        count, generator, config.timesteps, config.timestep_mean, config.timestep_std
-    )
+    timesteps = setup.diffusion.sample_timesteps(count, generator, _shares(config))
     noise = torch.randn(count, *setup.latents[first].shape, generator=generator)
     said = setup.preserved.choose(indices, generator)
     return [Batch(indices, said, timesteps, noise, config.preserve_weight, preserves=True)]

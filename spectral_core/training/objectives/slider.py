@@ -27,7 +27,7 @@ from ...attach.attaching import Attachment
 from ...errors import SpectralAdapterError
 from ..config.adapter import AdapterSettings, SampleSettings
 from ..config.setting import setting
-from .diffusion import NoiseProcess
+from .diffusion import UNIFORM, NoiseProcess, Shares
 from .towards_prediction import ResidualNoise
 
 Predict = Callable[[Tensor, Tensor, Sequence[str]], Tensor]
@@ -134,20 +134,13 @@ class SliderNoise(ResidualNoise):
 
     start: float = 0.0
 
-    def sample_timesteps(
-        self,
-        count: int,
-        generator: torch.Generator,
-        distribution: str = "uniform",
-        mean: float = 0.0,
-        std: float = 1.0,
-    ) -> Tensor:
-        levels = self.inner.sample_timesteps(count, generator, distribution, mean, std)
+    def sample_timesteps(self, count: int, generator: torch.Generator, shares: Shares = UNIFORM) -> Tensor:
+        levels = self.inner.sample_timesteps(count, generator, shares)
         for _ in range(_TRIES):
             early = self.inner.progress(levels) < self.start
             if not early.any():
                 return levels
-            again = self.inner.sample_timesteps(count, generator, distribution, mean, std)
+            again = self.inner.sample_timesteps(count, generator, shares)
             levels = torch.where(early, again, levels)
         raise SpectralAdapterError(
             f"start {self.start}: hardly any noise level of this distribution lies behind it; use timesteps "

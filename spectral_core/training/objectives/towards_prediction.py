@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .diffusion import NoiseProcess
+from .diffusion import UNIFORM, NoiseProcess, Shares
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,8 @@ class ResidualNoise:
     def progress(self, timesteps: Tensor) -> Tensor:
         return self.inner.progress(timesteps)
 
-    def sample_timesteps(
-        self,
-        count: int,
-        generator: torch.Generator,
-        distribution: str = "uniform",
-        mean: float = 0.0,
-        std: float = 1.0,
-    ) -> Tensor:
-        return self.inner.sample_timesteps(count, generator, distribution, mean, std)
+    def sample_timesteps(self, count: int, generator: torch.Generator, shares: Shares = UNIFORM) -> Tensor:
+        return self.inner.sample_timesteps(count, generator, shares)
 
     def levels(self, count: int) -> Tensor:
         return self.inner.levels(count)

@@ -21,7 +21,7 @@ from spectral_core.training.data.disk_cache import TensorCache, digest_of_module
 from spectral_core.training.data.folder import Example, Order, find_examples, load_mask
 from spectral_core.training.engine import checkpointing as memory
 from spectral_core.training.engine.loop import evaluation_loss, train
-from spectral_core.training.objectives.diffusion import Diffusion, FlowMatching
+from spectral_core.training.objectives.diffusion import Diffusion, FlowMatching, Shares
 from spectral_core.training.objectives.losses import batch_loss, draw
 from tests.core.training.training_toy import CONFIGS, Toy
 
@@ -51,7 +51,7 @@ def test_distributions_of_noise_levels(process: Any) -> None:
     assert uniform.min() >= 0 and uniform.max() <= 1
     assert uniform.mean().item() == pytest.approx(0.5, abs=0.01)
     assert uniform.std().item() == pytest.approx(1 / math.sqrt(12), abs=0.01)
-    normal = process.sample_timesteps(20000, generator, "logit-normal", -0.5, 0.7).double() / 1000
+    normal = process.sample_timesteps(20000, generator, Shares("logit-normal", -0.5, 0.7)).double() / 1000
     logits = torch.logit(normal.clamp(1e-3, 1 - 1e-3))
     assert logits.mean().item() == pytest.approx(-0.5, abs=0.02)
     assert logits.std().item() == pytest.approx(0.7, abs=0.02)

@@ -15,7 +15,7 @@ from spectral_core.methods import FouRAConfig, LoRAConfig
 from spectral_core.training.config.config import TrainConfig
 from spectral_core.training.data.order import Order
 from spectral_core.training.engine.loop import train
-from spectral_core.training.objectives.diffusion import Diffusion, FlowMatching
+from spectral_core.training.objectives.diffusion import Diffusion, FlowMatching, Shares
 from spectral_core.training.objectives.slider import SliderDenoiser, SliderNoise, examples, with_attribute
 from tests.core.training.training_toy import CONFIGS, Toy
 
@@ -103,7 +103,7 @@ def test_no_level_before_the_start(inner):
     assert torch.equal(noise.add_noise(x, x, levels[:2]), inner.add_noise(x, x, levels[:2]))
     with pytest.raises(SpectralAdapterError, match=r"start 0\.99"):
         SliderNoise(inner, 0.99).sample_timesteps(
-            200, torch.Generator().manual_seed(0), "logit-normal", 3.0, 0.1
+            200, torch.Generator().manual_seed(0), Shares("logit-normal", 3.0, 0.1)
         )
 
 
