@@ -6,7 +6,7 @@ Shapes: E[p] (rank,) per layer; open gates are counts 0 … rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -51,7 +51,12 @@ class OpenGates(GateRecorder):
         by_level: the step counts for :meth:`take_levels`.
         """
         counted: dict[str, float] = {}
-        for layers in alike(self._step, lambda layer: tuple((x.shape, x.device) for x in self._step[layer])):
+
+        def kind(layer: str) -> Hashable:
+            seen = zip(self._step[layer], self._at[layer], strict=True)
+            return tuple((x.shape, x.device, progress is None) for x, progress in seen)
+
+        for layers in alike(self._step, kind):
             passes = [torch.stack(seen) for seen in zip(*(self._step[n] for n in layers), strict=True)]
             means = torch.stack([seen.sum(2).float().mean(1) for seen in passes]).mean(0)
             at = [progress for progress in self._at[layers[0]] if progress is not None]
