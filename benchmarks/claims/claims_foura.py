@@ -66,7 +66,8 @@ def diversity(figures: Figures) -> dict[str, Any]:
         style = figures.mean(name, lambda c: c["strength 1"][STYLE])
         matched = Mean(tuple(_matched(figures, recipe, "diversity").values()))
         right = Mean(tuple(_matched(figures, recipe, "right").values()))
-        rows.append([NAMES[recipe], style.text(2), *(m.text() for m in at), matched.text(), right.text(2)])
+        read = [style.text(2), *(m.text() for m in at), matched.text(), right.text(2)]
+        rows.append([NAMES[recipe], figures.rates(name), *read])
     series = {}
     for recipe in RECIPES:
         cells = figures.cells(f"style__{recipe}__{{seed}}").values()
@@ -82,6 +83,7 @@ def diversity(figures: Figures) -> dict[str, Any]:
     )
     columns = [
         "adapter",
+        "rate",
         "style at 1",
         *(f"diversity at {s:g}" for s in strengths),
         "diversity, matched",
@@ -160,7 +162,7 @@ def merging(figures: Figures) -> dict[str, Any]:
                 for k in ("both", STYLE, OTHER, "right", "diversity")
             ]
             if read[0].values:
-                rows.append([NAMES[recipe], f"{strength:g}", *(m.text(2) for m in read)])
+                rows.append([NAMES[recipe], figures.rates(name), f"{strength:g}", *(m.text(2) for m in read)])
     names = [f"merging__{recipe}__{{seed}}" for recipe in (FOURA, LORA)]
     gain = figures.difference(*names, lambda cell: best_strength(cell)[1])
     ended = sum(best_strength(c)[2] for name in names for c in figures.cells(name).values())
@@ -173,7 +175,7 @@ def merging(figures: Figures) -> dict[str, Any]:
         "parts": [kept],
         "cells": names[:1],
         "experiment": "merging",
-        "table": table(["adapters", "strength", "both", STYLE, OTHER, "right", "diversity"], rows),
+        "table": table(["adapters", "rate", "strength", "both", STYLE, OTHER, "right", "diversity"], rows),
         "picture": None,
     }
 
@@ -265,6 +267,7 @@ def copying(figures: Figures) -> dict[str, Any]:
     rows = [
         [
             NAMES[recipe],
+            figures.rates(f"copying__{recipe}__{{seed}}"),
             str(step),
             *(
                 figures.mean(f"copying__{recipe}__{{seed}}", lambda c, k=k, s=step: c[str(s)][k]).text(d)
@@ -283,7 +286,9 @@ def copying(figures: Figures) -> dict[str, Any]:
         "parts": [part(f"copies after {steps[-1]} steps, LoRA − FouRA", less, 2)],
         "cells": [f"copying__{FOURA}__{{seed}}"],
         "experiment": "copying",
-        "table": table(["adapter", "steps", "copied", "diversity", "style", "right", "held-out loss"], rows),
+        "table": table(
+            ["adapter", "rate", "steps", "copied", "diversity", "style", "right", "held-out loss"], rows
+        ),
         "picture": None,
     }
 

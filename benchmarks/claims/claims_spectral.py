@@ -143,6 +143,7 @@ def fusion(figures: Figures) -> dict[str, Any]:
                 [
                     family,
                     how,
+                    _rates(cells) if how == "alone" else "",
                     read["fidelity"].text(2),
                     least.text(2),
                     read["crosstalk"].text(2),
@@ -161,6 +162,7 @@ def fusion(figures: Figures) -> dict[str, Any]:
             [
                 "adapters",
                 "fusion",
+                "rates",
                 "fidelity",
                 "least share kept",
                 "crosstalk",
@@ -174,6 +176,12 @@ def fusion(figures: Figures) -> dict[str, Any]:
         ),
         "picture": _sheet(figures),
     }
+
+
+def _rates(cells: Mapping[int, Mapping[str, Any]]) -> str:
+    """Of the concepts' adapters, in their order; of the first seed that says so."""
+    said = [cell["rates"] for cell in cells.values() if "rates" in cell]
+    return ", ".join(f"{rate:g}" for rate in said[0]) if said else "–"
 
 
 def _fusions(family: str) -> tuple[str, ...]:

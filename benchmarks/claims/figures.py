@@ -111,6 +111,11 @@ class Figures:
         pairs = [(read(one[s]), read(other[s])) for s in one if s in other]
         return Mean(tuple(a - b for a, b in pairs if a is not None and b is not None))
 
+    def rates(self, name: str) -> str:
+        """The learning rates of the cells, as far as they say so."""
+        found = {cell["rate"] for cell in self.cells(name).values() if "rate" in cell}
+        return ", ".join(f"{rate:g}" for rate in sorted(found)) or "–"
+
     def outdated(self, name: str) -> bool:
         """Whether some of these cells were made before what is measured now (:data:`.lab.PROTOCOL`)."""
         return any(cell.get("protocol", 1) < PROTOCOL for cell in self.cells(name).values())

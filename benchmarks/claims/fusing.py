@@ -138,11 +138,13 @@ def _cell(lab: Lab, family: str, seed: int) -> dict[str, Any]:
     adapters = _concepts(lab, family, seed)
     meter = CharacterMeter(lab, NAMES)
     shown = _strips(lab, family, seed)
+    recipe_of, _ = FAMILIES[family]
+    rates = [lab.rate("character", recipe_of(place)) for place in range(len(NAMES))]
     alone = {
         name: meter.read(name, [adapter], shown and f"{shown}alone__{name}")
         for name, adapter in zip(NAMES, adapters, strict=True)
     }
-    found: dict[str, Any] = {"alone": {"concepts": alone}}
+    found: dict[str, Any] = {"rates": rates, "alone": {"concepts": alone}}
     if seed == lab.setting.seeds[0]:
         found["base"] = {"similarity": _base(lab, meter)}
     places = range(len(NAMES))

@@ -47,9 +47,10 @@ def style_cells(lab: Lab) -> Cells:
 
 
 def _style(lab: Lab, recipe: Recipe, seed: int) -> dict[str, Any]:
-    run = lab.trained(Task("style", STYLE), recipe, lab.rate("style", recipe), seed)[lab.setting.steps]
+    rate = lab.rate("style", recipe)
+    run = lab.trained(Task("style", STYLE), recipe, rate, seed)[lab.setting.steps]
     meter, adapter = StyleMeter(lab, STYLE), run.adapter
-    found: dict[str, Any] = {"held_out": run.held_out, "before": run.held_out_before}
+    found: dict[str, Any] = {"rate": rate, "held_out": run.held_out, "before": run.held_out_before}
     variants = {"": adapter} | ({} if adapter.mergeable else {" frozen": freeze(adapter)})
     for variant, used in variants.items():
         for strength in (1.0,) if variant else lab.setting.strengths:
@@ -85,6 +86,7 @@ def _merging(lab: Lab, recipe: Recipe, seed: int) -> dict[str, Any]:
     pair = [_adapter(lab, recipe, seed, style) for style in (STYLE, OTHER)]
     meter = StyleMeter(lab, STYLE)
     found: dict[str, Any] = {}
+    rate = lab.rate("style", recipe)
     for strength in lab.setting.merged_strengths:
         pictures = meter.pictures([replace(a, strength=strength) for a in pair], f"{STYLE} {OTHER}")
         found[f"strength {strength:g}"] = meter.read(pictures)
@@ -92,7 +94,7 @@ def _merging(lab: Lab, recipe: Recipe, seed: int) -> dict[str, Any]:
             lab.keep_strip(f"merging__{recipe.name.replace(' ', '_')}", pictures[:12])
         if _past_best([read["both"] for read in found.values()]):
             break
-    return found
+    return found | {"rate": rate}
 
 
 def _past_best(both: list[float]) -> bool:
@@ -115,7 +117,7 @@ def _gates(lab: Lab, rank: int, seed: int) -> dict[str, Any]:
     recorder, meter = GateRecorder(STEP_BINS), StyleMeter(lab, STYLE)
     prompts = meter.prompts(STYLE)
     lab.draw(prompts, [7000 + i for i in range(len(prompts))], [adapter], recorder)
-    return {"gates": recorder.summary()}
+    return {"rate": lab.rate("style", recipe), "gates": recorder.summary()}
 
 
 def copying_cells(lab: Lab) -> Cells:
@@ -129,15 +131,16 @@ def copying_cells(lab: Lab) -> Cells:
 
 def _copying(lab: Lab, recipe: Recipe, seed: int) -> dict[str, Any]:
     settings, meter = lab.setting, StyleMeter(lab, STYLE)
+    rate = lab.rate("style", recipe)
     runs = lab.trained(
         Task("style", STYLE),
         recipe,
-        lab.rate("style", recipe),
+        rate,
         seed,
         pictures=settings.few_pictures,
         snapshots=settings.long_steps,
     )
-    found = {}
+    found: dict[str, Any] = {"rate": rate}
     for step, run in runs.items():
         pictures = meter.pictures([run.adapter])
         copied = meter.copied(pictures, seed, settings.few_pictures)
