@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import SpectralAdapterError
 from .factors import Begun
 from .update import LayerUpdate
 
@@ -45,6 +46,12 @@ class Dispatcher:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         x = args[0] if args else next(iter(kwargs.values()))
+        if not isinstance(x, Tensor):
+            raise SpectralAdapterError(
+                f"layer {self.updates[0].name}: is given a {type(x).__name__}, and an update in the forward "
+                "path needs a tensor: merge the adapter (in ComfyUI: mode merged), or leave this "
+                "layer out of the targets"
+            )
         begun: list[Begun | None] = [None] * len(self.updates)
         own_forward = self.in_place and len(args) == 1
         if own_forward and torch.is_grad_enabled():

@@ -288,6 +288,31 @@ def test_layers_that_bypass_their_forward_are_refused() -> None:
         torch.backends.mha.set_fastpath_enabled(True)
 
 
+class Bundle:
+    """Rows of several samples in one, as hosts for shapes have them."""
+
+    def __init__(self, feats: Tensor) -> None:
+        self.feats = feats
+
+
+class OfBundles(nn.Linear):
+    def forward(self, bundle: Bundle) -> Bundle:  # type: ignore[override]
+        return Bundle(super().forward(bundle.feats))
+
+
+def test_a_layer_that_is_not_given_a_tensor_is_named() -> None:
+    net = nn.ModuleDict({"mlp": OfBundles(6, 6)})
+    weights = {"unet.mlp": net["mlp"].weight.detach()}
+    adapter = create(weights, LoRAConfig(2), None, torch.Generator().manual_seed(0))
+    with (
+        attach(net, adapter),
+        pytest.raises(SpectralAdapterError, match=r"unet\.mlp: is given a Bundle.*merge"),
+    ):
+        net["mlp"](Bundle(torch.zeros(2, 6)))
+    with merge_into(net, adapter):
+        assert net["mlp"](Bundle(torch.zeros(2, 6))).feats.shape == (2, 6)
+
+
 def copy_without(model: nn.Module) -> nn.Module:
     clean = copy.deepcopy(model)
     remove_all(clean)

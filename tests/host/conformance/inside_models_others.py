@@ -3,6 +3,9 @@
 import torch
 from inside_family import Family, drawn, seconds
 
+COORDS = torch.cat(
+    [torch.zeros(12, 1, dtype=torch.int), torch.arange(36, dtype=torch.int).view(12, 3) % 4], 1
+)
 AUDIO = {
     "audio_model": "dit1.0", "embed_dim": 768, "cond_token_dim": 768, "project_cond_tokens": False,
     "depth": 2, "num_heads": 12,
@@ -50,6 +53,7 @@ OTHERS = {
     ),
     "trellis2": Family(
         "Trellis2", {"image_model": "trellis2", "resolution": 4, "model_channels": 192, "cond_channels": 48,
-        "num_blocks": 1, "in_channels": 32}, (1, 32, 16, 16, 16), 48, extra={"embeds": drawn(1, 5, 48)},
+        "num_blocks": 1, "in_channels": 32}, (1, 32, 12, 1), 48, extra={"embeds": drawn(1, 5, 48),
+        "trellis2_coords": COORDS, "trellis2_generation_mode": "shape_generation"},
     ),
 }  # fmt: skip

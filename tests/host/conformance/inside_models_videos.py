@@ -45,7 +45,7 @@ VIDEOS = {
         "hidden_size": 64, "latents_dim": 24, "audio_latents_dim": 32, "attention_head_dim": 32,
         "num_attention_heads": 2, "ffn_hidden_size": 64, "text_dim": 48, "timestep_input_dim": 32,
         "time_embed_hidden_size": 64, "time_embed_dim": 32, "rope_inv_freq_len": 4}, (1, 24, 2, 8, 8), 48,
-        beside=((1, 32, 4),),
+        beside=((1, 32, 2, 4),),
     ),
     "hunyuan-video-i2v": Family(
         "HunyuanVideoI2V", HUNYUAN_VIDEO | {"in_channels": 33}, (1, 16, 1, 8, 8), 48, pooled=32,
