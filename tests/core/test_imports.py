@@ -173,3 +173,16 @@ def test_checker_sees(check: Check, file: str, source: str) -> None:
 )
 def test_checker_lets_pass(check: Check, file: str, source: str) -> None:
     assert not list(check(source, Path(file)))
+
+
+def folders(below: str) -> set[str]:
+    """Those that hold tests; a room's own folders are the room's."""
+    return {test.relative_to(ROOT / below).parts[0] for test in (ROOT / below).glob("*/**/test_*.py")}
+
+
+def test_tests_mirror_the_rooms() -> None:
+    """So that a room's tests are found without looking; beside them stand tests of several rooms together."""
+    assert folders("tests/core") <= {*rules.CORE}
+    assert folders("tests/nodes") == {"host"} and folders("tests/nodes/host") <= {*rules.IN_HOST}
+    assert folders("tests/host") <= {*rules.IN_HOST, "conformance", "programs"}
+    assert not list((ROOT / "tests" / "pipelines").glob("*.py")), "tests/core/pipelines is the place"
