@@ -82,6 +82,8 @@ class Stepper:
         def undo() -> None:
             for attachment in free:
                 attachment.gates.recorder = None
+            for attachment in self.setup.attachments:
+                attachment.gates.logits = None
 
         return undo
 

@@ -47,6 +47,7 @@ def test_the_share_is_reached_whatever_the_optimiser_its_rate_and_the_length(
     result = train(made.setup, options, "foura")
     assert result.gates is not None and result.gates.share is not None
     assert result.gates.share == pytest.approx(0.5, abs=MISSED), result.gates.share
+    assert made.attachment.gates.logits is None, "kept for the steps alone"
 
 
 @pytest.mark.parametrize("target", [0.3, 0.7])
@@ -112,6 +113,7 @@ def test_a_budget_is_open_for_every_input(budget: float, rows: int, kind: str) -
     made.attachment.gates.recorder = recorder = GateRecorder(bins=1)
     result = train(made.setup, TrainConfig(steps=60, learning_rate=1e-2), "foura")
     report = result.gates
+    assert made.attachment.gates.logits is None
     assert report is not None and report.target == 0.0 and report.share is None, "another one counts"
     with made.attachment.gates.inference():
         evaluation_loss(made.setup, levels=4)
