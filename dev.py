@@ -5,11 +5,12 @@
     python dev.py test [args]    ruff, mypy and pytest; args go to pytest (python dev.py test -k gate)
     python dev.py bench NAME     one of benchmarks/speed and quality, written to benchmarks/results/NAME.json
     python dev.py fuzz [args]    hostile inputs for every reader (python dev.py fuzz --minutes 30 --seed 2)
+    python dev.py audit [args]   known vulnerabilities of the pinned releases; installs nothing
     python dev.py venv           only make the environment and print its Python
 
-Every command first makes the private environment `.venv` beside this file, or repairs it: it is rebuilt when
-an earlier installation was interrupted, and brought up to date when a file in requirements/ changed. Two
-commands started together wait for each other there. Deleting `.venv` is always safe.
+Every other command first makes the private environment `.venv` beside this file, or repairs it: it is
+rebuilt when an earlier installation was interrupted, and brought up to date when a file in requirements/
+changed. Two commands started together wait for each other there. Deleting `.venv` is always safe.
 
 Which torch: pip's own configuration decides (pip.conf, PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS).
 On Linux the default index offers the CUDA build, several GB. For the CPU build pass PyTorch's CPU wheel
@@ -36,6 +37,7 @@ if sys.version_info < (3, 10):  # noqa: UP036 - this line is for the Pythons tha
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 REQUIREMENTS = {"demo": ROOT / "requirements" / "demo.txt", "test": ROOT / "requirements" / "test.txt"}
+TORCH = "torch.txt"  # beside them; without hashes, which differ from build to build
 OURS = "made-by-dev.py"  # written before anything else; only such an environment is ever deleted here
 STAMP = "dev-stamp.json"  # what is installed; written last
 MOST_WORKERS = 4  # of the tests; each may start a host, which takes a gigabyte or two
@@ -79,9 +81,15 @@ def pins_hash(path):
     return digest.hexdigest()
 
 
+def torch_file(requirements):
+    """The file with torch's pin beside `requirements`, as a list of none or one."""
+    return [file for file in [requirements.with_name(TORCH)] if file.is_file()]
+
+
 def wanted_stamp(requirements):
     """What the stamp says once `requirements` is installed: one entry per file, the included ones too."""
-    return {file.name: pins_hash(file) for file in included_files(requirements)}
+    files = included_files(requirements) + torch_file(requirements)
+    return {file.name: pins_hash(file) for file in files}
 
 
 def read_stamp(venv):
@@ -174,20 +182,23 @@ def create_venv(venv):
 
 
 def install(venv, requirements, index):
-    """pip installs the pins; the stamp is written after the last package."""
+    """pip installs the pins, each file with one of its known SHA-256; then torch, of the build that is
+    configured. The stamp is written after the last package."""
     (venv / UNFINISHED).touch()
     if index is None and sys.platform == "linux" and shutil.which("nvidia-smi") is None:
         say("dev.py: no NVIDIA driver found; if pip fetches the CUDA build of torch, see dev.py --help")
     say(f"dev.py: installing requirements/{requirements.name} (the first time takes some minutes)")
     started = time.monotonic()
-    command = [str(venv_python(venv)), "-m", "pip", "install", "--disable-pip-version-check"]
-    command += ["-r", str(requirements)] + (["--extra-index-url", index] if index else [])
-    code = subprocess.run(command, close_fds=False).returncode
-    if code != 0:
-        raise SetupError(
-            f"pip failed with exit code {code}; its message is above. Check the network, the free disk space "
-            "and pip's configuration, then run again: what was downloaded is kept in pip's cache."
-        )
+    pip = [str(venv_python(venv)), "-m", "pip", "install", "--disable-pip-version-check"]
+    hashed = ["--require-hashes", "--no-deps", "-r", str(requirements)]  # the pins name every dependency
+    for what in (hashed, *(["-r", str(file)] for file in torch_file(requirements))):
+        command = [*pip, *what, *(["--extra-index-url", index] if index else [])]
+        code = subprocess.run(command, close_fds=False).returncode
+        if code != 0:
+            raise SetupError(
+                f"pip failed with exit code {code}; its message is above. Check the network, the free disk "
+                "space and pip's configuration, then run again: what was downloaded is kept in pip's cache."
+            )
     stamp = {**read_stamp(venv), **wanted_stamp(requirements)}
     partial = venv / (STAMP + ".part")
     partial.write_text(json.dumps(stamp, indent=1), encoding="utf-8")
@@ -237,6 +248,10 @@ def fuzz(python, args):
     return run_job([python, "-m", "tests.fuzz.run", *args], cwd=ROOT)
 
 
+def audit(python, args):
+    return run_job([python, ROOT / "tools" / "audit.py", *args])
+
+
 def cores():
     """The processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -271,7 +286,7 @@ def venv_only(python, args):
 
 
 JOBS = {"demo": (demo, "demo"), "test": (test, "test"), "bench": (bench, "test"), "fuzz": (fuzz, "test")}
-JOBS["venv"] = (venv_only, "test")
+JOBS |= {"venv": (venv_only, "test"), "audit": (audit, None)}  # None: with the Python that runs this file
 
 
 def main(argv):
@@ -289,7 +304,9 @@ def main(argv):
     if sys.version_info >= (3, 14):
         say("dev.py: the pinned versions are tested with Python 3.10 to 3.13; this one is newer")
     try:
-        python = ensure_venv(REQUIREMENTS[requirements], options.index)
+        python = sys.executable
+        if requirements is not None:
+            python = ensure_venv(REQUIREMENTS[requirements], options.index)
         return job(python, args)
     except SetupError as error:
         say(f"dev.py: {error}")

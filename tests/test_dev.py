@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -195,20 +198,79 @@ def test_bench_without_a_known_name_installs_nothing(monkeypatch, capsys):
     assert "bench needs the name" in capsys.readouterr().err
 
 
-def test_pins_are_exact_and_cover_the_supported_pythons():
+def pins_of(name: str) -> list[Any]:
     from packaging.requirements import Requirement
 
-    lines = {
-        line.split("#", 1)[0].strip()
-        for file in dev.included_files(dev.REQUIREMENTS["test"])
-        for line in file.read_text().splitlines()
-    }
-    pinned = [Requirement(line) for line in lines if line and not line.startswith("-r")]
+    lines = (ROOT / "requirements" / name).read_text().splitlines()
+    words = [line.split("#", 1)[0].strip(" \\") for line in lines]
+    return [Requirement(line) for line in words if line and not line.startswith("-")]
+
+
+@pytest.mark.parametrize("name", ["demo", "test"])
+def test_every_pin_has_hashes_and_is_what_is_meant(name):
+    def told(pinned):
+        return {(p.name, str(p.specifier), py) for p in pinned for py in PYTHONS if holds(p, py)}
+
+    assert told(pins_of(f"{name}.txt")) == told(pins_of(f"{name}.in"))
+    text = (ROOT / "requirements" / f"{name}.txt").read_text()
+    text = "\n".join(line for line in text.splitlines() if not line.startswith(("#", "-r")))
+    for entry in re.split(r"\n(?! )", text):
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), entry
+
+
+def test_what_is_hashed_is_installed_with_nothing_else_and_torch_after_it(tmp_path, pins, installs):
+    (pins.parent / dev.TORCH).write_text("torch==2.13.0\n")
+    dev.ensure_venv(pins, index="file:///wheels", venv=tmp_path / "env")
+    hashed, torch = pip_calls(installs)
+    assert {"--require-hashes", "--no-deps", str(pins)} <= set(hashed)
+    assert "--require-hashes" not in torch and str(pins.parent / dev.TORCH) in torch
+    assert hashed[-1] == torch[-1] == "file:///wheels"
+    (pins.parent / dev.TORCH).write_text("torch==2.14.0\n")
+    dev.ensure_venv(pins, venv=tmp_path / "env")
+    assert len(pip_calls(installs)) == 4, "another torch is installed too"
+
+
+def test_audit_says_what_is_known_of_the_pins(tmp_path, capsys, monkeypatch):
+    from tools import audit
+
+    wanted = audit.pins()
+    assert {("torch", "2.13.0"), ("safetensors", "0.8.0")} <= set(wanted) and len(wanted) > 80
+    entries = [
+        {"id": "A", "affected": [{"package": {"name": "SafeTensors"}, "versions": ["0.7.0", "0.8.0"]}]},
+        {"id": "B", "affected": [{"package": {"name": "safetensors"}, "versions": ["0.7.0"]}]},
+        {"id": "C", "withdrawn": "x", "affected": [{"package": {"name": "torch"}, "versions": ["2.13.0"]}]},
+    ]
+    export = tmp_path / "all.zip"
+    with zipfile.ZipFile(export, "w") as file:
+        for entry in entries:
+            file.writestr(f"{entry['id']}.json", json.dumps(entry))
+    assert audit.main(["--database", str(export)]) == 1
+    assert "safetensors==0.8.0: A (" in capsys.readouterr().out
+
+    def unreachable(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(audit.urllib.request, "urlopen", unreachable)
+    assert audit.main([]) == 0 and "skipped" in capsys.readouterr().out
+    assert audit.main(["--database", str(tmp_path / "none.zip")]) == 1
+
+
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+
+
+def holds(pin, python: str) -> bool:
+    versions = {"python_version": python, "python_full_version": f"{python}.0"}
+    return pin.marker is None or pin.marker.evaluate(versions)
+
+
+def test_pins_are_exact_and_cover_the_supported_pythons():
+    files = [*dev.included_files(dev.REQUIREMENTS["test"]), ROOT / "requirements" / dev.TORCH]
+    pinned = [pin for file in files for pin in pins_of(file.name)]
     assert len(pinned) > 30
     for requirement in pinned:
         assert [spec.operator for spec in requirement.specifier] == ["=="], requirement
-    for python in ("3.10", "3.11", "3.12", "3.13"):
-        names = [r.name for r in pinned if r.marker is None or r.marker.evaluate({"python_version": python})]
+    for python in PYTHONS:
+        names = [r.name for r in pinned if holds(r, python)]
         assert len(names) == len(set(names)), f"two pins of one package on Python {python}"
         assert {"torch", "diffusers", "transformers", "numpy", "pytest", "peft"} <= set(names)
 
