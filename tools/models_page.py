@@ -45,20 +45,38 @@ def counts(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
     return Counter(cell["state"] for row in rows for cell in row["checks"].values())
 
 
-def verdict(row: Mapping[str, Any]) -> str:
-    """``works`` where every check passed; else what does, and the sentence of what does not."""
+def verdict(row: Mapping[str, Any]) -> tuple[str, str]:
+    """``works`` where every check passed; else what does not, and its sentence."""
     for state, word in (("failed", "fails"), ("not run", "not run"), ("refused", "refused")):
         odd = {what: cell["said"] for what, cell in row["checks"].items() if cell["state"] == state}
         if odd:
             said = next(iter(odd.values()))
             if state == "refused" and set(odd) <= TRAINING:
-                return f"applies; does not train: {said}"
-            return f"{word} ({', '.join(odd)}): {said}"
-    return "works"
+                return "applies, does not train", said
+            return f"{word}: {', '.join(odd)}", said
+    return "works", ""
 
 
 def _targets(row: Mapping[str, Any]) -> str:
     return str(row["checks"].get("targets", {}).get("said", ""))
+
+
+class Notes:
+    """Sentences that stand below the table, each once, by number."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def of(self, verdict: tuple[str, str]) -> str:
+        short, said = verdict
+        if not said:
+            return short
+        if said not in self.said:
+            self.said.append(said)
+        return f"{short} ({self.said.index(said) + 1})"
+
+    def __str__(self) -> str:
+        return "".join(f"{i}. {said}\n" for i, said in enumerate(self.said, 1))
 
 
 def table(results: Results) -> str:
@@ -69,29 +87,34 @@ def table(results: Results) -> str:
         n = counts(found["families"].values())
         states = ", ".join(f"{n[s]} {s}" for s in ("passed", "refused", "failed", "not run") if n[s])
         lines.append(f"- ComfyUI {host}: {len(found['families'])} families, {n.total()} checks: {states}")
-    parts = ["\n".join(lines) + "\n"]
+    parts, notes = ["\n".join(lines) + "\n"], Notes()
     names = {name: row for found in results.values() for name, row in found["families"].items()}
     for kind in KINDS:
         of_kind = sorted(name for name, row in names.items() if row["kind"] == kind)
-        rows = [_line(name, results) for name in of_kind]
+        rows = [_line(name, results, notes) for name in of_kind]
         head = f"| {kind} | ComfyUI | | layers |\n|---|---|---|---|\n"
         parts.append(head + "\n".join(rows) + "\n")
+    if notes.said:
+        parts.append(f"What was refused, in the pack's own words:\n\n{notes}")
     without = results[newest]["without"]
     parts.append("Listed by the host and not gone through:\n\n" + "\n".join(_without(without)) + "\n")
+    missing = {h: [n for n in f["catalogue"] if n not in f["families"]] for h, f in results.items()}
+    if any(missing.values()):
+        lines = [f"- on {host}: {', '.join(names)}" for host, names in missing.items() if names]
+        parts.append("Not run yet:\n\n" + "\n".join(lines) + "\n")
     return "\n" + "\n".join(parts) + "\n"
 
 
-def _line(name: str, results: Results) -> str:
+def _line(name: str, results: Results, notes: Notes) -> str:
     """A family; hosts with the same verdict share a cell."""
     hosts: dict[str, list[str]] = {}
     for host, found in results.items():
         if name in found["families"]:
-            hosts.setdefault(verdict(found["families"][name]), []).append(host)
+            hosts.setdefault(notes.of(verdict(found["families"][name])), []).append(host)
     newest = [found["families"][name] for found in results.values() if name in found["families"]][-1]
-    if len(hosts) == 1:
-        (said, where), *_ = hosts.items()
-        return f"| {name} | {', '.join(where)} | {said} | {_targets(newest)} |"
     said = "; ".join(f"{', '.join(where)}: {what}" for what, where in hosts.items())
+    if len(hosts) == 1:
+        said = next(iter(hosts))
     return f"| {name} | {', '.join(h for w in hosts.values() for h in w)} | {said} | {_targets(newest)} |"
 
 

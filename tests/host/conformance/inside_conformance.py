@@ -276,7 +276,7 @@ def main():
     names = [word for word in sys.argv[3:] if not word.startswith("-")] or list(CATALOGUE)
     whole = {"host": __version__, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
     whole |= {"families": {}, "without": {n: why for n, why in WITHOUT.items() if n in listed()}}
-    whole["unknown"] = unknown()
+    whole |= {"unknown": unknown(), "catalogue": [n for n, f in CATALOGUE.items() if f.exists()]}
     pins = {}
     (FOLDER / "conformance.json").write_text(json.dumps(whole), encoding="utf-8")
     for name in names:
