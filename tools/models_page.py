@@ -31,8 +31,9 @@ Results = dict[str, dict[str, Any]]
 def merged(results: Results, found: Mapping[str, Any]) -> Results:
     """The results with the families of one more run; the later run of a family counts."""
     host = found["host"]
-    before = results.get(host, {}).get("families", {})
-    whole = {**found, "families": dict(sorted({**before, **found["families"]}.items()))}
+    before = results.get(host, {})
+    families = {**before.get("families", {}), **found["families"]}
+    whole = {**before, **found, "families": dict(sorted(families.items()))}
     return dict(sorted({**results, host: whole}.items(), key=lambda item: _order(item[0])))
 
 
