@@ -175,14 +175,14 @@ def split_targets(targets: str | Iterable[str]) -> list[str]:
 
 
 def find_targets(
-    root: nn.Module, part: str, targets: str | Iterable[str] = "attention"
+    root: nn.Module, part: str, targets: str | Iterable[str] = "attention", *, packed: bool = False
 ) -> tuple[dict[str, Tensor], TargetReport]:
     """Layer name -> pretrained weight of every layer that ``targets`` names, and a report.
 
     targets: presets (``attention``, ``attention+mlp``, ``all-linear``, ``all``; :mod:`.roles` says what an
     attention is), glob patterns on module paths (``down_blocks.*.to_q``); a list, or text with commas. A
     module under several names counts once, under its first. A layer inside another layer is left to the
-    outer one.
+    outer one. packed: weights too whose numbers cannot be read here (quantised ones), for who unpacks them.
 
     Raises SpectralAdapterError where an item matches no usable layer, with names that come near.
 
@@ -197,7 +197,7 @@ def find_targets(
         raise SpectralAdapterError(f"no targets given: expected one of {', '.join(PRESETS)} or a glob")
     weights: dict[str, Tensor] = {}
     refused: dict[str, str] = {}
-    layers, others = _layers_of(root)
+    layers, others = _layers_of(root, packed)
     for item in items:
         chooses, hits = _chooser(item, part, layers, root), 0
         reasons: dict[str, str] = {}
@@ -230,7 +230,7 @@ def _name(part: str, path: str) -> str:
     return str(LayerName(part, canonical_path(path) if part.startswith("text_encoder") else path))
 
 
-def _layers_of(root: nn.Module) -> tuple[dict[str, _Layer], dict[str, str]]:
+def _layers_of(root: nn.Module, packed: bool = False) -> tuple[dict[str, _Layer], dict[str, str]]:
     """path -> (module, shape, why it is unusable or None); path -> why, of other modules with a weight."""
     bypassed = bypassed_layers(root)
     layers: dict[str, _Layer] = {}
@@ -247,7 +247,8 @@ def _layers_of(root: nn.Module) -> tuple[dict[str, _Layer], dict[str, str]]:
             if isinstance(getattr(module, "weight", None), Tensor):
                 others[path] = str(problem)
             continue
-        layers[path] = (module, shape, problem or bypassed.get(id(module)) or weight_problem(module))
+        problem = problem or bypassed.get(id(module)) or (None if packed else weight_problem(module))
+        layers[path] = (module, shape, problem)
     return layers, others
 
 

@@ -20,6 +20,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.patcher_extension
+import comfy.utils
 import comfy.weight_adapter
 import torch
 from torch import Tensor
@@ -64,8 +65,40 @@ def original_weight(patcher: Any, key: str, device: torch.device) -> Tensor:
         weight = patcher.hook_backup[key][0]
     if weight is None or weight.is_meta:
         raise SpectralAdapterError(f"weight {key} has no numbers in this model: load the model again")
+    if is_packed(weight):
+        return _unpacked(patcher, key, weight).to(device)
     whole = comfy.model_management.cast_to_device(weight, device, torch.float32, copy=True)
     return whole if convert is None else convert(whole, inplace=True)
+
+
+def is_packed(weight: Any) -> bool:
+    """ComfyUI-GGUF's tensors: bytes that its layers unpack, under the shape of the weight in them."""
+    return isinstance(weight, Tensor) and hasattr(weight, "tensor_type")
+
+
+def _unpacked(patcher: Any, key: str, weight: Any) -> Tensor:
+    """The weight in float32, by the layer's own code, without the patches that are noted on it."""
+    layer = comfy.utils.get_attr(patcher.model, key.rpartition(".")[0])
+    unpack = getattr(layer, "get_weight", None)
+    if unpack is None:
+        raise SpectralAdapterError(
+            f"weight {key} is a GGUF tensor, and its layer cannot unpack it: update ComfyUI-GGUF"
+        )
+    noted, weight.patches = weight.patches, []
+    try:
+        found: Tensor = unpack(weight, torch.float32)
+    finally:
+        weight.patches = noted
+    return found.clone()
+
+
+def packed_copy(weight: Any) -> Any:
+    """The same packed tensor made anew, of the mode (inference or not) that holds here: its own ``clone``
+    gives itself."""
+    plain = weight.as_subclass(Tensor).clone()
+    return type(weight)(
+        plain, tensor_type=weight.tensor_type, tensor_shape=weight.tensor_shape, patches=list(weight.patches)
+    )
 
 
 def patch_problem(patcher: Any, key: str) -> str | None:

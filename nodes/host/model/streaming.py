@@ -24,12 +24,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 class Streams:
     """The copies that are alive, by their memory, and how each is made again."""
 
-    def __init__(self, cast: Callable[..., Any]) -> None:
-        self._cast = cast
+    def __init__(self) -> None:
         self._made: dict[int, tuple[StorageWeakRef, Callable[[], Tensor]]] = {}
 
     def cast_bias_weight(
         self,
+        own: Callable[..., Any],
         layer: Any,
         input: Any = None,
         dtype: Any = None,
@@ -37,20 +37,20 @@ class Streams:
         bias_dtype: Any = None,
         **more: Any,
     ) -> Any:
-        """The host's function of that name."""
+        """The host's function of that name, ``own``, seen."""
         if not torch.is_grad_enabled():
-            return self._cast(layer, input, dtype, device, bias_dtype, **more)
+            return own(layer, input, dtype, device, bias_dtype, **more)
         offloadable = more.pop("offloadable", False)
         if input is not None:
             dtype = dtype or getattr(getattr(input, "params", None), "orig_dtype", None) or input.dtype
             bias_dtype, device = bias_dtype or dtype, device or input.device
 
         def cast() -> Any:
-            return self._cast(layer, None, dtype, device, bias_dtype, **more)[:2]
+            return own(layer, None, dtype, device, bias_dtype, **more)[:2]
 
         found = cast()
-        for place, (made, own) in enumerate(zip(found, (layer.weight, layer.bias), strict=True)):
-            if isinstance(made, Tensor) and own is not None and _memory(made) != _memory(own):
+        for place, (made, kept) in enumerate(zip(found, (layer.weight, layer.bias), strict=True)):
+            if isinstance(made, Tensor) and kept is not None and _memory(made) != _memory(kept):
                 self._made[_memory(made)] = _storage(made), partial(_one_of, cast, place)
         return (*found, None) if offloadable else found
 
@@ -96,16 +96,21 @@ def _storage(tensor: Tensor) -> StorageWeakRef:
 
 
 @contextmanager
-def streamed() -> Iterator[Streams]:
+def streamed(root: torch.nn.Module) -> Iterator[Streams]:
     """Inside, what the host casts for a pass with a derivative can be made again; the host's own function
-    afterwards."""
-    own = comfy.ops.cast_bias_weight
-    streams = Streams(own)
-    comfy.ops.cast_bias_weight = streams.cast_bias_weight
+    afterwards. Layers of this tree that have one of their own (ComfyUI-GGUF's, which unpack) are seen too."""
+    own, streams = comfy.ops.cast_bias_weight, Streams()
+    unpacking = [m for m in root.modules() if callable(getattr(type(m), "cast_bias_weight", None))]
     try:
+        comfy.ops.cast_bias_weight = partial(streams.cast_bias_weight, own)
+        for layer in unpacking:
+            theirs = getattr(type(layer), "cast_bias_weight")  # noqa: B009
+            vars(layer)["cast_bias_weight"] = partial(streams.cast_bias_weight, theirs, layer)
         yield streams
     finally:
         comfy.ops.cast_bias_weight = own
+        for layer in unpacking:
+            vars(layer).pop("cast_bias_weight", None)
 
 
 def load(patcher: Any, offload: str, needed: int) -> None:

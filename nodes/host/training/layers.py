@@ -141,7 +141,7 @@ def chosen(patcher: Any, targets: str) -> tuple[dict[str, LayerShape], str]:
     linear = 0
     for part, tree in parts.items():
         if here := [item for item in items if item not in refused[part]]:
-            found |= {n: LayerShape.of(w) for n, w in find_targets(tree, part, here)[0].items()}
+            found |= {n: LayerShape.of(w) for n, w in find_targets(tree, part, here, packed=True)[0].items()}
         linear += sum(1 for m in tree.modules() if (s := layer_shape(m)) and not s.kernel)
     count = sum(not shape.kernel for shape in found.values())
     return found, f"{count} of the model's {linear} linear layers ({count / max(linear, 1):.0%})"
@@ -151,7 +151,7 @@ def _refused(tree: nn.Module, part: str, items: Iterable[str]) -> Iterator[tuple
     """The items of ``targets`` that name nothing in a tree, with why."""
     for item in items:
         try:
-            find_targets(tree, part, item)
+            find_targets(tree, part, item, packed=True)
         except SpectralAdapterError as error:
             yield item, error
 

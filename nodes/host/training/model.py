@@ -144,7 +144,7 @@ def ready(model: Any, precision: str, shape: Sequence[int], offload: str = "auto
         comfy.sampler_helpers.prepare_model_patcher(patcher, {}, options)
         needed = patcher.model.memory_required([2 * shape[0], *shape[1:]])
         streaming.load(patcher, offload, needed)
-        streams = undo.enter_context(streaming.streamed())
+        streams = undo.enter_context(streaming.streamed(patcher.model))
         patcher.pre_run()
         undo.callback(patcher.cleanup)
         undo.callback(compat.forget, patcher.model)
@@ -188,7 +188,7 @@ def make_normal(root: nn.Module) -> Quantised:
 
     def normal(value: Any, is_parameter: bool) -> Any:
         if id(value) not in copies:
-            copy = value.detach().clone()
+            copy = compat.packed_copy(value) if compat.is_packed(value) else value.detach().clone()
             copies[id(value)] = nn.Parameter(copy, value.requires_grad) if is_parameter else copy
         return copies[id(value)]
 

@@ -95,7 +95,7 @@ def check(name, form):
     gated = applying.apply(new(weights, ADAPTIVE, size=0.2), patcher, None, 1.0, 1.0)
     assert gated.mode == "live" and not torch.equal(family.sampled(gated.model), base)
     same()
-    for method in ("foura", "spectral_a"):
+    for method in ("lora", "foura", "spectral_a"):
         trained(family, patcher, method, base)
         same()
     print(f"  {name} {form}: {len(weights)} quantised layers; {merged.report.splitlines()[1][:200]}")
