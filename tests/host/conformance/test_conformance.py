@@ -1,12 +1,14 @@
 """The conformance table: every family that a host lists goes through its whole row, a test each.
 
-``docs/models.md`` is written from the same rows; CONTRIBUTING.md says how.
+``docs/models.md`` is written from the same rows: with ``SPECTRAL_ADAPTERS_ROWS`` naming a folder they are
+kept there, for ``python -m tools.models_page``.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ TABLES = {
     "OTHERS": "inside_models_others.py",
 }
 AT_ONCE = 10  # families in one process
-RECORDED = Path(__file__).parents[3] / "benchmarks" / "results" / "conformance"
+KEEP = "SPECTRAL_ADAPTERS_ROWS"
 
 
 def families() -> list[str]:
@@ -57,7 +59,10 @@ def rows(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     def answer(names: tuple[str, ...]) -> dict[str, Any]:
         folder: Path = tmp_path_factory.mktemp("conformance")
         run_inside(checkout, "inside_conformance.py", folder, *names)
-        return dict(json.loads((folder / "conformance.json").read_text(encoding="utf-8")))
+        text = (folder / "conformance.json").read_text(encoding="utf-8")
+        if os.environ.get(KEEP):
+            Path(os.environ[KEEP], f"{checkout.version}-{names[0]}.json").write_text(text, encoding="utf-8")
+        return dict(json.loads(text))
 
     return answer
 
