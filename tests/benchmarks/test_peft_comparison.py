@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -164,3 +165,16 @@ def test_what_is_missing_is_said(tmp_path: Path, comparison: Comparison) -> None
         Comparison(
             comparison.pipe, comparison.eye, comparison.protocol, comparison.pictures[:2], comparison.lab
         )
+
+
+def test_similarity_and_drift_are_pefts(comparison: Comparison) -> None:
+    """What is drawn with the adapter lies 60° off in DINO's space: cosine ½, drift (1 − ½) / 2."""
+    adapter = comparison.fresh(comparison.entries["lora"].config)
+    comparison.drawn = lambda prompts, seed, on: [on] * len(prompts)  # type: ignore
+    off = torch.tensor([0.5, 0.75**0.5])
+    seen = {id(adapter): off}
+    comparison.eye = SimpleNamespace(  # type: ignore
+        embeddings=lambda pictures: torch.stack([seen.get(id(p), torch.tensor([1.0, 0.0])) for p in pictures])
+    )
+    assert comparison.drift(adapter) == pytest.approx(0.25)
+    assert comparison.similarity(adapter, [0, 1], 3) == pytest.approx(0.5)
