@@ -114,7 +114,7 @@ def fused(method: str) -> tuple[Graph, list[Any]]:
 
 
 def trained(
-    label: str, kind: str = "", method: str = "foura", steps: int = 60, rank: int = 4, **options: Any
+    label: str, kind: str = "", method: str = "foura", steps: int = 40, rank: int = 4, **options: Any
 ) -> tuple[Graph, list[Any]]:
     """Star for moon, as in the workflow "3 Train and use", with one thing changed."""
     graph: Graph = {
@@ -162,7 +162,7 @@ def trained(
 def worded(init_words: str) -> tuple[Graph, list[Any]]:
     """A concept of its own, from the folder of pictures that :func:`write_pictures` has made."""
     graph, source = trained(
-        f"words_{init_words or 'none'}", "TrainTextEncoder", steps=150, init_words=init_words
+        f"words_{init_words or 'none'}", "TrainTextEncoder", steps=100, init_words=init_words
     )
     graph["train"]["inputs"] |= {"clip": ["demo", 1], "vae": ["demo", 2], "images": "bot"}
     graph["train"]["inputs"] |= {"trigger_word": "<bot>"}
@@ -217,7 +217,10 @@ PAGES: dict[str, tuple[Callable[[], dict[str, tuple[Graph, list[Any]]]], Sequenc
         [PROMPT, "a <fish> on a blue background"],
     ),
     "TrainAdapter": (lambda: {f"{n} steps": trained("steps", steps=n) for n in (10, 30, 100)}, MOONS),
-    "TrainOptimiser": (lambda: of_options("TrainOptimiser", "learning_rate", (0.001, 0.006, 0.03)), MOONS),
+    "TrainOptimiser": (
+        lambda: of_options("TrainOptimiser", "learning_rate", (0.001, 0.006, 0.03), steps=60),
+        MOONS,
+    ),
     "TrainLayers": (
         lambda: of_options("TrainLayers", "targets", ("*attn2.to_k", "attention", "attention+mlp")),
         MOONS,

@@ -14,6 +14,14 @@ from tools.node_locales import ROOT, load_pack
 FOLDER = ROOT / "web" / "docs"
 KINDS = ("Layers", "Optimiser", "NoiseAndLoss", "Gate", "TextEncoder", "Memory", "Regularisation")
 KINDS += ("Validation",)
+PICTURES = {  # of what, in words: what ``tools.draw_help`` has drawn
+    "Adapter": "a star learned for the words of a moon (first row), after 10, 30 and 100 steps; the others "
+    "show what it leaves alone.",
+    "Gate": "target_open 0.25, 0.5 and 0.9, 40 steps each; a star learned for the words of a moon.",
+    "Optimiser": "learning_rate 0.001, 0.006 and 0.03, 60 steps each; a star learned for the words of a "
+    "moon.",
+}
+SHOWN = {"Optimiser": "Optimiser", "Gate": "Gate"}  # of a group; the others show a training's steps
 MISTAKES = {
     "Layers": (
         "**Columns given by hand overlap.** Leave columns empty: the lowest free ones are taken.",
@@ -68,6 +76,7 @@ def page(kind: str, node: Any, title: str) -> str:
             f"{node.DESCRIPTION} Connect its *options* to Train Adapter, or to another Training node before "
             "it: of a setting in several nodes the last one counts.",
             "",
+            *_picture(kind),
             "## Inputs",
             "",
             "| input | what it does |",
@@ -84,6 +93,12 @@ def page(kind: str, node: Any, title: str) -> str:
             "",
         ]
     )
+
+
+def _picture(kind: str) -> list[str]:
+    shown = SHOWN.get(kind, "Adapter")
+    words = f"*The demo model: {PICTURES[shown]}*"
+    return [f"![what the numbers do](SpectralAdapters_Train{shown}.jpg)", "", words, ""]
 
 
 def _words(name: str, options: dict[str, Any]) -> str:

@@ -51,6 +51,9 @@ test("numbers say what there is, and nothing else", () => {
   assert.equal(shown.left, "1 min 1 s");
   assert.equal(shown.memory, "2.0 GiB");
   assert.equal("held out" in shown, false);
+  const judged = runOf(step(2, { held_out_loss: 0.25, best_step: 2 }), step(3, { held_out_loss: null }));
+  assert.deepEqual(columns(judged.points)[3], [0.25, null]);
+  assert.deepEqual(["held out", "best at step"].map((name) => Object.fromEntries(numbers(judged))[name]), ["0.25", "2"]);
   assert.deepEqual([short(0), short(1e-4), short(0.1234), short(null)], ["0", "1.0e-4", "0.123", "–"]);
   assert.deepEqual([duration(null), duration(59.6), duration(7260)], ["–", "1 min 0 s", "2 h 1 min"]);
 });

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from types import ModuleType
 
 from tests.host.booted import ROOT
@@ -23,6 +24,9 @@ def test_every_node_has_a_page_about_all_its_sockets_and_widgets(pack: ModuleTyp
         inputs = {*given.get("required", {}), *given.get("optional", {})}
         missing = [word for word in (*inputs, *kind.RETURN_NAMES) if word not in text]
         assert not missing, (name, missing)
+        pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
+        assert pictures and all((DOCS / picture).is_file() for picture in pictures), (name, pictures)
+        assert sum((DOCS / picture).stat().st_size for picture in pictures) < PICTURE_BYTES
         for section in ("## Inputs", "## Outputs", "## Typical mistakes"):
             assert section in text, (name, section)
 
@@ -39,8 +43,9 @@ def test_every_example_has_a_small_picture_and_names_shipped_files() -> None:
         picture = path.with_suffix(".jpg")
         assert picture.is_file() and picture.stat().st_size < PICTURE_BYTES, picture
         for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
-            for value in node.get("widgets_values", ()):
-                if isinstance(value, str) and value.startswith("examples/"):
+            texts = [value for value in node.get("widgets_values", ()) if isinstance(value, str)]
+            for value in (line.partition("|")[0].strip() for text in texts for line in text.splitlines()):
+                if value.startswith("examples/"):
                     folder = "loras" if "LoRA" in node["type"] else "adapters"
                     assert (EXAMPLES / folder / value).is_file(), value
 

@@ -106,7 +106,7 @@ class Tab:
     def until(self, kind: str, condition: str, seconds: float = 90) -> None:
         find = f"app.graph.nodes.find(n => n.comfyClass === 'SpectralAdapters_{kind}')"
         self.page.wait_for_function(
-            f"() => {{ const n = {find}; return {condition}; }}", timeout=1000 * seconds
+            f"() => {{ const n = {find}; return n && ({condition}); }}", timeout=1000 * seconds
         )
 
     def run(self) -> None:
@@ -149,6 +149,8 @@ def opened(
         "Comfy.ColorPalette": theme,
         "Comfy.Locale": language,
         "Comfy.Workflow.Persist": True,
+        "Comfy.Minimap.Visible": False,
+        "Comfy.Graph.CanvasInfo": False,
     }
     for name, value in settings.items():
         url = f"http://127.0.0.1:{host.port}/settings/{name}"

@@ -50,7 +50,7 @@ const host = {
   sampleUrl: (name, file) =>
     api.apiURL(
       `/view?type=output&filename=${encodeURIComponent(file)}` +
-        `&subfolder=${encodeURIComponent(`spectral_adapters/.runs/${name}/samples`)}`,
+        `&subfolder=${encodeURIComponent(`spectral_adapters_runs/${name}/samples`)}`,
     ),
   useAdapter: async (file, beside) => {
     await app.refreshComboInNodes?.();

@@ -162,6 +162,14 @@ def new_file(prefix: str, in_saved: bool) -> Path:
     return path
 
 
+def runs() -> Path:
+    """Where trainings keep their checkpoints: beside the adapters' folder and not in it, because the host
+    lists all that is below."""
+    import folder_paths
+
+    return Path(folder_paths.get_output_directory(), f"{KEY}_runs")
+
+
 def unfinished_file(run: str, step: int) -> Path:
     """Where an adapter goes that is taken from a training before its end; the loaders list it."""
     import folder_paths

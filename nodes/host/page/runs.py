@@ -7,12 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import folder_paths
-
 from ....spectral_core.errors import SpectralAdapterError
 from ....spectral_core.files.adapter_file import inspect
 from ....spectral_core.training.data.locks import FileLock
-from ....spectral_core.training.engine.named_run import RUNS
 from ....spectral_core.training.runs import checkpoint
 from ....spectral_core.training.runs.events import FILE, Event, read_events
 from ....spectral_core.training.runs.finished import RECORD, STOPPED
@@ -24,7 +21,7 @@ WAIT_SECONDS = 120.0  # for a step of a running training to end
 
 
 def root() -> Path:
-    return Path(folder_paths.get_output_directory(), paths.KEY, RUNS)
+    return paths.runs()
 
 
 def folder_of(name: str) -> Path:
@@ -32,7 +29,7 @@ def folder_of(name: str) -> Path:
     parts = names.safe_parts(name, "run name")
     folder = root().joinpath(*parts)
     if len(parts) != 1 or not folder.is_dir():
-        raise SpectralAdapterError(f"run {name!r}: there is none in {paths.KEY}/{RUNS}")
+        raise SpectralAdapterError(f"run {name!r}: there is none in {paths.runs().name}")
     return folder
 
 
@@ -113,11 +110,11 @@ def keep(name: str) -> str:
 
 
 def _newest(name: str, wanted: bool = True) -> str:
-    folder = root().parent / paths.UNFINISHED
+    folder = paths.unfinished_file(name, 0).parent
     found = sorted(folder.glob(f"{name}-step-*.safetensors"), key=lambda path: path.stat().st_mtime)
     if found:
         return f"{paths.UNFINISHED}/{found[-1].name}"
-    record = root().parent / f"{name}.safetensors"
+    record = paths.finished_file(name)
     if record.is_file():
         return record.name
     if wanted:

@@ -76,6 +76,7 @@ class Progress:
             cancel=self.cancel,
             checkpoint_every=checkpoint_every,
             sample_every=sample_every,
+            runs=paths.runs(),
         )
         try:
             done = named_run(output, config, settings, begin, partial(self._watched, prepare), notes)

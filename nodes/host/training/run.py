@@ -1,7 +1,7 @@
 """Train Adapter: a named run on the host's own model; see
 :mod:`....spectral_core.training.engine.named_run`.
 
-Runs and adapters lie in ``output/spectral_adapters``, in the layout of the command ``train``.
+Adapters lie in ``output/spectral_adapters``, runs in ``output/spectral_adapters_runs``.
 
 Shapes: those of :mod:`.model`.
 """

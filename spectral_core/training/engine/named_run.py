@@ -38,7 +38,7 @@ from ..runs.events import Listener
 from ..runs.finished import find_result, past, save_best, save_result, save_stopped
 from ..runs.memory_errors import explained, is_out_of_memory
 from ..runs.outcome import TrainResult
-from ..runs.place import Place, Run, Sampler, take_place
+from ..runs.place import Place, Run, Sampler, make, take_place
 from .checks import fitting
 from .columns import Reservation, reserve
 from .loop import train
@@ -57,7 +57,8 @@ class Output(RunSettings):
     """Where a run is kept, and how often: adapters folder, run name, steps between checkpoints and samples.
 
     extend: a finished run with the same settings and fewer steps goes on. listener, cancel: see
-    :class:`..runs.place.Run`. cache_folder: of singular columns, latents and captions.
+    :class:`..runs.place.Run`. cache_folder: of singular columns, latents and captions. runs: the folder of
+    the runs' own folders, by default ``.runs`` below the adapters.
     """
 
     adapters: Path
@@ -66,6 +67,7 @@ class Output(RunSettings):
     listener: Listener | None = None
     cancel: Callable[[], bool] | None = None
     cache_folder: Path | None = None
+    runs: Path | None = None
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -157,6 +159,7 @@ def named_run(
     is cancelled before its first step, while it waits for another program; whatever ``begin`` and
     ``prepare`` raise passes on.
     """
+    make(output.adapters, "folder of the adapters")
     place = _same_place(output, {"config": config.as_dict(), **settings})
     expected = find_result(place, output.adapters)
     path = expected.path
@@ -200,7 +203,7 @@ def _same_place(output: Output, settings: Mapping[str, Any]) -> Place:
     """The run's folder; one process chooses it for all."""
     world = distributed.world()
     found = [
-        take_place(output.adapters / RUNS, output.name, settings, output.extend, output.asked)
+        take_place(output.runs or output.adapters / RUNS, output.name, settings, output.extend, output.asked)
         if world.is_main
         else None
     ]

@@ -64,12 +64,7 @@ def locked(folder: Path | None) -> Iterator[None]:
     if folder is None:
         yield
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SpectralAdapterError(
-            f"run folder {folder}: cannot be made ({error.strerror or error}); choose another"
-        ) from error
+    make(folder, "run folder")
     lock = FileLock(folder / "run.lock")
     if not lock.try_acquire():
         raise SpectralAdapterError(
@@ -78,6 +73,16 @@ def locked(folder: Path | None) -> Iterator[None]:
     with lock:
         _remove_unfinished(folder)
         yield
+
+
+def make(folder: Path, what: str) -> None:
+    """The folder, where it is missing; ``what`` it is, in words."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpectralAdapterError(
+            f"{what} {folder}: cannot be made ({error.strerror or error}); choose another"
+        ) from error
 
 
 def _remove_unfinished(folder: Path) -> None:

@@ -30,7 +30,7 @@ from inside_apply_lib import FOLDER, leftovers, pack
 from inside_apply_models import ADAPTIVE, LORA, new
 from inside_catalogue import CATALOGUE, WITHOUT, kind_of, listed, unknown
 from inside_gradients import check as check_gradients
-from inside_train_lib import SAVED, at_step, train
+from inside_train_lib import RUNS, SAVED, at_step, train
 
 adapter_file, applying = pack("spectral_core.files.adapter_file"), pack("nodes.host.apply.adapters")
 events, fitting = pack("spectral_core.training.runs.events"), pack("nodes.host.files.fitting")
@@ -268,7 +268,7 @@ class Unheard(logging.Handler):
 
 
 def losses(run):
-    found = events.read_events(SAVED / ".runs" / run / "events.jsonl")
+    found = events.read_events(RUNS / run / "events.jsonl")
     return [event["loss"] for event in found if event["event"] == "step"]
 
 

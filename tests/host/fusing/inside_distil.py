@@ -9,7 +9,7 @@ import comfy.model_management as management
 import torch
 from inside_apply_lib import FOLDER, adapter, pack, run_checks
 from inside_apply_models import sd3
-from inside_train_lib import SAVED, Untouched, at_step, errors, train
+from inside_train_lib import RUNS, SAVED, Untouched, at_step, errors, train
 
 distil_node = pack("nodes.distil").DistilAdapters
 fileformat = pack("spectral_core.files.adapter_file")
@@ -35,7 +35,7 @@ def distil(*given, run_name, **more):
 
 
 def losses(name):
-    found = events.read_events(SAVED / ".runs" / name / events.FILE)
+    found = events.read_events(RUNS / name / events.FILE)
     return [event["loss"] for event in found if event["event"] == "step"]
 
 
@@ -166,9 +166,7 @@ def a_stopped_run_goes_on_and_ends_like_one_that_was_not_stopped():
     finally:
         undo()
     assert not management.processing_interrupted()
-    assert (
-        list((SAVED / ".runs/stopped").glob("checkpoint*")) and not (SAVED / "stopped.safetensors").exists()
-    )
+    assert list((RUNS / "stopped").glob("checkpoint*")) and not (SAVED / "stopped.safetensors").exists()
     BASE.check(flags=False)
     made, _, report = distil(LORA, GATED, run_name="stopped")
     assert "resumed at step" in report, report

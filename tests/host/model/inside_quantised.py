@@ -12,7 +12,7 @@ import torch
 from inside_apply_lib import FOLDER, leftovers, pack
 from inside_apply_models import ADAPTIVE, LORA, new
 from inside_models import CPU, FAMILIES
-from inside_train_lib import SAVED, train
+from inside_train_lib import RUNS, SAVED, train
 
 try:
     from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
@@ -61,7 +61,7 @@ def quantised(family, form):
 
 
 def losses(name):
-    found = events.read_events(SAVED / ".runs" / name / "events.jsonl")
+    found = events.read_events(RUNS / name / "events.jsonl")
     return [event["loss"] for event in found if event["event"] == "step"]
 
 

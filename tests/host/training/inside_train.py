@@ -10,7 +10,7 @@ import comfy.model_management as management
 import torch
 from inside_apply_lib import FOLDER, condition, pack, run_checks, sample
 from inside_train_families import FAMILY_CHECKS
-from inside_train_lib import SAVED, Untouched, at_step, call, refused, train
+from inside_train_lib import RUNS, SAVED, Untouched, at_step, call, refused, train
 from inside_train_models import MODEL_CHECKS
 from inside_train_text import TEXT_CHECKS
 
@@ -82,7 +82,7 @@ def a_folder_is_learned_and_used_at_once():
     assert after < 0.98 * before
     assert not torch.equal(sample(applied, condition(), steps=2), BASE.picture)
     assert curve.shape[0] == 1 and curve.shape[3] == 3 and "12 steps" in report
-    assert "house.safetensors" in paths.listing() and not any(".runs" in n for n in paths.listing())
+    assert "house.safetensors" in paths.listing() and not any("start" in n for n in paths.listing())
     saved = fileformat.load(SAVED / "house.safetensors")
     assert saved.content_hash == adapter.content_hash
     assert all(name.startswith("unet.down_blocks") for name in list(saved.layers)[:3])
@@ -130,7 +130,7 @@ def what_is_left_open_follows_the_model():
     given = {**FOLDER_RUN, "method": "lora"}
     open_ones = {"resolution": 0, "learning_rate": 0.0}
     _, _, report = train(MODEL, run_name="open", steps=20, **{**given, **open_ones})
-    run = json.loads((SAVED / ".runs/open/run.json").read_text())
+    run = json.loads((RUNS / "open/run.json").read_text())
     assert run["config"]["learning_rate"] == 3e-3 and run["job"]["resolution"] == 64
     assert "moves next to nothing" not in report and "the model's own is" not in report
     wrong = {"resolution": 512, "learning_rate": 1e-5, "steps": 2, "batch_size": 1}
@@ -252,7 +252,7 @@ def a_stopped_run_goes_on_and_ends_like_one_that_was_not_stopped():
     finally:
         undo()
     assert not management.processing_interrupted()
-    (kept,) = (SAVED / ".runs/stopped").glob("checkpoint*")
+    (kept,) = (RUNS / "stopped").glob("checkpoint*")
     done = int(kept.stem[-2:])
     assert done in (3, 4), "some hosts' models stop in the midst of the step"
     assert not (SAVED / "stopped.safetensors").exists()
@@ -280,7 +280,7 @@ def the_bars_own_interrupt_is_no_error():
         raise AssertionError("the interrupt was lost")
     finally:
         comfy.utils.set_progress_bar_global_hook(None)
-    kept = [p.name for p in (SAVED / ".runs/bar").glob("checkpoint*")]
+    kept = [p.name for p in (RUNS / "bar").glob("checkpoint*")]
     assert kept == ["checkpoint-00000001.safetensors"], kept
     BASE.check()
 
@@ -300,7 +300,7 @@ def errors_leave_the_model_and_a_checkpoint():
             raise AssertionError("the error was lost")
         finally:
             undo()
-        assert (SAVED / ".runs" / name / "checkpoint-00000002.safetensors").is_file()
+        assert (RUNS / name / "checkpoint-00000002.safetensors").is_file()
         if name == "memory":
             assert "the checkpoint of step 2 is kept" in said and "checkpointing" in said, said
         BASE.check()

@@ -10,6 +10,7 @@ from inside_apply_lib import FOLDER, condition, leftovers, pack, sample
 folder_paths.set_output_directory(str(FOLDER / "output"))
 folder_paths.set_input_directory(str(FOLDER / "input"))
 SAVED = Path(folder_paths.get_output_directory(), "spectral_adapters")
+RUNS = SAVED.with_name("spectral_adapters_runs")
 errors = pack("spectral_core.errors")
 train_node = pack("nodes.train").TrainAdapter
 DEMO = {"resolution": 64, "warmup": 0, "batch_size": 2, "rank": 4, "steps": 10, "learning_rate": 0.01}

@@ -5,7 +5,7 @@ import gc
 import comfy.model_management as management
 import torch
 from inside_apply_lib import condition, leftovers, pack, sample
-from inside_train_lib import SAVED, Untouched, at_step, call, refused, train
+from inside_train_lib import RUNS, SAVED, Untouched, at_step, call, refused, train
 
 demo = pack("nodes.host.demo.model")
 applying = pack("nodes.host.apply.adapters")
@@ -38,7 +38,7 @@ def a_new_word_and_text_layers_are_learned_and_used_at_once():
     adapter = train(MODEL, run_name="words", **TEXT)[0]
     assert {name.split(".")[0] for name in adapter.layers} == {"unet", "text_encoder"}
     assert set(adapter.tokens) == {WORD} and adapter.tokens[WORD]["text_encoder"].shape[0] == 1
-    start = fileformat.load(SAVED / ".runs/words/start.safetensors").layers
+    start = fileformat.load(RUNS / "words/start.safetensors").layers
     moved = [n for n, v in adapter.layers.items() if differ(v.terms[0].params, start[n].terms[0].params)]
     assert {name.split(".")[0] for name in moved} == {"unet", "text_encoder"}, moved
     star = CLIP.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
@@ -119,11 +119,11 @@ def samples_change_nothing_but_the_picture_shown():
     finally:
         progress.comfy.utils.ProgressBar.update_absolute = own
     assert drawn.content_hash == plain.content_hash
-    names = sorted(p.name for p in (SAVED / ".runs/drawn/samples").iterdir())
+    names = sorted(p.name for p in (RUNS / "drawn/samples").iterdir())
     assert names == ["step-00000002-0.png", "step-00000004-0.png"], names
     from PIL import Image
 
-    first, second = (Image.open(SAVED / ".runs/drawn/samples" / name) for name in names)
+    first, second = (Image.open(RUNS / "drawn/samples" / name) for name in names)
     assert first.size == (64, 64) and first.tobytes() != second.tobytes()
     assert shown and not any(shown), "curve and samples stand on the node's panel, and nowhere a second time"
     latents = {"samples": torch.randn(2, 4, 16, 16)}
@@ -131,7 +131,7 @@ def samples_change_nothing_but_the_picture_shown():
         MODEL, run_name="rough", method="lora", latents=latents, conditioning=[condition()], steps=1,
         sample_every=1, sample_prompt="not shown",
     )  # fmt: skip
-    rough = Image.open(SAVED / ".runs/rough/samples/step-00000001-0.png")
+    rough = Image.open(RUNS / "rough/samples/step-00000001-0.png")
     assert min(rough.size) >= 200 and len(set(rough.getdata())) > 100
 
 

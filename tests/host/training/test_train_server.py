@@ -71,7 +71,7 @@ def test_stopped_from_the_page_resumed_and_used_in_the_same_graph(host: Host) ->
         (folder / f"{i}.txt").write_text(caption, encoding="utf-8")
     first = stopped(host, graph("stopped"), at=5)
     assert first.event("execution_interrupted")["node_id"] == "train", first.entry["status"]
-    run = host.folder / "output" / "spectral_adapters" / ".runs" / "stopped"
+    run = host.folder / "output" / "spectral_adapters_runs" / "stopped"
     done = int(next(run.glob("checkpoint-*")).stem.split("-")[1])
     assert 5 <= done < STEPS
     second = succeed(host, graph("stopped"))

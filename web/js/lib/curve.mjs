@@ -99,7 +99,7 @@ class Curve {
         return result;
       };
     }
-    addPageWidget(node, "strength_curve", this.box, 122);
+    addPageWidget(node, "strength_curve", this.box, 152);
     this.draw();
   }
 

@@ -79,7 +79,7 @@ class Stack {
   row(row, index) {
     const number = (name, label) =>
       element("input", {
-        type: "number", step: "0.05", value: row[name], "aria-label": label, title: label, style: "width:56px",
+        type: "number", step: "0.05", value: row[name], "aria-label": label, title: label, style: "width:48px",
         onchange: (event) => this.change(index, { [name]: Number(event.target.value) || 0 }),
       });
     const options = (names, chosen) =>
@@ -87,7 +87,7 @@ class Stack {
     const select = (names, name, label, style) =>
       element(
         "select",
-        { "aria-label": label, title: label, style, onchange: (event) => this.change(index, { [name]: event.target.value }) },
+        { "aria-label": label, title: name === "file" ? row.file : label, style, onchange: (event) => this.change(index, { [name]: event.target.value }) },
         ...options(names, row[name]),
       );
     const button = (label, text, act, disabled = false) =>
@@ -102,7 +102,7 @@ class Stack {
       select(this.files, "file", "file", "flex:1"),
       number("model", "strength on the model"),
       number("clip", "strength on the text encoder"),
-      select(SCHEDULES, "schedule", "when in the denoising", "width:84px"),
+      select(SCHEDULES, "schedule", "when in the denoising", "width:72px"),
       button("move up", "↑", () => this.write(moved(this.rows, index, index - 1)), index === 0),
       button("move down", "↓", () => this.write(moved(this.rows, index, index + 1)), index === this.rows.length - 1),
       button("remove", "×", () => this.write(this.rows.filter((_, i) => i !== index))),

@@ -19,6 +19,7 @@ export function take(run, event) {
     if (step > last) run.points.push(pointOf(event));
     if (run.points.length > 2 * MOST_POINTS) run.points = thinned(run.points);
     Object.assign(run, { steps: Math.max(step, run.steps), planned: event.steps ?? run.planned, state: "running" });
+    if (event.best_step != null) run.best = event.best_step;
     if (event.open_by_layer) run.gates = event.open_by_layer;
     if (event.open_by_level) run.levels = event.open_by_level.map((share, i) => share ?? run.levels[i] ?? null);
   }
@@ -77,6 +78,7 @@ export function numbers(run) {
   ];
   const held = run.points.findLast?.((point) => point.heldOut != null)?.heldOut;
   if (held != null) shown.push(["held out", short(held), "heldOut"]);
+  if (run.best != null) shown.push(["best at step", String(run.best)]);
   shown.push(["learning rate", short(last.rate), "rate"]);
   if (run.state === "running") shown.push(["left", duration(last.left)]);
   shown.push(["steps/s", short(last.pace)]);
