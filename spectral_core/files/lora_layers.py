@@ -47,8 +47,17 @@ def build_layer(
         raise SpectralAdapterError(f"{place}: holds a LoRA and {', '.join(others)}; expected one of them")
     if not others:
         return _lora(place, source, parts, alpha, alpha_of)
-    down, up, scale = lycoris.factors(place, parts, alpha)
-    return _layer(down, up, None if scale == 1.0 else scale * len(down))
+    return _later(place, parts, alpha)
+
+
+def _later(place: str, parts: Mapping[str, Tensor], alpha: float | None) -> AdapterLayer:
+    """A layer of LyCORIS' kinds: shapes and rank are known without a number multiplied out."""
+    told = {role: value.to("meta") for role, value in parts.items()}
+    down, up, scale = lycoris.factors(place, told, alpha)
+    rank = len(down)
+    config = LoRAConfig(rank, None if scale == 1.0 else scale * rank)
+    shape = LayerShape(up.shape[0], down.shape[1], tuple(down.shape[2:]))
+    return AdapterLayer(shape, (Term(config, lycoris.Factored(place, parts)),))
 
 
 def _is_finite(value: Tensor) -> bool:

@@ -12,7 +12,7 @@ Shapes: down (R, in, *kernel) and up (out, R) in float32; a kernel that the file
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -43,6 +43,32 @@ def factors(place: str, parts: Mapping[str, Tensor], alpha: float | None) -> tup
         shapes = ", ".join(f"{role} {tuple(value.shape)}" for role, value in parts.items())
         raise SpectralAdapterError(f"{place}: the shapes do not fit each other: {shapes}") from error
     return down, up, 1.0 if alpha is None or rank is None else alpha / rank
+
+
+class Factored(Mapping[str, Tensor]):
+    """``down`` and ``up`` of a layer, multiplied out each time they are asked for, so that a file takes the
+    memory of its own tensors and of one layer's product. A file of kilobytes may describe a whole model."""
+
+    is_immutable = True  # :class:`..adapter.adapter.Term` keeps it instead of a copy
+
+    def __init__(self, place: str, parts: Mapping[str, Tensor]) -> None:
+        self._place, self._parts = place, dict(parts)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self:
+            raise KeyError(name)
+        with torch.inference_mode(False), torch.no_grad():
+            down, up, _ = factors(self._place, self._parts, None)
+            return (down if name == "down" else up).contiguous()
+
+    def __contains__(self, name: object) -> bool:  # without multiplying
+        return name in ("down", "up")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("down", "up"))
+
+    def __len__(self) -> int:
+        return 2
 
 
 def _loha(parts: Mapping[str, Tensor], place: str) -> tuple[Tensor, Tensor, int | None]:
@@ -103,8 +129,8 @@ def _whole(difference: Tensor, place: str) -> tuple[Tensor, Tensor]:
     out, fan_in = difference.shape[0], difference[0].numel()
     _bounded(max(out, fan_in) * min(out, fan_in), place)
     if out <= fan_in:
-        return difference, torch.eye(out, dtype=difference.dtype)
-    return torch.eye(fan_in, dtype=difference.dtype).reshape(
+        return difference, torch.eye(out, dtype=difference.dtype, device=difference.device)
+    return torch.eye(fan_in, dtype=difference.dtype, device=difference.device).reshape(
         fan_in, *difference.shape[1:]
     ), difference.flatten(1)
 

@@ -39,3 +39,15 @@ def in_memory() -> Iterator[Path]:
 def ended(child: int) -> int:
     """The exit code of a forked process; minus the signal's number where one ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def with_memory(spare: int, work: Callable[[], None]) -> None:
+    """Do it in a process that may take ``spare`` bytes more than this one has (Linux)."""
+    import resource
+
+    def limited() -> None:
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (size + spare, size + spare))
+        work()
+
+    assert ended(forked(limited)) == 0

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import struct
+import sys
 import time
 import tracemalloc
 import zlib
@@ -30,6 +31,7 @@ from spectral_core.names.layer_name import LayerName
 from spectral_core.training.config import reading
 from spectral_core.training.data import folder
 from spectral_core.training.data.order import Order
+from tests.faults.processes import with_memory
 from tests.fuzz import crafted
 
 SECONDS = 1.0
@@ -140,6 +142,33 @@ def test_a_lora_mid_that_grows(tmp_path: Path) -> None:
     refused(lambda: read_lora(path), "lora_mid takes more than 96 MiB")
 
 
+@pytest.mark.parametrize("kind", ["loha", "lokr"])
+def test_lycoris_files_take_the_memory_of_a_layer(tmp_path: Path, kind: str) -> None:
+    """Sixty layers that together are half a gigabyte and more, as LoKr out of two megabytes."""
+    tensors: dict[str, torch.Tensor] = {}
+    for i in range(60):
+        name = f"lora_unet_down_blocks_{i}_a"
+        if kind == "loha":
+            halves = {"a": (4096, 16), "b": (16, 4096)}
+            small = {f"w{k}_{half}": shape for k in (1, 2) for half, shape in halves.items()}
+            tensors |= {f"{name}.hada_{key}": torch.ones(shape) for key, shape in small.items()}
+        else:
+            tensors |= {f"{name}.lokr_w1": torch.ones(64, 64), f"{name}.lokr_w2": torch.ones(64, 64)}
+    path = crafted.file(tensors, {}, tmp_path / "a.safetensors")
+
+    def work() -> None:
+        adapter = read_lora(path).adapter
+        assert len(adapter.layers) == 60
+        layer = next(iter(adapter.layers.values()))
+        assert layer.shape.weight_shape == (4096, 4096)
+        layer.factors()
+
+    if sys.platform.startswith("linux"):
+        with_memory(400 << 20, work)
+    else:
+        work()
+
+
 def test_repeats_are_bounded(tmp_path: Path) -> None:
     (tmp_path / "999999999999_x").mkdir()
     refused(lambda: folder.find_examples(tmp_path), "at most 10000")
@@ -149,12 +178,12 @@ def test_repeats_are_bounded(tmp_path: Path) -> None:
     refused(lambda: Order(examples, 1, 0), "at most 1000000")
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def png(width: int, height: int) -> bytes:
     """A PNG that claims a size and holds no pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b"x") + chunk(b"IEND", b"")
 
@@ -168,6 +197,12 @@ def test_pictures(tmp_path: Path) -> None:
     for kind in ("GIF", "TIFF", "PPM", "ICO"):
         Image.new("RGB", (16, 16)).save(path, kind)
         refused(lambda: folder.picture_size(path), "cannot be read as a picture")
+    words = png(8, 8)[:-12] + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(8 << 20))) + png(8, 8)[-12:]
+    path.write_bytes(words)
+    refused(lambda: folder.load_picture(path, 8, 8), "cannot be read as a picture")
+    many = b"".join(chunk(b"tEXt", b"a\0" + b"b" * (2 << 20)) for _ in range(40))
+    path.write_bytes(png(8, 8)[:33] + many + png(8, 8)[33:])
+    refused(lambda: folder.load_picture(path, 8, 8), "cannot be read as a picture")
     Image.new("RGB", (16, 8)).save(path, "JPEG")  # the content counts, not the name
     assert folder.picture_size(path) == (16, 8)
 

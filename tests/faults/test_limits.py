@@ -32,7 +32,7 @@ from spectral_core.training.engine import columns
 from spectral_core.training.engine.loop import train
 from spectral_core.training.runs import checkpoint, events, place
 from tests.core.training.training_toy import Toy
-from tests.faults.processes import ended, forked
+from tests.faults.processes import ended, forked, with_memory
 from tests.fuzz import crafted
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
@@ -160,18 +160,6 @@ def test_a_disk_that_becomes_read_only(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 # --- memory ----------------------------------------------------------------------------------------------
-
-
-def with_memory(spare: int, work: Callable[[], None]) -> None:
-    """Do it where the process may take ``spare`` bytes more than it has."""
-    import resource
-
-    def limited() -> None:
-        size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        resource.setrlimit(resource.RLIMIT_AS, (size + spare, size + spare))
-        work()
-
-    assert ended(forked(limited)) == 0
 
 
 def test_too_little_memory_is_told(tmp_path: Path) -> None:
