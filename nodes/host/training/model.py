@@ -279,6 +279,7 @@ def encoded(patcher: Any, entry: Any, shape: tuple[int, ...]) -> dict[str, Any]:
         latent_image=latent,
         denoise_mask=None,
         seed=0,
+        latent_shapes=[latent.shape],  # as the host's sampler says of one latent
     )
     conds = found["model_conds"]
     return {name: cond.process_cond(batch_size=1, area=None) for name, cond in conds.items()}

@@ -72,16 +72,16 @@ def a_kernel_without_a_derivative_is_told_before_the_first_step():
     def kernel(x: torch.Tensor) -> torch.Tensor:
         return x.clone()
 
-    family, own = CATALOGUE["flux"], flux.apply_rope
+    family, own = CATALOGUE["flux"], flux.optimized_attention
     model = family.patcher()
     base = family.sampled(model)
-    flux.apply_rope = lambda q, k, pe: (kernel(q), kernel(k))
+    flux.optimized_attention = lambda q, *args, **kwargs: own(kernel(q), *args, **kwargs)
     given = {"latents": {"samples": family.noise(1, 5)}, "conditioning": [family.words(7)], "steps": 2}
     try:
         words = ("Flux cannot train on this ComfyUI", "without a derivative", "spectral_tests.rope", "0.28")
         refused(*words, model=model, run_name="kernel", targets="attention", **given)
     finally:
-        flux.apply_rope = own
+        flux.optimized_attention = own
     assert torch.equal(family.sampled(model), base) and leftovers(model.model) == []
     assert not getattr(compat.comfy.model_management, "in_training", False)
 
