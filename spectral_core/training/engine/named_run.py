@@ -234,6 +234,8 @@ def _begun(
     more: list[str] = []
     if world.is_main:
         adapter, more = begin(place.name, held)
+        if place.step:
+            more = [f"{path} is gone: what the run began with is made anew", *more]
         with torch.inference_mode(False):
             save(adapter, path)
     if world.size > 1:

@@ -19,7 +19,7 @@ from spectral_core.pipelines import apply, generate, load_pipeline
 from spectral_core.pipelines.composing import composed
 from spectral_core.pipelines.slider import SliderJob, train_slider
 from spectral_core.training.config.config import TrainConfig
-from spectral_core.training.engine.named_run import Output
+from spectral_core.training.engine.named_run import START, Output
 from tests.conftest import ROOT
 
 FAST = {"samples": 2, "sample_steps": 2, "size": (16, 16), "rank": 2}
@@ -39,6 +39,10 @@ def test_a_slider_leaves_the_pipeline_as_it_was_and_has_its_schedule(pipe: Any, 
     again = train_slider(pipe, job, config, Output(tmp_path / "again", "size"))
     assert again.adapter.content_hash == done.adapter.content_hash and not again.reused
     assert train_slider(pipe, job, config, Output(tmp_path, "size")).reused
+    for lost in (done.path, done.place.folder / START):
+        lost.unlink()
+    found = train_slider(pipe, job, config, Output(tmp_path, "size"))
+    assert found.adapter.content_hash == done.adapter.content_hash and "made anew" in found.notes[0]
     always = SliderJob("a b", "a c", "a", start=0.0, method="spectral_a", **FAST)
     assert train_slider(pipe, always, config, Output(tmp_path, "all")).adapter.schedule is None
 
