@@ -100,10 +100,13 @@ def _budget(attachment: Attachment) -> float:
 
 
 def logit_above(share: float, logits: Sequence[Tensor]) -> float:
-    """q: this share of all gates has logits above it (+inf: open in any case)."""
+    """q: this share of all gates has logits above it (+inf: open in any case); 0, which moves nothing, where
+    more than that are open in any case."""
     ordered = torch.cat([each.float().cpu() for each in logits]).sort(descending=True).values
     place = min(max(round(share * len(ordered)), 1), len(ordered) - 1)
     above, below = float(ordered[place - 1]), float(ordered[place])
+    if not math.isfinite(below):
+        return 0.0
     return (above + below) / 2 if math.isfinite(above) else below
 
 

@@ -252,3 +252,10 @@ def test_the_advice_knows_whether_there_is_a_target(target: float, words: str) -
 )
 def test_which_parameters_are_gates(path: str, name: str) -> None:
     assert trained_tensor(path) == name
+
+
+def test_gates_that_are_all_alike_stay_finite() -> None:
+    """Ties are open in any case, all of them: there is no logit to lead to 0."""
+    toy = Toy(FouRAConfig(4, gate="adaptive"), batch=1)
+    train(toy.setup, TrainConfig(steps=10, learning_rate=1e-9), "foura")
+    assert all(bool(torch.isfinite(p).all()) for p in toy.attachment.parameters())
