@@ -93,12 +93,14 @@ def test_a_killed_demo_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.
         own(trainer, *given)
 
     monkeypatch.setattr(demo_run, "KEPT_EVERY", 2)
+    monkeypatch.setattr(demo_run, "evaluate", lambda *_: 0.0)
     monkeypatch.setattr(Trainer, "_check", killing)
     monkeypatch.setattr(Trainer, "_save_after", lambda *_: None)  # a kill leaves no time for it
     command = ["--steps", "4", "--output"]
     with pytest.raises(Killed):
         demo.main([*command, str(tmp_path / "killed")])
     monkeypatch.undo()
+    monkeypatch.setattr(demo_run, "evaluate", lambda *_: 0.0)
     monkeypatch.setattr(demo, "generate_rows", lambda *_: [])
     monkeypatch.setattr(demo, "write_report", lambda *_: None)
     for name in ("killed", "whole"):
