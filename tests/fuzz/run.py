@@ -144,7 +144,7 @@ def rounds(
     tallies = {} if tallies is None else tallies
     until = time.monotonic() + seconds
     skipped = set(skipped)
-    with tempfile.TemporaryDirectory(dir=_memory()) as folder, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory(dir=memory_folder()) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         while time.monotonic() < until:
             waiting = [r for r in readers if most is None or tallies.setdefault(r.name, Tally()).cases < most]
@@ -174,7 +174,7 @@ def empty(folder: Path) -> None:
             left.unlink()
 
 
-def _memory() -> str | None:
+def memory_folder() -> str | None:
     """A folder in memory: there is nothing to learn from a disk."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
@@ -187,7 +187,7 @@ def code_of(reader: Reader) -> str:
         if event == "call":
             files.add(frame.f_code.co_filename)
 
-    with tempfile.TemporaryDirectory(dir=_memory()) as folder, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory(dir=memory_folder()) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         inputs = [*reader.seeds, *(case(reader, 0, number) for number in range(30))]
         sys.setprofile(called)
@@ -295,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--state", type=Path, help="a JSON file where the counts are kept (needs fork)")
     parser.add_argument("--only", nargs="*", help="names of readers")
     given = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(dir=_memory()) as scratch:
+    with tempfile.TemporaryDirectory(dir=memory_folder()) as scratch:
         found = all_readers(Path(scratch))
     if unknown := set(given.only or ()) - set(found):
         parser.error(f"unknown readers {', '.join(unknown)}; there are {', '.join(found)}")
