@@ -191,7 +191,8 @@ class Row:
         return given | {"method": "foura", "batch_size": 1, "checkpoint_every": 4, "target_open": 0.0}
 
     def trained(self):
-        shutil.rmtree(SAVED, ignore_errors=True)
+        for folder in (SAVED, RUNS):
+            shutil.rmtree(folder, ignore_errors=True)
         try:
             self.adapter = train(self.patcher, run_name="L", **self.given)[0]
         except AssertionError as error:  # refused before anything: the model is loaded as it was

@@ -17,7 +17,7 @@ from inside_apply_models import LORA, methods, new
 from inside_family import Family
 from inside_models import FLUX
 from inside_quantised import losses
-from inside_train_lib import SAVED, train
+from inside_train_lib import RUNS, SAVED, train
 
 applying = pack("nodes.host.apply.adapters")
 adapter_file = pack("spectral_core.files.adapter_file")
@@ -94,7 +94,8 @@ def check(kind, node):
     for mismatch in ("delta", "rebase", "strict"):
         applying.apply(spectral, patcher, None, 1.0, 1.0, "auto", mismatch)
     for method in ("lora", "foura", "spectral_a"):
-        shutil.rmtree(SAVED, ignore_errors=True)
+        for folder in (SAVED, RUNS):
+            shutil.rmtree(folder, ignore_errors=True)
         given = {"latents": {"samples": family.noise(2, 5)}, "conditioning": [family.words(7)]}
         given |= {"method": method, "targets": "attention+mlp", "steps": 10, "batch_size": 1}
         adapter = train(patcher, run_name="learns", **given)[0]

@@ -102,7 +102,8 @@ def check(name, form):
 
 
 def trained(family, patcher, method, base):
-    shutil.rmtree(SAVED, ignore_errors=True)
+    for folder in (SAVED, RUNS):
+        shutil.rmtree(folder, ignore_errors=True)
     given = {"latents": {"samples": family.noise(2, 5)}, "conditioning": [family.words(7)], "method": method}
     given |= {"targets": "attention+mlp", "steps": 10, "batch_size": 1}
     adapter = train(patcher, run_name="learns", **given)[0]
