@@ -6,7 +6,7 @@ import { test } from "node:test";
 import { facts, mismatchOf, size } from "../../web/js/lib/card.mjs";
 import { asPoints, line, movedPoint, PRESETS, readPoints, SHAPES, widestGap, writePoints } from "../../web/js/lib/curve.mjs";
 import { nodeById } from "../../web/js/lib/page.mjs";
-import { exceptionText, inputErrors, keep, readKept } from "../../web/js/lib/report.mjs";
+import { exceptionText, inputErrors, keep, readKept, reports } from "../../web/js/lib/report.mjs";
 import { moved, readRows, writeRows } from "../../web/js/lib/stack.mjs";
 import { methodBehind, unread } from "../../web/js/lib/shown.mjs";
 import { columns, duration, emptyRun, gateCells, MOST_POINTS, numbers, sentence, short, take } from "../../web/js/lib/training.mjs";
@@ -103,6 +103,8 @@ test("nodes are found by the host's ids, in subgraphs too", () => {
 test("errors are the project's words alone", () => {
   assert.equal(inputErrors({ errors: [{ message: "Custom validation failed", details: "rows - line 1" }, { message: "b" }] }), "rows - line 1\nb");
   assert.equal(exceptionText({ exception_message: "no such file\n" }), "no such file");
+  const full = "run a: out of memory: choose checkpointing 'full'\n\nThis error means you ran out of memory on your GPU.\n\nTIPS: …";
+  assert.equal(exceptionText({ exception_message: full }), "run a: out of memory: choose checkpointing 'full'");
 });
 
 test("reports are kept, the newest hundred, and a broken store is none", () => {
@@ -175,4 +177,9 @@ test("an option node shows what the method of its trainer reads, through other o
   assert.deepEqual([unread(near), unread(far)], [["columns"], ["columns"]]);
   trainer.widgets[0].value = "spectral_a";
   assert.deepEqual(unread(far), ["alpha"]);
+});
+
+test("a node that only passes settings on has no report", () => {
+  assert.equal(reports({ outputs: [{ type: "SPECTRAL_TRAIN_OPTIONS" }] }), false);
+  assert.equal(reports({ outputs: [{ type: "MODEL" }] }), true);
 });
