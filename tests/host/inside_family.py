@@ -16,7 +16,8 @@ WORDS = 7
 class Family:
     """kind: the host's class. latent: shape of one example's latents. width: of the words' states. extra:
     more of a conditioning's options. state: what the host takes out of the file beside the weights. beside:
-    shapes of what is sampled together with the latents (sound, a camera)."""
+    shapes of what is sampled together with the latents (sound, a camera). pictures: shape of what the VAE
+    gives, where the model takes it in another. rate: of learning."""
 
     kind: str
     config: dict
@@ -27,6 +28,8 @@ class Family:
     extra: dict = field(default_factory=dict)
     state: dict = field(default_factory=dict)
     beside: tuple = ()
+    pictures: tuple = ()
+    rate: float = 0.01
 
     def exists(self):
         return hasattr(models, self.kind)
@@ -52,6 +55,12 @@ class Family:
         generator = torch.Generator().manual_seed(seed)
         drawn = [torch.randn((rows, *s[1:]), generator=generator) for s in (self.latent, *self.beside)]
         return drawn[0] if len(drawn) == 1 else nested(drawn)
+
+    def encoded(self, rows=1, seed=4):
+        """Latents as the VAE gives them."""
+        if not self.pictures:
+            return self.noise(rows, seed)
+        return torch.randn((rows, *self.pictures[1:]), generator=torch.Generator().manual_seed(seed))
 
     def sampled(self, patcher, steps=2):
         """Latents after some steps with guidance."""

@@ -163,15 +163,24 @@ def _split(entry: Any) -> list[Any]:
 def taken_in(model: Any, latent: Tensor) -> Tensor:
     """As the model wants it; the host's own scaling and shift."""
     wanted = model.get_model_object("latent_format")
-    if latent.shape[0] != wanted.latent_channels:
+    scaled = _processed(wanted, latent)
+    if scaled is None or scaled.shape[0] != wanted.latent_channels:
         raise SpectralAdapterError(
             f"latents of {latent.shape[0]} channels: this model's have {wanted.latent_channels}; encode the "
             "pictures with the VAE that belongs to the model"
         )
     if not bool(torch.isfinite(latent).all()):
         raise SpectralAdapterError("latents with values that are not finite: the VAE or a picture is damaged")
+    return scaled
+
+
+def _processed(wanted: Any, latent: Tensor) -> Tensor | None:
+    """By the host's own scaling, which may fold frames into channels; None for channels that it cannot."""
     with torch.inference_mode(False), torch.no_grad():
-        scaled: Tensor = wanted.process_in(latent.clone()[None])[0]
+        try:
+            scaled: Tensor = wanted.process_in(latent.clone()[None])[0]
+        except RuntimeError:
+            return None
         return scaled.clone()
 
 

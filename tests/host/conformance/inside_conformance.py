@@ -97,7 +97,7 @@ class Row:
                 said = check()
             self.cells[what] = {"state": "passed", **({"said": said} if said else {})}
         except Refused as refused:
-            self.cells[what] = {"state": "refused", "said": str(refused)}
+            self.cells[what] = {"state": "refused", "said": str(refused).replace(str(FOLDER), "")}
         except BaseException as error:
             if "-v" in sys.argv:
                 traceback.print_exc()
@@ -186,21 +186,22 @@ class Row:
     @property
     def given(self):
         words = [[self.family.words(7)[0]], [self.family.words(8)[0]]]
-        latents = {"samples": self.family.noise(2, 5)}
+        latents = {"samples": self.family.encoded(2, 5)}
         given = {"latents": latents, "conditioning": words, "targets": "attention", "steps": STEPS}
-        return given | {"method": "foura", "batch_size": 1, "checkpoint_every": 4, "target_open": 0.0}
+        given |= {"method": "foura", "batch_size": 1, "checkpoint_every": 4, "target_open": 0.0}
+        return given | {"learning_rate": self.family.rate}
 
     def trained(self):
         for folder in (SAVED, RUNS):
             shutil.rmtree(folder, ignore_errors=True)
         try:
-            self.adapter = train(self.patcher, run_name="L", **self.given)[0]
+            self.adapter = train(self.patcher, run_name=self.run_of("L"), **self.given)[0]
         except AssertionError as error:  # refused before anything: the model is loaded as it was
             raise error.__context__ if isinstance(error.__context__, Refused) else error  # noqa: B904
         learned, still = self.lowered("L", "N", self.given)
         if learned >= still:  # a few steps may not show it: each has noise of its own
             more = {**self.given, "steps": 4 * STEPS}
-            train(self.patcher, run_name="L longer", **more)
+            train(self.patcher, run_name=self.run_of("L longer"), **more)
             learned, still = self.lowered("L longer", "N longer", more)
         assert learned < (1 - 1e-6) * still, f"loss {still:.8g} to {learned:.8g}"
         assert far(self.sampled(self.acting(self.adapter)), self.base) > 1e-5
@@ -208,18 +209,21 @@ class Row:
 
     def lowered(self, run, beside, given):
         """The loss at the end of a run, and of the same one that hardly learns."""
-        train(self.patcher, run_name=beside, **{**given, "learning_rate": 1e-9})
-        return [sum(losses(name)[-given["steps"] // 2 :]) for name in (run, beside)]
+        train(self.patcher, run_name=self.run_of(beside), **{**given, "learning_rate": 1e-9})
+        return [sum(losses(self.run_of(r))[-given["steps"] // 2 :]) for r in (run, beside)]
+
+    def run_of(self, word):
+        return f"{self.name} {word}"
 
     def reloaded(self):
-        back = adapter_file.load(SAVED / "L.safetensors")
+        back = adapter_file.load(SAVED / f"{self.run_of('L')}.safetensors")
         one, two = (self.sampled(self.acting(adapter)) for adapter in (back, self.adapter))
         assert torch.equal(one, two), f"the file acts otherwise by {far(one, two):.1e}"
 
     def resumed(self):
         undo = at_step(STOP + 1, comfy.model_management.interrupt_current_processing)
         try:
-            train(self.patcher, run_name="R", **self.given)
+            train(self.patcher, run_name=self.run_of("R"), **self.given)
         except BaseException as stop:
             if "Interrupt" not in type(stop).__name__:
                 raise
@@ -228,7 +232,7 @@ class Row:
         finally:
             undo()
             comfy.model_management.interrupt_current_processing(False)
-        again = train(self.patcher, run_name="R", **self.given)[0]
+        again = train(self.patcher, run_name=self.run_of("R"), **self.given)[0]
         for name, layer in self.adapter.layers.items():
             for key, value in layer.terms[0].params.items():
                 assert torch.equal(value, again.layers[name].terms[0].params[key]), f"{name} {key} differs"

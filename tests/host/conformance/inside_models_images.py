@@ -56,13 +56,13 @@ IMAGES = {
         128, 4, 4), 48, masked=True,
     ),
     "hunyuan-image-2.1-refiner": Family(
-        "HunyuanImage21Refiner", HUNYUAN | {"in_channels": 64, "out_channels": 32, "patch_size": [1, 1, 1],
-        "axes_dim": [8, 12, 12]}, (1, 32, 1, 8, 8), 48,
+        "HunyuanImage21Refiner", HUNYUAN | {"in_channels": 128, "out_channels": 64, "patch_size": [1, 1, 1],
+        "axes_dim": [8, 12, 12]}, (1, 64, 1, 8, 8), 48, pictures=(1, 32, 1, 8, 8),
     ),
     "z-image-pixel": Family(
         "ZImagePixelSpace", Z_IMAGE | {"image_model": "zimage_pixel", "in_channels": 3, "patch_size": 8,
         "decoder_hidden_size": 32, "decoder_num_res_blocks": 2, "decoder_max_freqs": 8, "use_x0": False},
-        (1, 3, 16, 16), 48, masked=True,
+        (1, 3, 16, 16), 48, masked=True, rate=0.001,
     ),
     "pixeldit": Family("PixelDiTT2I", PIXELDIT, (1, 3, 16, 16), 48),
     "pid": Family(

@@ -70,14 +70,7 @@ def compare(name, root, parameters, loss):
     unused = [i for i, g in enumerate(grads) if g is None]
     expected = flat([torch.zeros_like(p) if g is None else g for g, p in zip(grads, parameters, strict=True)])
     direction = expected / expected.norm()
-    with torch.no_grad():
-        values, before = [], [p.clone() for p in parameters]
-        for sign in (1, -1):
-            _move(parameters, direction, sign * STEP)
-            values.append(loss().item())
-            for p, own in zip(parameters, before, strict=True):  # moved back they would differ by rounding
-                p.copy_(own)
-    slope = (values[0] - values[1]) / (2 * STEP)
+    slope = _slope(parameters, direction, loss)
     assert abs(slope - expected.norm().item()) < 0.02 * expected.norm().item(), (slope, expected.norm())
     worst = 0.0
     for mode in MODES:
@@ -88,10 +81,29 @@ def compare(name, root, parameters, loss):
                     p.grad = None
                 loss().backward()
                 found = flat([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
+                if (found - expected).norm() > TOLERANCE * expected.norm():
+                    # torch's way is itself wrong where blocks write into views of one buffer (Wan Animate 2):
+                    # the loss says which of the two is right, by its change along their difference
+                    apart = (expected - found) / (expected - found).norm()
+                    miss = abs(_slope(parameters, apart, loss, 5 * STEP) - (found @ apart).item())
+                    if miss < 0.25 * abs(((expected - found) @ apart).item()):
+                        expected = found
                 worst = max(worst, ((found - expected).norm() / expected.norm()).item())
         assert worst <= TOLERANCE, f"checkpointing {mode}: gradients differ by {worst:.1e}"
     print(f"  {name}: {worst:.1e} in {len(parameters)} parameters, {len(unused)} of them unused")
     return worst
+
+
+def _slope(parameters, direction, loss, step=STEP):
+    """How the loss changes along a direction, by two values of it; the parameters are as before."""
+    with torch.no_grad():
+        values, before = [], [p.clone() for p in parameters]
+        for sign in (1, -1):
+            _move(parameters, direction, sign * step)
+            values.append(loss().item())
+            for p, own in zip(parameters, before, strict=True):  # moved back they would differ by rounding
+                p.copy_(own)
+    return (values[0] - values[1]) / (2 * step)
 
 
 def _move(parameters, direction, size):
