@@ -73,7 +73,7 @@ def check(kind, node):
     folder_paths.folder_names_and_paths["unet_gguf"][0].append(str(FOLDER))
     family, (patcher,) = FAMILY, node.load_unet(path.name)
     base = family.sampled(patcher)
-    chosen = layers.choose(patcher, "attention+mlp")
+    chosen = layers.chosen(patcher, "attention+mlp")[0]
     weights = dict(layers.BaseWeights(patcher, chosen))
     assert len(set(chosen) & {f"diffusion_model.{k.removesuffix('.weight')}" for k in numbers}) > 4
     for name, weight in weights.items():
