@@ -137,7 +137,7 @@ def _from_file(path: Path, known: Mapping[str, Option]) -> dict[str, Any]:
     values = read_table(path)
     for name, value in values.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+            near = difflib.get_close_matches(name[:100], known, 1)  # it takes the square of a long one
             hint = f"did you mean {near[0]!r}?" if near else f"expected some of {', '.join(known)}"
             raise SpectralAdapterError(f"{path}: unknown setting {name!r}: {hint}")
         option = known[name]
