@@ -311,7 +311,9 @@ class Denoiser:
 
     def denoised(self, noisy: Tensor, sigma: Tensor, conditions: Mapping[str, Any]) -> Tensor:
         """The host's estimate of the clean latents at noise levels σ (B,)."""
-        options = {**self.ready.options, "sigmas": sigma}
+        levels = self.ready.noise.sigmas.to(noisy.device).flip(0)
+        steps = torch.cat([levels, levels.new_zeros(1)])  # models that ask for the next level (MeanFlow)
+        options = {**self.ready.options, "sigmas": sigma, "sample_sigmas": steps}
         model = self.ready.patcher.model
         given = {**conditions, **compat.anew(model)}
         compat.forget(model)
