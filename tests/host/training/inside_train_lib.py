@@ -14,6 +14,7 @@ RUNS = SAVED.with_name("spectral_adapters_runs")
 errors = pack("spectral_core.errors")
 train_node = pack("nodes.train").TrainAdapter
 DEMO = {"resolution": 64, "warmup": 0, "batch_size": 2, "rank": 4, "steps": 10, "learning_rate": 0.01}
+DEMO |= {"preserve_every": 0}  # a call of the model is a step: :func:`at_step` counts them
 
 
 def train(model, **given):
