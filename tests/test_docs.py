@@ -23,8 +23,8 @@ MADE |= {"name.jpg", "benchmarks/results/NAME.json"}  # for any name
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_names_is_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    rooms = (ROOT / name for name in ("spectral_core", "nodes", "spectral_webui", "tools"))
-    every = {path.name for room in rooms for path in room.rglob("*.py")} | MADE
+    rooms = [ROOT / name for name in ("spectral_core", "nodes", "spectral_webui", "tools", "tests")]
+    every = {path.name for room in rooms for path in room.rglob("*.*")} | MADE
     for name in NAMED.findall(text):
         assert name in every or any((room / name).exists() for room in ROOMS), f"{page.name} names {name}"
     for link in LINKED.findall(text):
