@@ -155,6 +155,13 @@ def config_from_dict(values: Mapping[str, Any]) -> MethodConfig:
 
 
 def config_to_dict(config: MethodConfig) -> dict[str, Any]:
-    """The plain dictionary of a configuration, for files; inverse of :func:`config_from_dict`."""
-    plain = {field.name: getattr(config, field.name) for field in fields(config)}
+    """The plain dictionary of a configuration, for files and hashes; inverse of :func:`config_from_dict`.
+
+    A setting that came after the first files (``metadata={"later": True}``) is left out where it changes
+    nothing, so that files keep their hashes and earlier versions read them.
+    """
+    said = [
+        f for f in fields(config) if not (f.metadata.get("later") and getattr(config, f.name) == f.default)
+    ]
+    plain = {field.name: getattr(config, field.name) for field in said}
     return {"method": config.method} | {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}

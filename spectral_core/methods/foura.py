@@ -13,7 +13,7 @@ Shapes: a (rank, in, *kernel), b (out, rank); gate tensors in :mod:`..gates.form
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -47,7 +47,7 @@ class FouRAConfig(common.MethodConfig):
     transform: transforms.Transform = "dct"
     gate: Gate = "adaptive"
     gate_kind: gates.Kind = "mlp"
-    gate_budget: float = 0.0
+    gate_budget: float = field(default=0.0, metadata={"later": True})
 
     def __post_init__(self) -> None:
         common.check_rank(self.rank, self.method)

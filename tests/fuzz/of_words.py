@@ -31,7 +31,8 @@ class _Tree(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            nn.ModuleDict({"to_q": nn.Linear(2, 2), "ff": nn.Linear(2, 2)}) for _ in range(8)
+            nn.ModuleDict({name: nn.Linear(2, 2) for name in ("to_q", "to_k", "to_v", "ff")})
+            for _ in range(8)
         )
 
 

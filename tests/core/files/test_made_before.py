@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import spectral_core as sc
 from spectral_core.files.adapter_file import from_tensors
+from spectral_core.gates import formula
 from spectral_core.maths.lowrank import delta
 from spectral_core.statistics.file import load as load_statistics
 from spectral_core.training.runs import checkpoint
@@ -60,7 +61,24 @@ def test_there_is_one_of_every_method() -> None:
     assert methods == {"foura", "spectral_a", "spectral_r", "lora", "orthogonal"} and len(FILES) == 20
 
 
-@pytest.mark.parametrize("name", FILES)
+# Its gates close a whole layer for some inputs, which was read as no update there; since then a layer's
+# largest gate stays open.
+WITH_CLOSED_LAYERS = "foura-dft-adaptive"
+
+
+def test_a_layer_whose_gates_all_closed_keeps_one_open(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That rule is all that differs."""
+    adapter, expected = (
+        sc.load(MADE / f"{WITH_CLOSED_LAYERS}.safetensors"),
+        EXPECTED[f"{WITH_CLOSED_LAYERS}.out"],
+    )
+    with sc.attach(net, adapter, part="unet"):
+        assert not torch.allclose(net(EXPECTED["x"]), expected, atol=1e-2)
+        monkeypatch.setattr(formula, "opened", lambda values, middle, budget: values > middle)
+        close(net(EXPECTED["x"]), f"{WITH_CLOSED_LAYERS}.out")
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != WITH_CLOSED_LAYERS])
 def test_an_adapter_does_what_it_did(net: Net, name: str) -> None:
     adapter = sc.load(MADE / f"{name}.safetensors", weights(net) if name == "compact" else None)
     with sc.attach(net, adapter, part="unet") as attachment:
