@@ -179,10 +179,11 @@ def test_example_workflow_runs(host: Host, offered: dict[str, Any], path: Path) 
             found["inputs"] |= {**few, "prompts": "a <bot>\na <fish>\na <house>"}
     done = succeed(host, graph, page)
     saves = [key for key, found in graph.items() if found["class_type"] == "SaveImage"]
+    is_grid = any(found["class_type"] == "SpectralAdapters_CompareAdapters" for found in graph.values())
     assert saves
     for key in saves:
         (picture,) = pictures_of(host, done.entry, key)
-        assert picture.size == (256, 256), "64 pixels, enlarged by 4 to be seen"
+        assert is_grid or picture.size == (256, 256), "64 pixels, enlarged by 4 to be seen"
         assert np.asarray(picture).std() > 5, "a picture of one colour"
     assert len({array(done, host, key).tobytes() for key in saves}) == len(saves), "rows differ"
 
