@@ -151,6 +151,8 @@ def threshold(raw: Tensor, budget: float) -> Tensor | float:
 def opened(values: Tensor, middle: float, budget: float) -> Tensor:
     """Which gates are open, of their logits (…, rank) with middle 0 or of E[p] with middle ½: those above it
     and always the largest; with a budget the k largest."""
+    # no gradient goes through it; a graph that no backward frees would stay in memory under saving hooks
+    values = values.detach()
     if not budget:
         return (values > middle) | (values == values.amax(-1, keepdim=True))
     largest = values.topk(open_rows(values.shape[-1], budget), -1).indices

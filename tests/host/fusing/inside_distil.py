@@ -192,7 +192,7 @@ def errors_leave_the_model_as_it_was():
         def throw(error=error):
             raise error
 
-        undo = at_step(4, throw)
+        undo = at_step(4, throw, and_later=True)
         try:
             distil(LORA, GATED, run_name=f"broken {type(error).__name__}")
         except type(error) as told:

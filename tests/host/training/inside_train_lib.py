@@ -81,14 +81,15 @@ def refused(*parts, **given):
     raise AssertionError(f"not refused: {given}")
 
 
-def at_step(step, do):
-    """Have ``do`` called when the trainer asks for the denoiser in this call of it; the undo."""
+def at_step(step, do, and_later=False):
+    """Have ``do`` called when the trainer asks for the denoiser in this call of it (``and_later``: and in
+    every later one); the undo."""
     module = pack("nodes.host.training.model")
     own, calls = module.Denoiser.__call__, []
 
     def call(self, *args):
         calls.append(1)
-        if len(calls) == step:
+        if len(calls) == step or (and_later and len(calls) > step):
             do()
         return own(self, *args)
 
