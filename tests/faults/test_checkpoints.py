@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from spectral_core.errors import SpectralAdapterError
 from spectral_core.methods import FouRAConfig
 from spectral_core.training.config.config import TrainConfig
 from spectral_core.training.engine.loop import train
-from spectral_core.training.runs import checkpoint, events, place
+from spectral_core.training.runs import checkpoint, events, place, schema
 from tests.core.training.training_toy import Toy
 from tests.fuzz import crafted
 
@@ -55,6 +56,15 @@ def test_nan_is_not_resumed(tmp_path: Path) -> None:
     checkpoint.write(checkpoint.State(bad, {"step": 3}), tmp_path, 3)
     found, notes = checkpoint.read_newest(tmp_path)
     assert found is not None and found.values == {"step": 2} and "NaN" in notes[0]
+
+
+@pytest.mark.parametrize("crafted_", [[4.0, 0, 4], [-1.0, 2, 4], [4.0, 2, 0], [4.0, 2]])
+def test_a_calibration_over_no_steps_is_refused(crafted_: list[float]) -> None:
+    """What ended a resumed run in a division by zero."""
+    calibration = TypeAdapter(schema.Calibration)
+    assert calibration.validate_python([4.0, 2, 4]) == (4.0, 2.0, 4.0)
+    with pytest.raises(ValidationError):
+        calibration.validate_python(crafted_)
 
 
 def test_settings_that_cannot_be_read_are_an_error(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from ...files.container import strict_json
 Count = Annotated[int, Field(ge=0, le=2**48)]
 Positive = Annotated[float, Field(gt=0)]
 Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
+# Σ open gates, steps, rank; JSON has lists in the place of tuples
+Calibration = Annotated[tuple[Annotated[float, Field(ge=0)], Positive, Positive], Field(strict=False)]
 
 
 class Schema(BaseModel):
@@ -116,7 +118,7 @@ class Values(BaseModel):
     smoothed: Pair
     watch: Watch
     share: float
-    calibration: dict[str, Annotated[list[float], Field(min_length=3, max_length=3)]]
+    calibration: dict[str, Calibration]
     scaler: dict[str, Any] | None
     parameters: dict[str, Any]
     averages: dict[str, Any] = {}
