@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -101,9 +102,14 @@ def table(results: Results) -> str:
     parts.append("Listed by the host and not gone through:\n\n" + "\n".join(_without(without)) + "\n")
     missing = {h: [n for n in f["catalogue"] if n not in f["families"]] for h, f in results.items()}
     if any(missing.values()):
-        lines = [f"- on {host}: {', '.join(names)}" for host, names in missing.items() if names]
+        lines = [_wrapped(f"- on {host}: {', '.join(names)}") for host, names in missing.items() if names]
         parts.append("Not run yet:\n\n" + "\n".join(lines) + "\n")
     return "\n" + "\n".join(parts) + "\n"
+
+
+def _wrapped(item: str) -> str:
+    """An item of a list in lines that can be read."""
+    return textwrap.fill(item, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _line(name: str, results: Results, notes: Notes) -> str:
