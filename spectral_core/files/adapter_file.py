@@ -19,7 +19,7 @@ Shapes: those of each method's ``tensor_shapes``; tokens (k, dim).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from . import config as file_config
 from . import metadata as file_metadata
 from . import other_kinds as foreign
 from . import writing as safewrite
+from .compact import Weights
 from .config import FileConfig, LayerPlan, TermPlan
 from .container import Entry, SafeFile, open_safely
 from .lazy_tensors import FileTensors, LazyParams
@@ -45,9 +46,6 @@ from .writing import Later
 VERSION = "1"
 VERSION_KEY = "spectral_adapters.version"
 CONFIG_KEY = "spectral_adapters.config"
-
-Weights = Callable[[str], Tensor] | Mapping[str, Tensor]
-"""The base model's weights by layer name, for compact files."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -215,7 +213,11 @@ def _adapter(
             if not lazy:
                 params = {key: tensors[prefix + key] for key in names}
             if file_checks.is_compact(config, term):
-                params, note = _unpacked(path, name, plan.shape, term, params, weights, config.compact_seed)
+                assert isinstance(term.config, SpectralRConfig) and config.compact_seed is not None
+                weight = compact_form.base_weight(path, weights, name)
+                params, note = compact_form.unpack(
+                    term.config, plan.shape, params, f"{path}: layer {name}", weight, config.compact_seed
+                )
                 notes += [note] if note else []
             terms.append(Term(term.config, params, term.weight))
         layers[name] = AdapterLayer(plan.shape, tuple(terms))
@@ -373,32 +375,3 @@ def _trained(shape: LayerShape, term: TermPlan) -> int:
     method = method_of(term.config)
     shapes = method.tensor_shapes(term.config, shape)
     return sum(torch.Size(shapes[key]).numel() for key in method.trainable(term.config))
-
-
-def _unpacked(
-    path: Path,
-    name: str,
-    shape: LayerShape,
-    term: TermPlan,
-    params: Mapping[str, Tensor],
-    weights: Weights | None,
-    seed: int | None,
-) -> tuple[dict[str, Tensor], str]:
-    assert isinstance(term.config, SpectralRConfig) and seed is not None
-    weight = _weight(path, weights, name)
-    return compact_form.unpack(term.config, shape, params, f"{path}: layer {name}", weight, seed)
-
-
-def _weight(path: Path, weights: Weights | None, name: str) -> Tensor:
-    if weights is None:
-        raise SpectralAdapterError(
-            f"{path}: is a compact file, which leaves out the singular bases: pass the base model's weights "
-            f"by layer name, load(path, weights=…), beginning with {name}"
-        )
-    if isinstance(weights, Mapping):
-        if name not in weights:
-            raise SpectralAdapterError(
-                f"{path}: layer {name}: its weight is not among the weights that were passed"
-            )
-        return weights[name]
-    return weights(name)

@@ -8,7 +8,8 @@ Shapes: p_u and p_v (r + 16, r) in place of u (out, r) and v (fan_in, r).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from torch import Tensor
 
@@ -17,6 +18,9 @@ from ..maths import realign
 from ..maths.layers import LayerShape
 from ..maths.svd import Columns
 from ..methods import MethodConfig, SpectralRConfig
+
+Weights = Callable[[str], Tensor] | Mapping[str, Tensor]
+"""The base model's weights by layer name, for compact files."""
 
 SEED = 1  # of the projections of files written now; each file names its own
 
@@ -77,3 +81,22 @@ def unpack(
         f"{place}: the model differs a little from the one this adapter was trained on (quantised or lightly "
         f"fine-tuned): its update is off by about {2 * max(found.residual, found.scale_error):.1%}"
     )
+
+
+def base_weight(path: Path, weights: Weights | None, name: str) -> Tensor:
+    """The base model's weight of a layer, (out, in, *kernel), of which a compact file has projections.
+
+    Raises SpectralAdapterError where it was not passed.
+    """
+    if weights is None:
+        raise SpectralAdapterError(
+            f"{path}: is a compact file, which leaves out the singular bases: pass the base model's weights "
+            f"by layer name, load(path, weights=…), beginning with {name}"
+        )
+    if isinstance(weights, Mapping):
+        if name not in weights:
+            raise SpectralAdapterError(
+                f"{path}: layer {name}: its weight is not among the weights that were passed"
+            )
+        return weights[name]
+    return weights(name)

@@ -80,3 +80,30 @@ def first_bad_layer(modules: Sequence[tuple[str, nn.Module]], run: Callable[[], 
             undo.callback(module.register_forward_hook(hook(name)).remove)
         run()
     return found[0] if found else None
+
+
+class LastGood:
+    """The trained tensors as they were after the last step that was in order; ``step`` is its number."""
+
+    def __init__(self, named: Sequence[tuple[str, nn.Parameter]]) -> None:
+        self._named = list(named)
+        self.values = [p.detach().clone() for _, p in self._named]
+        self.step = 0
+
+    def keep(self, step: int) -> None:
+        """What the tensors are now, after that step."""
+        torch._foreach_copy_(self.values, [p.detach() for _, p in self._named])
+        self.step = step
+
+    def put_back(self) -> None:
+        with torch.no_grad():
+            for (_, parameter), kept in zip(self._named, self.values, strict=True):
+                parameter.copy_(kept)
+
+    def most_changed(self) -> str:
+        """The tensor that has moved farthest since, in relation to its size."""
+        grown = {
+            name: float((p.detach() - kept).norm() / (kept.norm() + 1e-6))
+            for (name, p), kept in zip(self._named, self.values, strict=True)
+        }
+        return max(grown, key=lambda name: grown[name])

@@ -67,10 +67,9 @@ class Trainer:
         self.log = EventLog(self.folder, run.listener)
         self._step_listener = listener
         self._saved_at = -1
-        self._good = [p.detach().clone() for p in self.stepper.parameters]
-        self._good_step = 0
+        self.good = divergence.LastGood(self.stepper.named)
         # before a checkpoint is taken over
-        self._start = [p.clone() for p in self._good] if config.compare_ungated else []
+        self._start = [p.clone() for p in self.good.values] if config.compare_ungated else []
 
     @property
     def step(self) -> int:
@@ -320,36 +319,25 @@ class Trainer:
         exploded, good = self.watch.add(loss, power)
         if exploded:
             text = f"the loss explodes ({loss:.3g}, it began at {self.watch.first[0]:.3g})"
-            raise self._diverged(text, f", most changed {self._most_changed()}")
+            raise self._diverged(text, f", most changed {self.good.most_changed()}")
         if good:
-            torch._foreach_copy_(self._good, [p.detach() for p in self.stepper.parameters])
-            self._good_step = self.step
+            self.good.keep(self.step)
 
     def _diverged(self, what: str, where: str) -> SpectralAdapterError:
         """The error to raise; the parameters are the last good ones again, later checkpoints are gone."""
         failed, rate = self.step + 1, self.stepper.groups[0].rate
-        with torch.no_grad():
-            for parameter, kept in zip(self.stepper.parameters, self._good, strict=True):
-                parameter.copy_(kept)
+        self.good.put_back()
         self.stepper.whole = False  # the optimiser's state is not that of these parameters
         saved = ""
         if self.folder is not None:
-            checkpoint.discard_after(self.folder, self._good_step)
+            checkpoint.discard_after(self.folder, self.good.step)
             if found := checkpoint.listed(self.folder):
                 self.result.checkpoint = found[0][1]
                 saved = f"; the checkpoint of step {found[0][0]} is kept"
         return SpectralAdapterError(
             f"{what} at step {failed}{where}: lower the learning rate (now {rate:g}). The adapter is back at "
-            f"step {self._good_step}{saved}"
+            f"step {self.good.step}{saved}"
         )
-
-    def _most_changed(self) -> str:
-        """The tensor that has moved farthest from the last good state, in relation to its size."""
-        grown = {
-            name: float((p.detach() - kept).norm() / (kept.norm() + 1e-6))
-            for (name, p), kept in zip(self.stepper.named, self._good, strict=True)
-        }
-        return max(grown, key=lambda name: grown[name])
 
     def _save_after(self, error: BaseException) -> None:
         """Keep what the last whole step left, whatever went wrong in the next."""
@@ -450,10 +438,10 @@ class Trainer:
     def _restore(self, found: State) -> None:
         self.stepper.restore(found)
         self.result.losses = found.tensors["losses"].tolist()
-        self.result.resumed_at = self._saved_at = self._good_step = self.step
+        self.result.resumed_at = self._saved_at = self.step
         self.clock = Clock(before=float(found.values["seconds"]))
         self.smoothed = Smoothed(self.smoothed.beta, *found.values["smoothed"])
         self.watch.restore(found.values["watch"])
         if self.setup.held_out:
             self.validation.restore(found.part("validation"))
-        torch._foreach_copy_(self._good, [p.detach() for p in self.stepper.parameters])
+        self.good.keep(self.step)
