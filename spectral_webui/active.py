@@ -9,7 +9,7 @@ Shapes: progress is a number or (B,).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,6 +20,8 @@ from spectral_core.attach.attaching import Attachment, attach
 from spectral_core.errors import SpectralAdapterError
 
 from . import places
+from .open_clip import OpenCLIPTree
+from .pipeline import HostPipeline
 
 _SHOWN = 3
 
@@ -31,9 +33,13 @@ class Host(Protocol):
 
     def text_encoders(self, sd_model: Any) -> dict[str, nn.Module]: ...
 
+    def known_names(self, sd_model: Any) -> Mapping[str, Any]: ...
+
     def add_words(self, sd_model: Any, words: Mapping[str, Mapping[str, Tensor]]) -> Callable[[], None]: ...
 
     def progress(self, sd_model: Any, params: Any) -> float | Tensor: ...
+
+    def pipeline(self, sd_model: Any) -> AbstractContextManager[HostPipeline]: ...
 
 
 @dataclass
@@ -44,6 +50,7 @@ class Active:
     _stack: ExitStack = field(default_factory=ExitStack)
     _on_steps: list[Attachment] = field(default_factory=list)
     _words: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    _encoders: dict[str, nn.Module] | None = None
 
     @property
     def is_on(self) -> bool:
@@ -53,8 +60,10 @@ class Active:
     def put(self, name: str, adapter: Adapter, host: Host, sd_model: Any) -> None:
         """One more adapter. Raises SpectralAdapterError, and leaves what was there before, where it does not
         fit the model."""
-        unet, encoders = host.unet(sd_model), host.text_encoders(sd_model)
-        found = places.sides(adapter, places.layout_of(unet), tuple(encoders))
+        unet, encoders = host.unet(sd_model), self._text_encoders(host, sd_model)
+        found = places.sides(
+            adapter, places.layout_of(unet), tuple(encoders), lambda: host.known_names(sd_model)
+        )
         if adapter.layers and not found.adapters and found.lost:
             first, why = next(iter(found.lost.items()))
             raise SpectralAdapterError(
@@ -66,6 +75,8 @@ class Active:
             on_steps = []
             for side, part in found.adapters.items():
                 root = unet if side == places.MODEL else encoders[side]
+                if isinstance(root, OpenCLIPTree) and not root.is_rerouted:
+                    self._stack.enter_context(root.rerouted())
                 attachment = _attached(name, root, part, side)
                 stack.callback(attachment.remove)
                 lost |= attachment.report.problems
@@ -81,6 +92,12 @@ class Active:
         if lost:
             some = "; ".join(f"{layer}: {why}" for layer, why in list(lost.items())[:_SHOWN])
             self.notes.append(f"{name}: {len(lost)} layers have no place in this model: {some}")
+
+    def _text_encoders(self, host: Host, sd_model: Any) -> dict[str, nn.Module]:
+        """The same trees for all adapters: some stand for other modules."""
+        if self._encoders is None:
+            self._encoders = host.text_encoders(sd_model)
+        return self._encoders
 
     def _new_words(self, name: str, adapter: Adapter) -> dict[str, Mapping[str, Tensor]]:
         words: dict[str, Mapping[str, Tensor]] = {}
@@ -101,7 +118,7 @@ class Active:
 
     def clear(self) -> None:
         """Take everything off; a second time does nothing."""
-        self._on_steps, self._words, self.notes = [], {}, []
+        self._on_steps, self._words, self.notes, self._encoders = [], {}, [], None
         stack, self._stack = self._stack, ExitStack()
         stack.close()
 

@@ -1,4 +1,7 @@
-"""REST routes ``/spectral/v1/…``: only where the host offers its own API, and behind the same passwords."""
+"""REST routes ``/spectral/v1/…``: only where the host offers its own API, and behind the same passwords.
+
+What takes long is a job: the route begins it, ``GET job`` says how far it is, ``POST stop`` stops it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from PIL import Image
 
 from spectral_core.errors import SpectralAdapterError
 
-from . import tools
+from . import tools, training, work
 from .extension import Extension
 from .folders import layout_of_loaded, lora_folder
 
@@ -35,9 +38,9 @@ def register(extension: Extension, app: Any) -> None:
     allowed.__annotations__ = {"given": HTTPBasicCredentials}  # as a type, see _resolved
     guards = [Depends(allowed)] if passwords else []
 
-    def checked(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def checked(done: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         try:
-            return work()
+            return done()
         except SpectralAdapterError as error:
             raise HTTPException(422, str(error)) from None
 
@@ -45,11 +48,11 @@ def register(extension: Extension, app: Any) -> None:
         return [listed(extension, entry.name) for entry in extension.library.entries()]
 
     def report(name: str = Body(..., embed=True)) -> dict[str, Any]:
-        def work() -> dict[str, Any]:
+        def done() -> dict[str, Any]:
             text, picture = tools.report(extension.library, name)
             return {"report": text, "picture": as_base64(picture)}
 
-        return checked(work)
+        return checked(done)
 
     def fuse(
         names: list[str] = Body(...),
@@ -57,34 +60,74 @@ def register(extension: Extension, app: Any) -> None:
         method: str = Body(default="sum"),
         rank: int = Body(default=0),
         freeze_gates: bool = Body(default=False),
+        prompts: str = Body(default=""),
         name: str = Body(default=""),
     ) -> dict[str, Any]:
-        def work() -> dict[str, Any]:
+        def done() -> dict[str, Any]:
+            if method in training.METHODS:
+                begun = work.fuse(extension, names, weights, method, rank, freeze_gates, prompts, name)
+                return begun.values()
             saved, text, picture = tools.fused(
                 extension.library, names, weights, method, rank, freeze_gates, name
             )
             return {"name": saved, "report": text, "picture": as_base64(picture)}
 
-        return checked(work)
+        return checked(done)
 
     def export(
         name: str = Body(...),
         precision: str = Body(default="fp16"),
         drop_schedule: bool = Body(default=False),
     ) -> dict[str, Any]:
-        def work() -> dict[str, Any]:
+        def done() -> dict[str, Any]:
             path, text = tools.exported(
                 extension.library, name, lora_folder(), precision, drop_schedule, layout_of_loaded()
             )
             return {"file": path.name, "report": text}
 
-        return checked(work)
+        return checked(done)
+
+    def train(
+        images: str = Body(...),
+        token: str = Body(...),
+        name: str = Body(default=""),
+        settings: dict[str, Any] = Body(default={}),
+    ) -> dict[str, Any]:
+        def done() -> dict[str, Any]:
+            given = training.read(settings, training.train_settings())
+            return work.train(extension, images, token, name, given).values()
+
+        return checked(done)
+
+    def distil(
+        names: list[str] = Body(...),
+        weights: list[float] = Body(default=[]),
+        rank: int = Body(default=0),
+        prompts: str = Body(default=""),
+        name: str = Body(default=""),
+        settings: dict[str, Any] = Body(default={}),
+    ) -> dict[str, Any]:
+        def done() -> dict[str, Any]:
+            given = training.read(settings, training.distil_settings())
+            return work.distil(extension, names, weights, rank, prompts, name, given).values()
+
+        return checked(done)
+
+    def job() -> dict[str, Any]:
+        return dict(extension.jobs.values())
+
+    def stop() -> dict[str, Any]:
+        return {"text": extension.jobs.stop()}
 
     for path, function, verb in (
         ("adapters", adapters, "GET"),
         ("report", report, "POST"),
         ("fuse", fuse, "POST"),
         ("export", export, "POST"),
+        ("train", train, "POST"),
+        ("distil", distil, "POST"),
+        ("job", job, "GET"),
+        ("stop", stop, "POST"),
     ):
         function.__annotations__ = {k: v for k, v in _resolved(function).items() if k != "return"}
         app.add_api_route(f"/spectral/v1/{path}", function, methods=[verb], dependencies=guards)

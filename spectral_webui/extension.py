@@ -15,6 +15,7 @@ from spectral_core.errors import SpectralAdapterError
 
 from . import a1111, forge, infotext, request
 from .active import Active, Host
+from .jobs import Jobs, in_host
 from .library import Library
 from .places import layout_of
 
@@ -33,6 +34,7 @@ class Extension:
     def __init__(self, folders: Sequence[Path], lora_folders: Sequence[Path] = ()) -> None:
         self.library = Library(folders, lora_folders)
         self.active = Active()
+        self.jobs = Jobs(in_host)
         self._sd_model: Any = None
         self._requests: tuple[request.Request, ...] = ()
         self._seen: dict[str, object] = {}
@@ -99,9 +101,10 @@ class Extension:
 
     def on_model(self, sd_model: Any) -> None:
         """The host has loaded a model: while a picture is drawn (a refiner) its adapters move to it."""
-        wanted, was = self._requests, self._sd_model
-        if was is None or was is sd_model:
+        wanted = self._requests
+        if self._sd_model is None:
             return
+        # The same object may hold another model's weights now, and the host has forgotten our words.
         self.active.clear()
         host = host_of(sd_model)
         for each in wanted:

@@ -7,8 +7,9 @@ the terms, because the patterns that they hang on are for the adapter's own name
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -39,18 +40,31 @@ def layout_of(unet: nn.Module) -> UNetLayout | None:
         return None
 
 
-def sides(adapter: Adapter, layout: UNetLayout | None, text_parts: tuple[str, ...]) -> Sides:
+def sides(
+    adapter: Adapter,
+    layout: UNetLayout | None,
+    text_parts: tuple[str, ...],
+    known_names: Callable[[], Mapping[str, Any]] = dict,
+) -> Sides:
     """The adapter taken apart for the picture's model and the text encoders that the host has.
 
-    Layers of strength 0 are left out, because they are exactly off.
+    known_names: the host's map of names, asked for layers of models other than Stable Diffusion. Layers of
+    strength 0 are left out, because they are exactly off.
     """
+    names: list[Mapping[str, Any]] = []  # asked once, and only where it is needed
+
+    def known() -> Mapping[str, Any]:
+        if not names:
+            names.append(known_names())
+        return names[0]
+
     layers: dict[str, dict[str, AdapterLayer]] = {}
     lost: dict[str, str] = {}
     for name, layer in adapter.layers.items():
         strength = adapter.strength_of(name)
         if strength == 0:
             continue
-        side, found = _place(name, layout, text_parts)
+        side, found = _place(name, layout, text_parts, known)
         if side:
             layers.setdefault(side, {})[found] = _times(layer, strength)
         else:
@@ -62,7 +76,9 @@ def sides(adapter: Adapter, layout: UNetLayout | None, text_parts: tuple[str, ..
     return Sides(made, lost)
 
 
-def _place(name: str, layout: UNetLayout | None, text_parts: tuple[str, ...]) -> tuple[str, str]:
+def _place(
+    name: str, layout: UNetLayout | None, text_parts: tuple[str, ...], known: Callable[[], Mapping[str, Any]]
+) -> tuple[str, str]:
     """(the side, the layer's name there), or ("", why there is none)."""
     layer = LayerName.parse(name)
     if is_text_encoder(name):
@@ -74,9 +90,37 @@ def _place(name: str, layout: UNetLayout | None, text_parts: tuple[str, ...]) ->
         if native is not None:
             return MODEL, str(LayerName(MODEL, native, layer.rows))
         return "", "this UNet has no such block"
+    for spelling in _spellings(layer):
+        if (found := known().get(spelling)) is not None:
+            return _from_map(layer, found)
     if layer.part in _NATIVE:
         return MODEL, str(LayerName(MODEL, layer.path, layer.rows))
     return "", "its name cannot be told for this model"
+
+
+def _spellings(layer: LayerName) -> Iterator[str]:
+    """The names that a host's map may have for a layer's weight; none for vectors, which maps do not name."""
+    if layer.vector is not None or layer.part == spellings.NATIVE_PART:
+        return
+    if layer.part == spellings.KOHYA_PART:
+        yield layer.path
+        return
+    if layer.part == "unet":
+        yield spellings.to_kohya(f"unet.{layer.path}", False)
+    yield f"{layer.part}.{layer.path}"
+
+
+def _from_map(layer: LayerName, found: Any) -> tuple[str, str]:
+    """(the side, the layer's name there) of a map's value: a weight, or (weight, (axis, start, length))."""
+    key, offset, function = (found, None, None) if isinstance(found, str) else (*found, None, None)[:3]
+    path = key.removeprefix(f"{spellings.NATIVE_PART}.").removesuffix(".weight")
+    if function is not None or (offset is not None and offset[0] != 0):
+        return "", "this host changes what is added to its weight, which only a merged LoRA can follow"
+    rows = layer.rows
+    if offset is not None:
+        start, length = offset[1], offset[2]
+        rows = (start, start + length) if rows is None else (start + rows[0], start + rows[1])
+    return MODEL, str(LayerName(MODEL, path, rows))
 
 
 def _times(layer: AdapterLayer, strength: float) -> AdapterLayer:

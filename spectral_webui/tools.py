@@ -34,25 +34,35 @@ def fused(
     name: str = "",
 ) -> tuple[str, str, Image.Image]:
     """Fuse files to a new one in the library's first folder: its name, the report, the overlap picture."""
+    given = weights_for(names, weights)
+    if method not in METHODS:
+        raise SpectralAdapterError(f"method {method!r}: expected one of {', '.join(METHODS)}")
+    with torch.inference_mode(False), torch.no_grad():
+        adapters = [_loaded(library, each) for each in names]
+        path = new_file(library.folders[0], name or "fused")
+        result = fuse(adapters, method, given, rank=rank or None, freeze_gates=freeze_gates, name=path.stem)
+        adapter_file.save(result.adapter, path)
+        found = overlap_picture.examine(adapters, given)
+        picture = overlap_picture.draw(adapters, found, result.report)
+    shown = shown_name(path, library)
+    text = "\n".join([f"saved as {shown}", result.report.text, *(f"before: {w}" for w in found.warnings)])
+    return shown, text, picture
+
+
+def weights_for(names: Sequence[str], weights: Sequence[float]) -> list[float]:
+    """One for each adapter, 1 where none is given. Raises SpectralAdapterError for another number of them."""
     if len(names) < 2:
         raise SpectralAdapterError(f"found {len(names)} adapters to fuse, expected two or more")
     if weights and len(weights) != len(names):
         raise SpectralAdapterError(
             f"found {len(weights)} weights for {len(names)} adapters: expected one each"
         )
-    if method not in METHODS:
-        raise SpectralAdapterError(f"method {method!r}: expected one of {', '.join(METHODS)}")
-    given = list(weights) or [1.0] * len(names)
-    with torch.inference_mode(False), torch.no_grad():
-        adapters = [_loaded(library, each) for each in names]
-        path = _new_file(library.folders[0], name or "fused")
-        result = fuse(adapters, method, given, rank=rank or None, freeze_gates=freeze_gates, name=path.stem)
-        adapter_file.save(result.adapter, path)
-        found = overlap_picture.examine(adapters, given)
-        picture = overlap_picture.draw(adapters, found, result.report)
-    shown = path.relative_to(library.folders[0]).with_suffix("").as_posix()
-    text = "\n".join([f"saved as {shown}", result.report.text, *(f"before: {w}" for w in found.warnings)])
-    return shown, text, picture
+    return list(weights) or [1.0] * len(names)
+
+
+def shown_name(path: Path, library: Library) -> str:
+    """As on the cards."""
+    return path.relative_to(library.folders[0]).with_suffix("").as_posix()
 
 
 def report(library: Library, name: str) -> tuple[str, Image.Image]:
@@ -75,7 +85,7 @@ def exported(
         raise SpectralAdapterError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
     with torch.inference_mode(False), torch.no_grad():
         adapter = _loaded(library, name)
-        path = _new_file(folder, name.rpartition("/")[2] + "_lora")
+        path = new_file(folder, name.rpartition("/")[2] + "_lora")
         done = export_lora(
             adapter,
             path,
@@ -114,13 +124,18 @@ def _loaded(library: Library, name: str) -> Adapter:
     return library.load(library.find(name))
 
 
-def _new_file(folder: Path, name: str) -> Path:
-    """A free name below ``folder``. Raises SpectralAdapterError for a name that leaves it."""
+def file_name(name: str, folder: Path) -> str:
+    """A name with its folders below ``folder``. Raises SpectralAdapterError for one that leaves it."""
     wanted = name.replace("\\", "/").strip().removesuffix(".safetensors")
     parts = [part for part in wanted.split("/") if part not in ("", ".")]
     if not parts or ".." in parts or wanted.startswith("/") or set(wanted) & _FORBIDDEN:
         raise SpectralAdapterError(f"name {name!r}: expected a file name, with / for folders below {folder}")
-    stem = folder.joinpath(*parts)
+    return "/".join(parts)
+
+
+def new_file(folder: Path, name: str) -> Path:
+    """A free name below ``folder``."""
+    stem = folder.joinpath(*file_name(name, folder).split("/"))
     stem.parent.mkdir(parents=True, exist_ok=True)
     path, number = stem.with_name(stem.name + ".safetensors"), 2
     while path.exists():

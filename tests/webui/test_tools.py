@@ -280,7 +280,7 @@ def test_fuse_and_report(library: Library) -> None:
 @pytest.mark.parametrize("name", ["../out", "/etc/x", "a:b", "", "."])
 def test_new_files_stay_in_their_folder(library: Library, name: str) -> None:
     with pytest.raises(SpectralAdapterError, match="expected a file name"):
-        tools._new_file(library.folders[0], name)
+        tools.new_file(library.folders[0], name)
 
 
 def test_export_uses_the_models_own_block_numbers_and_takes_the_words(library: Library) -> None:
