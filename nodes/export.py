@@ -165,10 +165,20 @@ class ExportAdapterAsLoRA:
                     "MODEL",
                     {
                         "tooltip": "The base model. Its own names are used for layers that are rows of a "
-                        "fused weight (Flux, Z-Image and others), so that Load LoRA reads the file whole."
+                        "fused weight (Flux, Z-Image and others), and its block numbers where it is not "
+                        "built like Stable Diffusion, so that others read the file whole."
                     },
                 ),
                 "cover": COVER,
+                "trained_words": (
+                    "BOOLEAN",
+                    {
+                        "default": False,
+                        "tooltip": "Writes the adapter's trained words into the file too, as bundle_emb. "
+                        "Automatic1111 reads them; ComfyUI, Forge and others pass them over. kohya naming "
+                        "only.",
+                    },
+                ),
             },
         }
 
@@ -181,6 +191,7 @@ class ExportAdapterAsLoRA:
         drop_schedule: bool = False,
         model: Any = None,
         cover: Any = None,
+        trained_words: bool = False,
     ) -> dict[str, Any]:
         from ..spectral_core.files.lora_export import export_lora
         from .host.files import paths
@@ -190,12 +201,21 @@ class ExportAdapterAsLoRA:
         assert dtype is not None, "every choice of this node is a type"
         with tensors.lasting():
             path = paths.new_file(filename_prefix, in_saved=False)
-            names: dict[str, str] = {}
+            names, layout = {}, None
             if model is not None:
-                from .host.files.fitting import file_names
+                from .host.files.fitting import file_names, layout_of
 
-                names = file_names(adapter, model)
-            exported = export_lora(adapter, path, naming, dtype, drop_schedule=drop_schedule, names=names)
+                names, layout = file_names(adapter, model), layout_of(model)
+            exported = export_lora(
+                adapter,
+                path,
+                naming,
+                dtype,
+                drop_schedule=drop_schedule,
+                names=names,
+                layout=layout,
+                words=trained_words and naming == "kohya",
+            )
         file = paths.below_output(path)
         told = images.add_cover(path, cover)
         report = results.lines(f"exported as {file}, {_size(path)}", told, str(exported))

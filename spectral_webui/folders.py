@@ -27,6 +27,17 @@ def lora_folder() -> Path:
     return Path(getattr(shared.cmd_opts, "lora_dir", None) or Path(paths.models_path) / "Lora")
 
 
+def family_of_loaded() -> str:
+    """``sd1``, ``sd2``, ``sdxl`` or ``mini``; empty where nothing is loaded yet, or another kind of model."""
+    from modules import sd_models
+
+    sd_model = sd_models.model_data.sd_model  # the host's own word for it would load one
+    try:
+        return places.family_of(host_of(sd_model).unet(sd_model)) if sd_model else ""
+    except AttributeError:  # the host's stand-in while nothing is loaded
+        return ""
+
+
 def layout_of_loaded() -> UNetLayout | None:
     """The layout of the model that is loaded now; None where none is, or another kind."""
     from modules import shared

@@ -9,7 +9,24 @@ from spectral_core.errors import SpectralAdapterError
 
 from . import tools
 from .extension import LOG, Extension
+from .folders import family_of_loaded
 from .library import Entry
+
+SHOW_ALL = "spectral_show_all"
+
+
+def fits(family: str, loaded: str) -> bool:
+    """Whether a card is shown: its adapter is for the loaded model's family, or one of them is unknown."""
+    return not family or not loaded or family in ("unknown", loaded)
+
+
+def add_setting() -> None:
+    """In the host's settings, beside those of its other extra networks."""
+    from modules import shared
+
+    text = "Spectral: show adapters of every base model, not only those for the one that is loaded"
+    option = shared.OptionInfo(False, text, section=("extra_networks", "Extra Networks"))
+    shared.opts.add_option(SHOW_ALL, option)
 
 
 def register(extension: Extension) -> None:
@@ -27,9 +44,11 @@ def register(extension: Extension) -> None:
             return self._item(extension.library.find(name), index)
 
         def list_items(self) -> Iterator[dict[str, Any]]:
+            loaded = "" if getattr(shared.opts, SHOW_ALL, False) else family_of_loaded()
             for index, entry in enumerate(extension.library.entries()):
                 try:
-                    yield self._item(entry, index)
+                    if fits(str(tools.card(extension.library, entry.name)["family"]), loaded):
+                        yield self._item(entry, index)
                 except SpectralAdapterError as error:  # one unreadable file must not empty the page
                     LOG.warning("Spectral Adapters: %s", error)
 
@@ -37,7 +56,12 @@ def register(extension: Extension) -> None:
             said = tools.card(extension.library, entry.name)
             stem = str(entry.path.with_suffix(""))
             words = f" {' '.join(said['words'])}" if said["words"] else ""  # type: ignore[arg-type]
-            search = [entry.name, str(said["description"]), self.search_terms_from_path(str(entry.path))]
+            search = [
+                entry.name,
+                str(said["description"]),
+                str(said["family"]),
+                self.search_terms_from_path(str(entry.path)),
+            ]
             item = {
                 "name": entry.name,
                 "filename": str(entry.path),

@@ -40,6 +40,21 @@ def layout_of(unet: nn.Module) -> UNetLayout | None:
         return None
 
 
+_FAMILIES = {768: "sd1", 1024: "sd2", 128: "mini"}  # by the width of the text that they attend to
+
+
+def family_of(unet: nn.Module) -> str:
+    """The family of a UNet as adapters name it; empty for another kind of model."""
+    layout = layout_of(unet)
+    if layout is None:
+        return ""
+    if layout.label:
+        return "sdxl"
+    keys = (m for path, m in unet.named_modules() if path.endswith("attn2.to_k"))
+    width = getattr(next(keys, None), "in_features", 0)
+    return _FAMILIES.get(width, "")
+
+
 def sides(
     adapter: Adapter,
     layout: UNetLayout | None,

@@ -32,6 +32,7 @@ def start() -> Extension:
         _add_axes(extension)
 
     script_callbacks.on_before_ui(before_ui)
+    script_callbacks.on_ui_settings(page.add_setting)
     script_callbacks.on_cfg_denoiser(extension.on_step)
     script_callbacks.on_model_loaded(extension.on_model)
     script_callbacks.on_script_unloaded(extension.clear)

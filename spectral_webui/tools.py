@@ -14,8 +14,7 @@ from spectral_core.errors import SpectralAdapterError
 from spectral_core.files import adapter_file
 from spectral_core.files.lora_export import export_lora
 from spectral_core.fusion import FUSIONS, fuse
-from spectral_core.names.layer_name import LayerName
-from spectral_core.names.unet_blocks import UNetLayout, unet_table
+from spectral_core.names.unet_blocks import UNetLayout
 
 from .library import Library
 
@@ -92,32 +91,10 @@ def exported(
             "kohya",
             PRECISIONS[precision],
             drop_schedule=drop_schedule,
-            names=block_names(adapter, layout),
+            layout=layout,
             words=bool(adapter.tokens),
         )
     return path, str(done)
-
-
-def block_names(adapter: Adapter, layout: UNetLayout | None) -> dict[str, str]:
-    """Names by the host's own block numbers for a UNet that has not Stable Diffusion's structure: the host
-    would take diffusers' words for blocks of SD 1.5 and find other layers, without a word.
-
-    Raises SpectralAdapterError for a layer that the loaded model does not have. Empty where diffusers' names
-    are right.
-    """
-    if layout is None or layout in (UNetLayout.sd1(), UNetLayout.sdxl()):
-        return {}
-    names = {}
-    for name in adapter.layers:
-        layer = LayerName.parse(name)
-        if layer.part == "unet" and layer.rows is None:
-            native = unet_table(layout).get(layer.path)
-            if native is None:
-                raise SpectralAdapterError(
-                    f"layer {name}: the loaded model has no such block; load the adapter's own model"
-                )
-            names[name] = "lora_unet_" + native.replace(".", "_")
-    return names
 
 
 def _loaded(library: Library, name: str) -> Adapter:

@@ -8,19 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from ..analysis.spectra import summary
+from ..errors import SpectralAdapterError
 from ..files.adapter_file import save
 from ..files.container import open_safely
 from ..files.cover import copy_cover
 from ..files.lora_export import export_lora
 from ..fusion import recompress
+from ..names.unet_blocks import UNetLayout
 from ..training.runs import checkpoint
 from . import fuse
-from .models import DTYPES, open_adapter
+from .models import DTYPES, open_adapter, open_model
 
 EXPORT = """Write an adapter as an ordinary LoRA file.
 
 kohya names load in ComfyUI, Automatic1111, Forge and diffusers; diffusers names in diffusers. Exact for every
-method but adaptive gates, which become their frozen masks; what that loses is printed.
+method but adaptive gates, which become their frozen masks; what that loses is printed. Models that are not
+built like Stable Diffusion have their blocks named by number: give such a --model (the embedded one is
+known).
 
   python -m spectral_core export vase.safetensors --output vase_lora.safetensors"""
 
@@ -45,6 +49,10 @@ def add_parsers(commands: Any) -> None:
     build.add_argument("--naming", choices=("kohya", "diffusers"), default="kohya", help="(default: kohya)")
     build.add_argument("--dtype", choices=tuple(DTYPES), default="fp16", help="(default: fp16)")
     build.add_argument("--drop-schedule", action="store_true", help="export without its strength schedule")
+    build.add_argument("--model", metavar="PATH", help="the adapter's own model, for its block numbers")
+    build.add_argument(
+        "--words", action="store_true", help="trained words too, which Automatic1111 reads (kohya names)"
+    )
     build.add_argument("--overwrite", action="store_true", help="replace the file where it exists")
     build.set_defaults(run=run_export)
 
@@ -65,6 +73,12 @@ def add_parsers(commands: Any) -> None:
 
 
 def run_export(options: argparse.Namespace) -> int:
+    layout = None
+    if options.model is not None:
+        unet = getattr(open_model(options.model, "fp32", "cpu"), "unet", None)
+        layout = None if unet is None else UNetLayout.from_config(unet.config)
+    if options.words and options.naming != "kohya":
+        raise SpectralAdapterError("--words: only kohya's names have a place for them")
     report = export_lora(
         open_adapter(options.adapter),
         options.output,
@@ -72,6 +86,8 @@ def run_export(options: argparse.Namespace) -> int:
         DTYPES[options.dtype],
         overwrite=options.overwrite,
         drop_schedule=options.drop_schedule,
+        layout=layout,
+        words=options.words,
     )
     print(report)
     copy_cover(options.adapter, options.output)

@@ -30,11 +30,13 @@ from ..maths.lowrank import Factors, concatenate
 from ..methods import method_of
 from ..names import spellings as keys
 from ..names.layer_name import LayerName
+from ..names.unet_blocks import UNetLayout
 from ..words import OneLine, chosen
 from . import metadata as file_metadata
 from . import writing as safewrite
 from .lora_errors import distance, gate_loss
 from .lora_import import ImportedLoRA, import_lora, read_lora
+from .lora_names import by_block_numbers
 
 __all__ = [
     "NAMINGS",
@@ -108,13 +110,16 @@ def export_lora(
     overwrite: bool = False,
     drop_schedule: bool = False,
     names: Mapping[str, str] | None = None,
+    layout: UNetLayout | None = None,
     words: bool = False,
 ) -> ExportReport:
     """Write an adapter as an ordinary LoRA file at its present strengths.
 
     names: layer -> its module's name in the file, where a reader's own map knows it better than the rules of
-    kohya's naming, such as rows of a fused weight. words: the adapter's trained words too, as
-    ``bundle_emb.<word>.*``, which Automatic1111 reads and others report as unknown.
+    kohya's naming, such as rows of a fused weight. layout: the model's blocks; where they are not Stable
+    Diffusion's (as of the embedded model, which is known), kohya's file names them by number. words: the
+    adapter's trained words too, as ``bundle_emb.<word>.*``, which Automatic1111 reads and others report as
+    unknown.
 
     Raises SpectralAdapterError for a schedule (a LoRA file cannot hold one; ``drop_schedule`` exports without
     it), layers that the naming cannot name, values that ``dtype`` cannot hold, and everything that saving
@@ -154,7 +159,10 @@ def export_lora(
             f"{path}: no layer has an update: {_first(omitted)}; there is nothing to export"
         )
     if naming == "kohya":
-        named = _kohya({n: f for n, (f, _) in folded.items()}, adapter, dtype, path, names or {})
+        layout = layout or (UNetLayout.mini() if adapter.provenance.family == "mini" else None)
+        numbered = {} if layout is None else by_block_numbers(folded, layout)
+        all_names = numbered | dict(names or {})
+        named = _kohya({n: f for n, (f, _) in folded.items()}, adapter, dtype, path, all_names)
     else:
         named = _diffusers({n: f for n, (f, _) in folded.items()}, adapter, dtype, path)
     layers: dict[str, ExportedLayer] = {}

@@ -86,7 +86,8 @@ def read_lora(
 ) -> ImportedLoRA:
     """A LoRA file as an adapter, with everything that was assumed or did not match.
 
-    unet: layout for native block names (``lora_unet_input_blocks_…``), SDXL's by default. Changed biases and
+    unet: layout for native block names (``lora_unet_input_blocks_…``), by default SDXL's, or the embedded
+    model's where the file says that it is for that. Changed biases and
     norms become layers of their own, ``<layer>.bias`` and ``<layer>.weight``. PEFT files take alpha and
     ranks from the ``adapter_config.json`` beside them. with_dependent: hand out layers that need the model's
     weights instead of refusing the file. Raises SpectralAdapterError, with file and layer, for other kinds
@@ -106,6 +107,8 @@ def read_lora(
         # looked for only once the names are known to be a LoRA's
         lambda: alphas_in_metadata(file.metadata, file.path) or alphas_beside(file.path, file.entries),
     )
+    if unet is None and file.metadata.get("modelspec.architecture", "").startswith("mini/"):
+        unet = UNetLayout.mini()
     return _read(source, lambda module: layer_name(module, unet), with_dependent)
 
 

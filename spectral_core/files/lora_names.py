@@ -6,9 +6,12 @@ kohya's, diffusers' (present and old), PEFT's and ComfyUI's native spellings.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
+from ..errors import SpectralAdapterError
 from ..names import spellings as keys
-from ..names.unet_blocks import UNetLayout
+from ..names.layer_name import LayerName
+from ..names.unet_blocks import UNetLayout, unet_table
 from . import lycoris
 from .lora_alphas import PEFT_PREFIX
 
@@ -63,6 +66,31 @@ _TEXT_ENCODERS = {  # ComfyUI's prefixes of generic LoRA files; clip_g is SDXL's
     "clip_h.transformer.": "text_encoder.",
     "clip_g.transformer.": "text_encoder_2.",
 }
+
+
+def by_block_numbers(layers: Iterable[str], layout: UNetLayout) -> dict[str, str]:
+    """Layer -> its name in a kohya file by the model's own block numbers, of a UNet that is not built like
+    Stable Diffusion; empty for one that is.
+
+    diffusers' words for such blocks would be read as those of SD 1.5, which may have layers of the same
+    shape there. Raises SpectralAdapterError for a layer that the layout has not.
+    """
+    if layout in (UNetLayout.sd1(), UNetLayout.sdxl()):
+        return {}
+    table, found = unet_table(layout), {}
+    for name in layers:
+        layer = LayerName.parse(name)
+        if layer.part != "unet":
+            continue
+        native = table.get(layer.vector[0] if layer.vector else layer.path)
+        if native is None:
+            raise SpectralAdapterError(
+                f"layer {name}: the model has no such block, so that there is no name by its block numbers: "
+                "give the adapter's own model, or take diffusers' names"
+            )
+        module = name.rpartition(".")[0] if layer.vector else name
+        found[module] = "lora_unet_" + native.replace(".", "_")
+    return found
 
 
 def layer_name(module: str, unet: UNetLayout | None = None) -> str:

@@ -89,6 +89,11 @@ class UNetLayout:
         return cls.symmetric((0, 2, 10), label="add_embedding")
 
     @classmethod
+    def mini(cls) -> UNetLayout:
+        """The embedded model's."""
+        return cls(((0,), (1,), (0,)), 1, ((0, 0), (1, 1), (0, 0)))
+
+    @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> UNetLayout:
         """From a diffusers UNet2DConditionModel configuration (its ``config.json`` as a dictionary).
 

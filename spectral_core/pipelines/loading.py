@@ -149,9 +149,11 @@ def is_xl(pipe: Any) -> bool:
 
 
 def family_of(pipe: Any) -> str:
-    """``sd1``, ``sd2``, ``sdxl`` or ``mini`` (the embedded model's layout), by what the denoiser attends
+    """``sd1``, ``sd2``, ``sdxl``, ``mini`` (the embedded model) or ``unknown``, by what the denoiser attends
     to."""
     if is_xl(pipe):
         return "sdxl"
     width = getattr(pipe.unet.config, "cross_attention_dim", None) if hasattr(pipe, "unet") else None
-    return {768: "sd1", 1024: "sd2"}.get(width, "mini") if isinstance(width, int) else "unknown"
+    return (
+        {768: "sd1", 1024: "sd2", 128: "mini"}.get(width, "unknown") if isinstance(width, int) else "unknown"
+    )

@@ -21,7 +21,7 @@ from spectral_core.files import adapter_file
 from spectral_core.files.lora_import import read_lora
 from spectral_core.methods import FouRAConfig, LoRAConfig
 from spectral_core.names.unet_blocks import UNetLayout, unet_table
-from spectral_webui import a1111, api, forge, infotext, places, tab, tools
+from spectral_webui import a1111, api, forge, infotext, page, places, tab, tools
 from spectral_webui.active import Active
 from spectral_webui.extension import Extension, host_of
 from spectral_webui.library import Library
@@ -52,7 +52,7 @@ def sd_model() -> Any:
     paths: dict[str, nn.Module] = {native: nn.Identity() for native in unet_table(SD1).values()}
     paths[unet_table(SD1)[CONV]] = nn.Linear(4, 3)
     text = tree({TEXT.removeprefix("text_encoder."): nn.Linear(2, 5)})
-    stage = SimpleNamespace(wrapped=SimpleNamespace(transformer=text))
+    stage = SimpleNamespace(wrapped=SimpleNamespace(transformer=text, model=None))
     return SimpleNamespace(
         model=SimpleNamespace(diffusion_model=tree(paths)), cond_stage_model=stage, text=text
     )
@@ -75,6 +75,7 @@ class Words:
     def __init__(self) -> None:
         self.known: list[str] = []
 
+    known_names = staticmethod(a1111.known_names)
     unet = staticmethod(a1111.unet)
     text_encoders = staticmethod(a1111.text_encoders)
     progress = staticmethod(a1111.progress)
@@ -213,7 +214,8 @@ def test_the_host_is_told_by_its_model() -> None:
         (["clip_l"], ["text_encoder"]),
         (["clip_h"], ["text_encoder"]),
         (["clip_l", "clip_g"], ["text_encoder", "text_encoder_2"]),
-        (["t5xxl"], []),
+        (["clip_l", "t5xxl"], ["text_encoder", "text_encoder_2"]),
+        (["qwen"], []),
     ],
 )
 def test_forges_text_encoders(names: list[str], parts: list[str]) -> None:
@@ -225,7 +227,7 @@ def test_forges_text_encoders(names: list[str], parts: list[str]) -> None:
 
 def test_forges_words_come_and_go_and_the_users_own_stay() -> None:
     class Database:
-        expected_shape = 2
+        expected_shape = 7  # SDXL's, of both encoders
 
         def __init__(self) -> None:
             self.word_embeddings: dict[str, Any] = {"<w>": "the user's"}
@@ -236,7 +238,9 @@ def test_forges_words_come_and_go_and_the_users_own_stay() -> None:
                 self.word_embeddings[name] = embedding
 
     database = Database()
-    engine = SimpleNamespace(embeddings=database, embedding_key="clip_l")
+    embeddings = SimpleNamespace(token_embedding=nn.Embedding(4, 2))
+    encoder = SimpleNamespace(transformer=SimpleNamespace(text_model=SimpleNamespace(embeddings=embeddings)))
+    engine = SimpleNamespace(embeddings=database, embedding_key="clip_l", text_encoder=encoder)
     model = SimpleNamespace(text_processing_engine=engine)
     rows = {"text_encoder": torch.ones(3, 2)}
     undo = forge.add_words(model, {"<w>": rows, "<v>": rows})
@@ -296,7 +300,7 @@ def test_export_uses_the_models_own_block_numbers_and_takes_the_words(library: L
     again = read_lora(path, DEMO)
     assert set(again.adapter.layers) == set(original.layers)
     assert "Automatic1111 reads them" in text
-    with pytest.raises(SpectralAdapterError, match="no such block"):
+    with pytest.raises(SpectralAdapterError, match="no such block, so that"):
         tools.exported(
             library, "bot_spectral", library.lora_folders[0], layout=UNetLayout(((0,),), 0, ((0,),))
         )
@@ -318,3 +322,108 @@ def test_small_inputs_of_tab_and_routes() -> None:
     known = api.credentials("a:b, c:d:e")
     assert api.is_known(known, "a", "b") and api.is_known(known, "c", "d:e")
     assert not api.is_known(known, "a", "c") and not api.is_known(known, "z", "")
+
+
+@pytest.mark.parametrize(
+    ("family", "loaded", "shown"),
+    [
+        ("sd1", "sd1", True),
+        ("sd1", "sdxl", False),
+        ("", "sdxl", True),
+        ("sd1", "", True),
+        ("flux", "sd1", False),
+    ],
+)
+def test_cards_are_those_for_the_loaded_model(family: str, loaded: str, shown: bool) -> None:
+    assert page.fits(family, loaded) == shown
+
+
+@pytest.mark.parametrize(("width", "family"), [(768, "sd1"), (1024, "sd2"), (128, "mini"), (99, "")])
+def test_the_loaded_models_family(width: int, family: str) -> None:
+    model = sd_model().model.diffusion_model
+    block = model.get_submodule("input_blocks.1.1.transformer_blocks.0.attn2")
+    block._modules["to_k"] = nn.Linear(width, 4)
+    assert places.family_of(model) == family
+    assert places.family_of(nn.Linear(2, 2)) == ""
+
+
+QKV = "diffusion_model.double_blocks.0.img_attn.qkv.weight"
+PROJ = "diffusion_model.double_blocks.0.img_attn.proj.weight"
+FLUX = {
+    "transformer.transformer_blocks.0.attn.to_k": (QKV, (0, 4, 4)),
+    "transformer.transformer_blocks.0.attn.to_out.0": PROJ,
+    "lora_unet_double_blocks_0_img_attn_proj": PROJ,
+    "transformer.norm_out.linear": ("diffusion_model.final.weight", None, lambda weight: weight),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("transformer.transformer_blocks.0.attn.to_k", "unet.double_blocks.0.img_attn.qkv[4:8]"),
+        ("transformer.transformer_blocks.0.attn.to_k[1:2]", "unet.double_blocks.0.img_attn.qkv[5:6]"),
+        ("transformer.transformer_blocks.0.attn.to_out.0", "unet.double_blocks.0.img_attn.proj"),
+        ("kohya.lora_unet_double_blocks_0_img_attn_proj", "unet.double_blocks.0.img_attn.proj"),
+        ("diffusion_model.double_blocks.0.img_attn.qkv[0:4]", "unet.double_blocks.0.img_attn.qkv[0:4]"),
+        ("transformer.norm_out.linear", None),
+        ("transformer.no.such", "unet.no.such"),
+    ],
+)
+def test_layers_of_other_models_by_the_hosts_map(name: str, place: str | None) -> None:
+    layer = next(iter(adapter().layers.values()))
+    found = places.sides(Adapter({name: layer}), None, ("text_encoder",), lambda: FLUX)
+    if place is None:
+        assert "only a merged LoRA" in found.lost[name]
+    else:
+        assert list(found.adapters["unet"].layers) == [place]
+
+
+def test_another_model_in_the_middle_of_a_picture(tmp_path: Path) -> None:
+    """A refiner, or a model that the host loads into the same object: the adapters go on the new one."""
+    extension, first, second = Extension([tmp_path]), sd_model(), sd_model()
+    adapter_file.save(adapter(), tmp_path / "one.safetensors")
+    p = Picture(first)
+    extension.activate(p, [["one"]])
+    extension.on_model(second)
+    assert not any("forward" in vars(module) for module in modules(first))
+    on = [module for module in modules(second) if "forward" in vars(module)]
+    assert len(on) == 2
+    extension.on_model(second)
+    assert [module for module in modules(second) if "forward" in vars(module)] == on
+    extension.clear()
+    assert not any("forward" in vars(module) for module in modules(second))
+    extension.on_model(first)  # between pictures
+    assert not any("forward" in vars(module) for module in modules(first))
+
+
+def test_a_hundred_programs_leave_the_model_as_it_was(tmp_path: Path) -> None:
+    """Requests with faults in any order, batches, second passes, other models, forgotten pictures."""
+    import random
+
+    rng = random.Random(0)
+    extension, models = Extension([tmp_path]), [sd_model(), sd_model()]
+    for name, config in (("lora", LoRAConfig(rank=2)), ("foura", FouRAConfig(rank=2))):
+        adapter_file.save(adapter(config), tmp_path / f"{name}.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"no such file")
+    tags = [["lora", "0.5"], ["foura"], ["lora", "1", "stop=0.5"], ["foura", "mode=frozen"]]
+    tags += [["no_such"], ["lora", "strong"], ["broken"], ["foura", "1", "0"], ["lora", "0"]]
+    before = [{k: v.clone() for k, v in m.model.diffusion_model.state_dict().items()} for m in models]
+    keys = [[set(vars(module)) for module in modules(m)] for m in models]
+    inner = SimpleNamespace(sigma_to_t=lambda s: s)
+    for _ in range(100):
+        model = rng.choice(models)
+        p = Picture(model)
+        for _ in range(rng.randint(1, 3)):
+            extension.activate(p, [list(tag) for tag in rng.choices(tags, k=rng.randint(0, 4))])
+            for _ in range(rng.randint(0, 2)):
+                sigma = torch.tensor([rng.uniform(0, 999)])
+                extension.on_step(SimpleNamespace(sigma=sigma, denoiser=SimpleNamespace(inner_model=inner)))
+            if rng.random() < 0.2:
+                extension.on_model(rng.choice(models))
+        if rng.random() < 0.5:
+            extension.clear()  # else the picture is forgotten, as after an exception
+        del p
+        for m, was, known in zip(models, before, keys, strict=True):
+            now = m.model.diffusion_model.state_dict()
+            assert all(torch.equal(now[key], value) for key, value in was.items())
+            assert [set(vars(module)) for module in modules(m)] == known

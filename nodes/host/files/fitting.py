@@ -26,6 +26,7 @@ from ....spectral_core.files.lora_layers import layer_of_difference
 from ....spectral_core.maths.layers import LayerShape
 from ....spectral_core.names.layer_name import LayerName
 from ....spectral_core.names.spellings import KOHYA_PART, NATIVE_PART
+from ....spectral_core.names.unet_blocks import UNetLayout
 from ..model import compat
 from ..model import places as keys
 
@@ -103,6 +104,14 @@ def file_names(adapter: Adapter, model: Any) -> dict[str, str]:
             by_target.setdefault((value[0], value[1]), name)
     targets = {place.name: (place.key, place.offset) for place in keys.place(adapter, model, None).model}
     return {name: by_target[target] for name, target in targets.items() if target in by_target}
+
+
+def layout_of(model: Any) -> UNetLayout | None:
+    """The blocks of a Stable Diffusion's UNet; None for another kind of model."""
+    try:
+        return UNetLayout.from_native(path for path, _ in model.model.diffusion_model.named_modules())
+    except SpectralAdapterError:
+        return None
 
 
 def _put(layers: dict[str, AdapterLayer], name: str, layer: AdapterLayer, source: str) -> None:

@@ -14,22 +14,24 @@ import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from torch import Generator, Tensor
 
 from spectral_core.adapter.adapter import Adapter, AdapterLayer, Term
 from spectral_core.adapter.schedule import Schedule
 from spectral_core.errors import SpectralAdapterError
-from spectral_core.files.adapter_file import save
+from spectral_core.files.adapter_file import load, save
 from spectral_core.files.container import open_safely
 from spectral_core.files.lora_export import export_lora, import_lora, read_lora
 from spectral_core.maths.lowrank import delta
 from spectral_core.methods import FouRAConfig, LoRAConfig
-from spectral_core.names.unet_blocks import UNetLayout
+from spectral_core.names.unet_blocks import UNetLayout, unet_table
 from tests.core.adapter_cases import GATED, MERGEABLE, trained
 
 Q = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 CONV = "unet.down_blocks.0.resnets.1.conv1"
 FC = "text_encoder.text_model.encoder.layers.3.mlp.fc1"
+ROOT = Path(__file__).resolve().parents[3]
 SHAPES = {Q: (13, 7), CONV: (9, 5, 3, 3), FC: (6, 11)}
 
 
@@ -544,3 +546,37 @@ def test_any_names_and_shapes_are_imported_or_refused(tmp_path: Path, found: dic
         return
     for layer in read.adapter.layers.values():
         assert layer.factors().shape == layer.shape
+
+
+def embedded() -> Adapter:
+    """An adapter of the embedded model, with a word of its own."""
+    path = ROOT / "example_workflows/adapters/examples/bot_spectral.safetensors"
+    return load(path)
+
+
+def test_the_embedded_models_blocks_are_named_by_number(tmp_path: Path) -> None:
+    """Under diffusers' words Automatic1111 would find other layers of the same shape, those of SD 1.5."""
+    adapter = embedded()
+    config = json.loads((ROOT / "demo_model/unet/config.json").read_text(encoding="utf-8"))
+    assert UNetLayout.from_config(config) == UNetLayout.mini() and adapter.provenance.family == "mini"
+    report = export_lora(adapter, tmp_path / "a.safetensors", dtype=torch.float32, words=True)
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        keys = set(file.keys())
+    flat = {"lora_unet_" + native.replace(".", "_") for native in unet_table(UNetLayout.mini()).values()}
+    assert {key.split(".")[0] for key in keys} - {"bundle_emb"} <= flat
+    assert "bundle_emb.<bot>.string_to_param.*" in keys and "trained words in the file" in str(report)
+    again = import_lora(tmp_path / "a.safetensors")
+    assert again.layers.keys() == adapter.layers.keys()
+    name = next(iter(adapter.layers))
+    ours, theirs = (a.layers[name].factors(1.0) for a in (adapter, again))
+    assert torch.allclose(
+        ours.scaled_up() @ ours.down.flatten(1), theirs.scaled_up() @ theirs.down.flatten(1), atol=1e-6
+    )
+
+
+def test_a_block_that_the_model_has_not_is_refused(tmp_path: Path) -> None:
+    stray = {"unet.down_blocks.3.resnets.0.conv1": next(iter(embedded().layers.values()))}
+    adapter = replace(embedded(), layers=stray)
+    with pytest.raises(SpectralAdapterError, match=r"no such block.*own model"):
+        export_lora(adapter, tmp_path / "a.safetensors")
+    assert export_lora(adapter, tmp_path / "b.safetensors", "diffusers").naming == "diffusers"
