@@ -1,0 +1,176 @@
+"""A real webui, started once for all tests of it, with the extension in a data folder of its own.
+
+$A1111_PATH, $FORGE_PATH, $NEO_PATH: checkouts with all that they need beside them; $A1111_PYTHON and so on:
+theirs. Models, settings and the extension lie in a temporary folder, so that the checkouts stay as they are.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.webui.checkpoints import narrow_adapters, write_narrow
+from tests.webui.demo_checkpoint import ROOT, write
+
+KINDS = ("A1111", "FORGE", "NEO")
+BOOT_SECONDS = 400
+USER = "someone:secret"
+FLAGS = ["--skip-torch-cuda-test", "--skip-prepare-environment", "--api", "--server-name", "127.0.0.1"]
+FLAGS += ["--api-auth", USER]
+OWN_FLAGS = {
+    "A1111": ["--no-half", "--use-cpu", "all", "--no-download-sd-model", "--do-not-download-clip"],
+    "FORGE": ["--always-cpu"],
+    "NEO": ["--skip-python-version-check", "--cpu", "--force-fp32"],
+}
+PICTURE = {"negative_prompt": "", "seed": 7, "do_not_save_samples": True, "do_not_save_grid": True}
+DEMO = PICTURE | {"sampler_name": "DDIM", "steps": 8, "cfg_scale": 4, "width": 128, "height": 128}
+NARROW = PICTURE | {"sampler_name": "Euler", "steps": 3, "cfg_scale": 4, "width": 64, "height": 64}
+NARROW |= {"scheduler": "Automatic"}
+
+
+@dataclass(frozen=True)
+class Webui:
+    """concept: a prompt; live: an adapter with gates; plain: one without; picture: what is asked for."""
+
+    kind: str
+    address: str
+    data: Path
+    concept: str
+    live: str
+    plain: str
+    word: str
+    names: tuple[str, ...]
+    asked: dict[str, Any]
+
+    def call(self, path: str, body: Any = None, user: str = USER) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        if user:
+            headers["Authorization"] = "Basic " + base64.b64encode(user.encode()).decode()
+        request = urllib.request.Request(self.address + path, data, headers)
+        with urllib.request.urlopen(request, timeout=400) as answer:
+            return json.load(answer)
+
+    def draw(self, prompt: str, **changes: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
+        answer = self.call("/sdapi/v1/txt2img", self.asked | {"prompt": prompt} | changes)
+        pictures = [Image.open(io.BytesIO(base64.b64decode(text))) for text in answer["images"]]
+        return [np.asarray(picture.convert("RGB"), int) for picture in pictures], json.loads(answer["info"])
+
+    def picture(self, prompt: str, **changes: Any) -> np.ndarray:
+        return self.draw(prompt, **changes)[0][-1]
+
+    def job(self, path: str, body: Any, seconds: float = 300) -> dict[str, Any]:
+        """Begin a job and wait for its end."""
+        self.call(f"/spectral/v1/{path}", body)
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            found: dict[str, Any] = self.call("/spectral/v1/job")
+            if found["state"] in ("finished", "stopped", "failed"):
+                return found
+            time.sleep(0.5)
+        pytest.fail(f"{path}: still {found['state']}, {found['doing']}")
+
+    @property
+    def log(self) -> str:
+        return (self.data / "log.txt").read_text(encoding="utf-8", errors="replace")
+
+
+def boot(kind: str, data: Path) -> Iterator[Webui]:
+    path, python = os.environ.get(f"{kind}_PATH"), os.environ.get(f"{kind}_PYTHON")
+    if not path or not python:
+        pytest.skip(f"set {kind}_PATH and {kind}_PYTHON to try the extension there")
+    (data / "extensions").mkdir(parents=True)
+    (data / "extensions" / "spectral-adapters").symlink_to(ROOT, target_is_directory=True)
+    described = _models(kind, data)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # Absolute, but not resolved: an environment's Python is a link.
+    command = [os.path.abspath(python), "launch.py", *FLAGS, *OWN_FLAGS[kind], "--port", str(port)]
+    with open(data / "log.txt", "w") as log:
+        process = subprocess.Popen(
+            [*command, "--data-dir", str(data)],
+            cwd=path,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},
+        )
+        webui = Webui(kind, f"http://127.0.0.1:{port}", data, **described)
+        try:
+            _wait(webui, process)
+            yield webui
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _models(kind: str, data: Path) -> dict[str, Any]:
+    """Checkpoints and adapters for it; what :class:`Webui` says of them."""
+    models, adapters = data / "models" / "Stable-diffusion", data / "models" / "spectral_adapters"
+    if kind == "A1111":
+        shutil.copytree(ROOT / "example_workflows/adapters/examples", adapters)
+        first = write(models)
+        shutil.copy(first, models / "second.safetensors")
+        shutil.copy(first.with_suffix(".yaml"), models / "second.yaml")
+        _settings(data, "demo.safetensors")
+        names = ("bot_foura", "bot_spectral", "fish_spectral", "house_spectral")
+        return {
+            "concept": "a photo of <bot>",
+            "live": "bot_foura",
+            "plain": "bot_spectral",
+            "word": "<bot>",
+            "names": names,
+            "asked": DEMO,
+        }
+    kept = os.environ.get("WEBUI_NARROW")  # a file that was written before
+    if kept and Path(kept).is_file():
+        models.mkdir(parents=True)
+        os.link(kept, models / "narrow.safetensors")
+    else:
+        write_narrow(models / "narrow.safetensors")
+    narrow_adapters(models / "narrow.safetensors", adapters)
+    _settings(data, "narrow.safetensors")
+    return {
+        "concept": "a photo of <narrow>",
+        "live": "foura",
+        "plain": "lora",
+        "word": "<narrow>",
+        "names": ("foura", "lora", "spectral"),
+        "asked": NARROW,
+    }
+
+
+def _settings(data: Path, checkpoint: str) -> None:
+    values = {"sd_model_checkpoint": checkpoint, "VERSION_UID": "PY313"}  # Neo waits for Enter without
+    (data / "config.json").write_text(json.dumps(values), encoding="utf-8")
+
+
+def _wait(webui: Webui, process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + BOOT_SECONDS
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            webui.call("/spectral/v1/adapters")
+            return
+        except urllib.error.HTTPError as error:  # the page is there, our routes come at the end
+            if error.code != 404:
+                raise
+            time.sleep(1)
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(1)
+    pytest.fail("the webui did not start:\n" + webui.log[-4000:])
