@@ -62,10 +62,13 @@ def adapter(config: Any = None, seed: int = 0) -> Adapter:
     generator = torch.Generator().manual_seed(seed)
     weights = {f"unet.{CONV}": torch.randn(3, 4, generator=generator), TEXT: torch.randn(5, 2)}
     made = create(weights, config or LoRAConfig(rank=2))
+
+    def drawn(key: str, value: torch.Tensor) -> torch.Tensor:
+        draw = torch.rand if key == "gate.mean_open" else torch.randn
+        return draw(value.shape, generator=generator).to(value.dtype)
+
     return made.map_terms(
-        lambda _, t: replace(
-            t, params={k: torch.randn(v.shape, generator=generator).to(v.dtype) for k, v in t.params.items()}
-        )
+        lambda _, term: replace(term, params={k: drawn(k, v) for k, v in term.params.items()})
     )
 
 
