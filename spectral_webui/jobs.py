@@ -3,7 +3,6 @@ can stop it. Pictures wait meanwhile, and it waits for them: all take the host's
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +14,6 @@ from PIL import Image
 from spectral_core.errors import SpectralAdapterError
 from spectral_core.training.runs.events import Event
 
-LOG = logging.getLogger("spectral_adapters")
 _KEPT_LINES = 12
 Work = Callable[["Job"], tuple[str, "Image.Image | None"]]
 """Gets its job; the result in words and as a picture. KeyboardInterrupt: it was stopped."""
@@ -116,8 +114,8 @@ class Jobs:
             except SpectralAdapterError as error:
                 job.text, job.state = str(error), "failed"
             except Exception as error:  # a fault of ours: the page must not wait for ever
-                LOG.exception("%s %s", job.kind, job.name)
                 job.text, job.state = f"{type(error).__name__}: {error}", "failed"
+                raise
 
         try:
             self._run(job, run)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import tools, training
+from .extension import Extension, host_of
 from .jobs import Job
 from .pipeline import HostPipeline
-
-if TYPE_CHECKING:
-    from .extension import Extension
 
 
 def train(extension: Extension, images: str, token: str, name: str, values: Mapping[str, Any]) -> Job:
@@ -85,8 +83,6 @@ def distil(
 def _opened(extension: Extension) -> Iterator[HostPipeline]:
     """The model that the webui has loaded, or loads now."""
     from modules import sd_models, shared
-
-    from .extension import host_of
 
     if hasattr(sd_models, "forge_model_reload"):
         sd_models.forge_model_reload()

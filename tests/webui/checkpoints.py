@@ -44,6 +44,9 @@ def write_narrow(path: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     unet, vae = UNet2DConditionModel(**UNET), AutoencoderKL(**VAE)
     text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12))
+    # The host divides by the mean of what the encoder gives, which a new one's norm makes zero.
+    last = next(m for name, m in text.named_modules() if name.endswith("final_layer_norm"))
+    torch.nn.init.normal_(last.bias, 0.1, 0.1)  # type: ignore[arg-type]
     tensors: dict[str, Tensor] = {}
     native = demo.native_unet(unet.state_dict(), dict(unet.config))
     tensors |= {f"model.diffusion_model.{key}": value for key, value in native.items()}
