@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tools.example_parts import PREFIX, Node, node
+from tools.example_parts import Node, applied, fused, strength, trained
 
 IN, OUT = -10, -20  # the ids of a subgraph's two ends
 
@@ -25,35 +25,11 @@ class Blueprint:
     outputs: tuple[tuple[str, str, str, int], ...]
 
 
-def _apply(x: int, source: str) -> Node:
-    return node(
-        PREFIX + "ApplyAdapter",
-        (x, 0, 380, 410),
-        adapter=(source, 0),
-        strength_model=1.0,
-        strength_clip=1.0,
-        mode="auto",
-        base_mismatch="delta",
-    )
-
-
 def train_a_concept() -> Blueprint:
-    train = node(
-        PREFIX + "TrainAdapter",
-        (0, 0, 420, 950),
-        images="none",
-        trigger_word="",
-        preset="an object",
-        method="foura",
-        rank=0,
-        steps=0,
-        sample_every=0,
-        sample_prompt="",
-        run_name="my_concept",
-    )
+    train = trained((0, 0, 420, 950), 0, 0, "my_concept")
     return Blueprint(
         "Trains an adapter on a folder of pictures and puts it on the model.",
-        {"train": train, "apply": _apply(480, "train")},
+        {"train": train, "apply": applied("train", 480, 0, 410, {})},
         (
             ("model", "MODEL", (("train", "model"), ("apply", "model"))),
             ("clip", "CLIP", (("train", "clip"), ("apply", "clip"))),
@@ -72,36 +48,11 @@ def train_a_concept() -> Blueprint:
 
 
 def combine_three() -> Blueprint:
-    third = node(
-        PREFIX + "AdapterStrength",
-        (0, 0, 380, 620),
-        strength_model=1.0,
-        strength_clip=1.0,
-        start_percent=0.0,
-        end_percent=1.0,
-        curve="constant",
-        custom_curve="",
-        block_weights="",
-    )
-    fuse = node(
-        PREFIX + "FuseAdapters",
-        (440, 0, 380, 860),
-        adapters=("third", 1),
-        method="closed-form",
-        weight_1=1.0,
-        weight_2=1.0,
-        target_rank=0,
-        freeze_gates=False,
-        prompts="",
-        sample_steps=4,
-        sample_cfg=4.0,
-        sample_seed=0,
-        save_statistics="",
-        sample_rounds=2,
-    )
+    third = strength((0, 0, 380, 620))
+    fuse = fused("closed-form", (440, 0, 380, 860), adapters=("third", 1))
     return Blueprint(
         "Fuses three adapters so that each keeps its concept, and puts the one on the model.",
-        {"third": third, "fuse": fuse, "apply": _apply(880, "fuse")},
+        {"third": third, "fuse": fuse, "apply": applied("fuse", 880, 0, 410, {})},
         (
             ("model", "MODEL", (("fuse", "model"), ("apply", "model"))),
             ("clip", "CLIP", (("fuse", "clip"), ("apply", "clip"))),

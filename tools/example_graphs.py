@@ -18,6 +18,7 @@ from tools.example_parts import (
     picture,
     start,
     strength,
+    trained,
 )
 
 
@@ -57,7 +58,7 @@ def three_adapters(third_at: int) -> dict[str, Node]:
             **STRENGTHS,
             base_mismatch="delta",
         )
-    nodes["third"] = strength(("house", 2), (860, third_at, 380, 400), "the third one, as a list")
+    nodes["third"] = strength((860, third_at, 380, 400), "the third one, as a list", adapter=("house", 2))
     return nodes
 
 
@@ -99,7 +100,7 @@ def scheduled_strength() -> dict[str, Node]:
         ("fading", 0.0, 1.0, "linear out"),
     )
     for i, (name, begin, end, curve) in enumerate(rows):
-        nodes[name] = strength(("load", 2), (860, 440 * i, 360, 400), name, begin, end, curve)
+        nodes[name] = strength((860, 440 * i, 360, 400), name, begin, end, curve, adapter=("load", 2))
         nodes[f"apply_{name}"] = applied(name, 1260, 440 * i)
         on = (f"apply_{name}", 0), (f"apply_{name}", 1)
         nodes |= picture(f"scheduled_{name}", 1680, 440 * i, *on, "a <bot> on a red background")
@@ -238,22 +239,15 @@ def train_and_use() -> dict[str, Node]:
         "CLIPTextEncode", (420, 380, 330, 110), "Caption, for the training", clip=("demo", 1), text=prompt
     )
     nodes["faster"] = node(PREFIX + "TrainOptimiser", (420, 530, 330, 300), learning_rate=0.006, **OPTIMISER)
-    nodes["train"] = node(
-        PREFIX + "TrainAdapter",
+    nodes["train"] = trained(
         (780, 400, 420, 700),
+        4,
+        100,
+        "star_for_moon",
         model=("demo", 0),
         latents=("taught_sampler", 0),
         conditioning=("words", 0),
         options=("faster", 0),
-        images="none",
-        trigger_word="",
-        preset="an object",
-        method="foura",
-        rank=4,
-        steps=100,
-        sample_every=0,
-        sample_prompt="",
-        run_name="star_for_moon",
     )
     nodes["apply"] = applied("train", 1240, 400)
     on = ("apply", 0), ("apply", 1)

@@ -96,13 +96,15 @@ def note(x: int, y: int, width: int, height: int, text: str) -> dict[str, Node]:
     return {"note": node("MarkdownNote", (x, y, width, height), "Read me", text=text)}
 
 
-def applied(adapter: str, x: int, y: int, height: int = 400) -> Node:
-    """The adapter that a node gives out first, on the demo model."""
+def applied(
+    adapter: str, x: int, y: int, height: int = 400, on: Mapping[str, tuple[str, int]] = ON_DEMO
+) -> Node:
+    """The adapter that a node gives out first, on the demo model unless told otherwise."""
     return node(
         PREFIX + "ApplyAdapter",
         (x, y, 380, height),
         adapter=(adapter, 0),
-        **ON_DEMO,
+        **on,
         **STRENGTHS,
         mode="auto",
         base_mismatch="delta",
@@ -120,18 +122,18 @@ def loaded_foura(height: int = 330, **more: Any) -> Node:
 
 
 def strength(
-    adapter: tuple[str, int],
     box: tuple[int, int, int, int],
-    title: str,
+    title: str = "",
     begin: float = 0.0,
     end: float = 1.0,
     curve: str = "constant",
+    **sockets: tuple[str, int],
 ) -> Node:
     return node(
         PREFIX + "AdapterStrength",
         box,
-        f"Adapter Strength: {title}",
-        adapter=adapter,
+        f"Adapter Strength: {title}" if title else "",
+        **sockets,
         **STRENGTHS,
         start_percent=begin,
         end_percent=end,
@@ -157,6 +159,24 @@ def fused(method: str, box: tuple[int, int, int, int], **sockets: tuple[str, int
         sample_seed=0,
         save_statistics="",
         sample_rounds=2,
+    )
+
+
+def trained(box: tuple[int, int, int, int], rank: int, steps: int, run_name: str, **sockets: Any) -> Node:
+    """Train Adapter for a FouRA of an object, the rest as the preset has it (0: by the model)."""
+    return node(
+        PREFIX + "TrainAdapter",
+        box,
+        **sockets,
+        images="none",
+        trigger_word="",
+        preset="an object",
+        method="foura",
+        rank=rank,
+        steps=steps,
+        sample_every=0,
+        sample_prompt="",
+        run_name=run_name,
     )
 
 
