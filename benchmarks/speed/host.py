@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from dataclasses import replace
@@ -34,7 +32,7 @@ from spectral_core.files import adapter_file as fileformat
 from spectral_core.files.lora_export import export_lora
 from spectral_core.methods import FouRAConfig, MethodConfig, SpectralAConfig, method_of
 from tests.host.booted import NO_HOST, Checkout, find_checkouts
-from tests.host.inside import BOOTSTRAP
+from tests.host.inside import run_script
 
 SCRIPT = Path(__file__).resolve().parent / "inside" / "host.py"
 SECONDS = 900
@@ -97,27 +95,16 @@ def run_in(
     checkout: Checkout, settings: dict[str, Any], script: Path = SCRIPT, seconds: float = SECONDS
 ) -> dict[str, Any]:
     """What a script measured inside a host. RuntimeError with the end of what it printed when it fails."""
-    hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-    env = {k: v for k, v in os.environ.items() if k not in hidden}
-    env |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1"}
-    env["OMP_NUM_THREADS"] = str(settings["threads"])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        env["SPECTRAL_ADAPTERS_CACHE"] = str(folder / "cache")
         if script == SCRIPT:
             write_adapters(folder, settings["rank"])
         (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
-        done = subprocess.run(
-            [str(checkout.python), "-c", BOOTSTRAP, str(script), str(folder)],
-            cwd=checkout.root,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=seconds,
-        )
+        variables = {
+            "OMP_NUM_THREADS": str(settings["threads"]),
+            "SPECTRAL_ADAPTERS_CACHE": f"{folder}/cache",
+        }
+        done = run_script(checkout, script, folder, seconds=seconds, **variables)
         if done.returncode != 0:
             raise RuntimeError(f"ComfyUI {checkout.version}: {(done.stdout + done.stderr)[-3000:]}")
         return dict(json.loads((folder / "measured.json").read_text(encoding="utf-8")))

@@ -12,7 +12,6 @@ import argparse
 import gc
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import threading
@@ -73,15 +72,15 @@ def training(steps: int) -> list[tuple[int, dict[str, int]]]:
 
 def host(root: Path, cycles: int) -> list[tuple[int, dict[str, int]]]:
     """The same of cycles in a host; ``inside_long_runs.py`` makes them."""
-    from tests.host.inside import BOOTSTRAP, script_path
+    from tests.host.booted import Checkout, python_of, read_version
+    from tests.host.inside import run_script, script_path
 
-    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
-    hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-    env = {k: v for k, v in os.environ.items() if k not in hidden} | {"PYTHONDONTWRITEBYTECODE": "1"}
+    checkout = Checkout(root.resolve(), read_version(root), *python_of(root))
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "cycles.json").write_text(json.dumps({"cycles": cycles, "measured": MEASURED}))
-        script = str(script_path("inside_long_runs.py"))
-        subprocess.run([python, "-c", BOOTSTRAP, script, folder], cwd=root, env=env, check=True)
+        done = run_script(checkout, script_path("inside_long_runs.py"), Path(folder), seconds=7200)
+        if done.returncode:
+            sys.exit(done.stdout + done.stderr)
         found = json.loads(Path(folder, "seen.json").read_text())
     return [(number, values) for number, values in found]
 

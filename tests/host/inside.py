@@ -41,13 +41,15 @@ def script_path(name: str) -> Path:
     return found
 
 
-def run_inside(checkout: Checkout, script: str, folder: Path, *words: str) -> None:
-    """Run the script of this name; AssertionError with what it printed when it fails."""
+def run_script(
+    checkout: Checkout, script: Path, folder: Path, *words: str, seconds: float = SECONDS, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a script in the host's Python, with these environment variables more."""
     hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     env = {k: v for k, v in os.environ.items() if k not in hidden}
-    env |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [str(checkout.python), "-c", BOOTSTRAP, str(script_path(script)), str(folder), *words],
+    env |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1", **variables}
+    return subprocess.run(
+        [str(checkout.python), "-c", BOOTSTRAP, str(script), str(folder), *words],
         cwd=checkout.root,
         env=env,
         stdin=subprocess.DEVNULL,
@@ -55,8 +57,13 @@ def run_inside(checkout: Checkout, script: str, folder: Path, *words: str) -> No
         text=True,
         encoding="utf-8",
         errors="replace",
-        timeout=SECONDS,
+        timeout=seconds,
     )
+
+
+def run_inside(checkout: Checkout, script: str, folder: Path, *words: str) -> None:
+    """Run the script of this name; AssertionError with what it printed when it fails."""
+    done = run_script(checkout, script_path(script), folder, *words)
     if checkout.guessed and "ModuleNotFoundError" in done.stderr:
         pytest.skip(f"ComfyUI {checkout.version}: the Python that runs the tests lacks its requirements")
     assert done.returncode == 0, f"{script} on ComfyUI {checkout.version}:\n{done.stdout}\n{done.stderr}"

@@ -5,6 +5,7 @@ import importlib.util
 import sys
 import time
 import traceback
+from contextlib import contextmanager
 from pathlib import Path
 
 import comfy.model_management
@@ -79,6 +80,16 @@ def sample(patcher, positive, negative=None, steps=3, cfg=4.0, seed=1, size=16, 
 def condition(seed=5, width=128, rows=1):
     generator = torch.Generator().manual_seed(seed)
     return [[torch.randn(rows, 77, width, generator=generator), {}]]
+
+
+@contextmanager
+def interrupted():
+    """What is done in the block ends in the host's interrupt."""
+    try:
+        yield
+    except comfy.model_management.InterruptProcessingException:
+        return
+    raise AssertionError("the interrupt was lost")
 
 
 def leftovers(model):

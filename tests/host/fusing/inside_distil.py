@@ -7,7 +7,7 @@ import json
 
 import comfy.model_management as management
 import torch
-from inside_apply_lib import FOLDER, adapter, pack, run_checks
+from inside_apply_lib import FOLDER, adapter, interrupted, pack, run_checks
 from inside_apply_models import sd3
 from inside_train_lib import RUNS, SAVED, Untouched, at_step, errors, train
 
@@ -158,11 +158,8 @@ def a_stopped_run_goes_on_and_ends_like_one_that_was_not_stopped():
     whole, _, _ = distil(LORA, GATED, run_name="whole")
     undo = at_step(7, management.interrupt_current_processing)  # teachers and the student call it
     try:
-        distil(LORA, GATED, run_name="stopped")
-    except management.InterruptProcessingException:
-        pass
-    else:
-        raise AssertionError("the interrupt was lost")
+        with interrupted():
+            distil(LORA, GATED, run_name="stopped")
     finally:
         undo()
     assert not management.processing_interrupted()
@@ -176,12 +173,8 @@ def a_stopped_run_goes_on_and_ends_like_one_that_was_not_stopped():
 
 def the_stop_button_works_while_samples_are_drawn():
     management.interrupt_current_processing()
-    try:
+    with interrupted():
         distil(LORA, GATED, run_name="early", fused=LORA)
-    except management.InterruptProcessingException:
-        pass
-    else:
-        raise AssertionError("the interrupt was lost")
     assert not management.processing_interrupted()
     BASE.check(flags=False)
 

@@ -8,7 +8,7 @@ import sys
 
 import comfy.model_management as management
 import torch
-from inside_apply_lib import FOLDER, condition, pack, run_checks, sample
+from inside_apply_lib import FOLDER, condition, interrupted, pack, run_checks, sample
 from inside_train_families import FAMILY_CHECKS
 from inside_train_lib import RUNS, SAVED, Untouched, at_step, call, refused, train
 from inside_train_models import MODEL_CHECKS
@@ -115,9 +115,8 @@ def more_steps_alone_extend_a_run():
     assert "nothing was trained" in again[2] and again[0].content_hash == more[0].content_hash
     undo = at_step(3, management.interrupt_current_processing)
     try:
-        train(MODEL, run_name="cut longer", method="lora", steps=6, **FOLDER_RUN)
-    except management.InterruptProcessingException:
-        pass
+        with interrupted():
+            train(MODEL, run_name="cut longer", method="lora", steps=6, **FOLDER_RUN)
     finally:
         undo()
     cut = train(MODEL, run_name="cut longer", method="lora", steps=8, **FOLDER_RUN)[2]
@@ -244,11 +243,8 @@ def a_stopped_run_goes_on_and_ends_like_one_that_was_not_stopped():
     whole = train(MODEL, run_name="whole", **given)[0]
     undo = at_step(4, management.interrupt_current_processing)
     try:
-        train(MODEL, run_name="stopped", **given)
-    except management.InterruptProcessingException:
-        pass
-    else:
-        raise AssertionError("the interrupt was lost")
+        with interrupted():
+            train(MODEL, run_name="stopped", **given)
     finally:
         undo()
     assert not management.processing_interrupted()
@@ -273,11 +269,8 @@ def the_bars_own_interrupt_is_no_error():
 
     comfy.utils.set_progress_bar_global_hook(hook)
     try:
-        train(MODEL, run_name="bar", method="lora", steps=6, **FOLDER_RUN)
-    except management.InterruptProcessingException:
-        pass
-    else:
-        raise AssertionError("the interrupt was lost")
+        with interrupted():
+            train(MODEL, run_name="bar", method="lora", steps=6, **FOLDER_RUN)
     finally:
         comfy.utils.set_progress_bar_global_hook(None)
     kept = [p.name for p in (RUNS / "bar").glob("checkpoint*")]
