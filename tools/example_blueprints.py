@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tools.example_parts import Node, applied, fused, strength, trained
+from tools.example_parts import Node, Slots, applied, as_node, fused, strength, trained
 
 IN, OUT = -10, -20  # the ids of a subgraph's two ends
 
@@ -77,7 +77,7 @@ BLUEPRINTS = {
 }
 
 
-def as_page(name: str, found: Blueprint, slots: Mapping[str, Any]) -> dict[str, Any]:
+def as_page(name: str, found: Blueprint, slots: Mapping[str, Slots]) -> dict[str, Any]:
     """A file as the page publishes a subgraph: one node, and the subgraph that it is."""
 
     def known(what: str) -> str:
@@ -161,28 +161,14 @@ def as_page(name: str, found: Blueprint, slots: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def _is_widget(found: Blueprint, slots: Mapping[str, Any], fed: tuple[str, str]) -> bool:
+def _is_widget(found: Blueprint, slots: Mapping[str, Slots], fed: tuple[str, str]) -> bool:
     return fed[1] in slots[found.nodes[fed[0]].kind].widgets
 
 
-def _inside(n: Node, slots: Any, number: int) -> dict[str, Any]:
-    x, y, width, height = n.box
-    sockets: list[dict[str, Any]] = [
-        {"name": name, "type": kind, "link": None} for name, kind in slots.sockets
-    ]
-    sockets += [
+def _inside(n: Node, slots: Slots, number: int) -> dict[str, Any]:
+    """In a subgraph a widget has a socket, too."""
+    made = as_node(n, slots, number)
+    widgets = [
         {"name": w, "type": slots.kinds[w], "widget": {"name": w}, "link": None} for w in slots.widgets
     ]
-    return {
-        "id": number,
-        "type": n.kind,
-        "pos": [x, y],
-        "size": [width, height],
-        "flags": {},
-        "order": number - 1,
-        "mode": 0,
-        "inputs": sockets,
-        "outputs": [{"name": name, "type": kind, "links": []} for name, kind in slots.outputs],
-        "properties": {"Node name for S&R": n.kind},
-        "widgets_values": [n.values[widget] for widget in slots.widgets],
-    }
+    return {**made, "inputs": made["inputs"] + widgets}

@@ -7,7 +7,7 @@ turns graphs into the files that the page loads.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 PREFIX = "SpectralAdapters_"
@@ -22,6 +22,17 @@ SAMPLER = {
 }
 ON_DEMO = {"model": ("demo", 0), "clip": ("demo", 1)}
 STRENGTHS = {"strength_model": 1.0, "strength_clip": 1.0}
+Socket = tuple[str, str]  # name, type
+
+
+@dataclass(frozen=True)
+class Slots:
+    """A node class as the page sees it; ``widgets`` in the order of their saved values."""
+
+    sockets: tuple[Socket, ...]
+    widgets: tuple[str, ...]
+    outputs: tuple[Socket, ...]
+    kinds: Mapping[str, str] = field(default_factory=dict)  # of the widgets
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,26 @@ class Node:
     box: tuple[int, int, int, int]  # x, y, width, height
     values: Mapping[str, Any]
     title: str = ""
+
+
+def as_node(n: Node, slots: Slots, number: int) -> dict[str, Any]:
+    """The node as the page saves it, without links."""
+    x, y, width, height = n.box
+    properties = {} if n.kind == "MarkdownNote" else {"Node name for S&R": n.kind}
+    made: dict[str, Any] = {
+        "id": number,
+        "type": n.kind,
+        "pos": [x, y],
+        "size": [width, height],
+        "flags": {},
+        "order": number - 1,
+        "mode": 0,
+        "inputs": [{"name": name, "type": kind, "link": None} for name, kind in slots.sockets],
+        "outputs": [{"name": name, "type": kind, "links": []} for name, kind in slots.outputs],
+        "properties": properties,
+        "widgets_values": [n.values[widget] for widget in slots.widgets],
+    }
+    return {**made, "title": n.title} if n.title else made
 
 
 def node(kind: str, box: tuple[int, int, int, int], title: str = "", **values: Any) -> Node:

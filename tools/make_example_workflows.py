@@ -14,31 +14,19 @@ import json
 import sys
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from spectral_core.whole_file import write_whole
 from tools import example_blueprints
 from tools.example_graphs import WORKFLOWS
-from tools.example_parts import Graph, Node
+from tools.example_parts import Graph, Node, Slots, as_node
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "example_workflows"
 BLUEPRINT_FOLDER = ROOT / "subgraphs"
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN")
-Socket = tuple[str, str]  # name, type
-
-
-@dataclass(frozen=True)
-class Slots:
-    """A node class as the page sees it; ``widgets`` in the order of their saved values."""
-
-    sockets: tuple[Socket, ...]
-    widgets: tuple[str, ...]
-    outputs: tuple[Socket, ...]
-    kinds: Mapping[str, str] = field(default_factory=dict)  # of the widgets
-
 
 HOST_NODES = {
     "CLIPTextEncode": Slots((("clip", "CLIP"),), ("text",), (("CONDITIONING", "CONDITIONING"),)),
@@ -84,7 +72,7 @@ def as_page(name: str, graph: Graph, slots: Mapping[str, Slots]) -> dict[str, An
     nodes = with_room(dict(graph.nodes))
     ids = {key: number for number, key in enumerate(nodes, 1)}
     links: list[list[Any]] = []
-    made = {key: _bare(key, n, slots[n.kind], ids[key]) for key, n in nodes.items()}
+    made = {key: as_node(n, slots[n.kind], ids[key]) for key, n in nodes.items()}
     for key, n in nodes.items():
         sockets = slots[n.kind].sockets
         unknown = set(n.values) - {s for s, _ in sockets} - set(slots[n.kind].widgets)
@@ -152,25 +140,6 @@ def with_room(nodes: dict[str, Node]) -> dict[str, Node]:
                 y = max(y, top + its_height + _GAP)
         placed[key] = replace(found, box=(x, y, width, height))
     return {key: placed[key] for key in nodes}
-
-
-def _bare(key: str, n: Node, slots: Slots, number: int) -> dict[str, Any]:
-    x, y, width, height = n.box
-    properties = {} if n.kind == "MarkdownNote" else {"Node name for S&R": n.kind}
-    made: dict[str, Any] = {
-        "id": number,
-        "type": n.kind,
-        "pos": [x, y],
-        "size": [width, height],
-        "flags": {},
-        "order": number - 1,
-        "mode": 0,
-        "inputs": [{"name": name, "type": kind, "link": None} for name, kind in slots.sockets],
-        "outputs": [{"name": name, "type": kind, "links": []} for name, kind in slots.outputs],
-        "properties": properties,
-        "widgets_values": [n.values[widget] for widget in slots.widgets],
-    }
-    return {**made, "title": n.title} if n.title else made
 
 
 def main() -> None:
