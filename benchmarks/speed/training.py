@@ -200,6 +200,7 @@ def checkpointing_part(options: argparse.Namespace) -> Found:
             tree = twin(unet)
             trainer = around.enter_context(our_trainer(tree, "attention", methods()[ADAPTIVE], mode))
             steps[mode] = trainer.advance
+            trainer.advance()  # the first step looks for what the model changes in place, and keeps otherwise
             kept[mode] = kept_for_backward(tree, trainer.advance)
         times = interleave(steps, options.rounds, warmup=1)
     rows = [times.row(mode, to="none") | {"saved": kept[mode]} for mode in steps]

@@ -13,15 +13,12 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import SpectralAdapterError
-from .factors import Begun
 from .update import LayerUpdate
 
 # What these return is a fresh tensor that their backward does not need: an update may be added in place.
-# So is their gradient of x: an update's share may be added to it in place.
 _FRESH_OUTPUT = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
 
 
@@ -52,16 +49,10 @@ class Dispatcher:
                 "path needs a tensor: merge the adapter (in ComfyUI: mode merged), or leave this "
                 "layer out of the targets"
             )
-        begun: list[Begun | None] = [None] * len(self.updates)
-        own_forward = self.in_place and len(args) == 1
-        if own_forward and torch.is_grad_enabled():
-            for i, update in enumerate(self.updates):
-                x, begun[i] = update.begin(x)
-            args = (x,)
         y = self.base(*args, **kwargs)
         in_place = self.in_place
-        for update, started in zip(self.updates, begun, strict=True):
-            added = update.add(x, y, in_place, started)
+        for update in self.updates:
+            added = update.add(x, y, in_place)
             in_place = in_place or added is not y
             y = added
         return y

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -48,9 +48,6 @@ class Piece:
 
     def __post_init__(self) -> None:
         self.gated = not self.terms[0].mergeable
-        alone = self.terms[0].config if len(self.terms) == 1 else None
-        self.frozen_columns = 0 if alone is None else alone.frozen_columns
-        self._tied = "" if alone is None else alone.tied_rows
         self.linear = all(term.config.is_linear for term in self.terms)
 
     def ready(self, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
@@ -70,11 +67,6 @@ class Piece:
         keep = torch.compiler.disable(self._keep) if is_compiling() else self._keep
         kept: Ready = keep(key, device, dtype, strength)
         return kept
-
-    def tie(self, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-        """(R/2,): what the second half of ``down`` is to the first in all that is trained; None for no such
-        thing."""
-        return self.terms[0].params[self._tied].to(device, dtype) if self._tied else None
 
     def _keep(self, key: object, device: torch.device, dtype: torch.dtype, strength: float) -> Ready:
         """Fold once and keep it; a compiled model breaks its graph here once, and traces no fold."""
@@ -163,14 +155,3 @@ def pieces_of(name: str, layer: AdapterLayer, trained: bool) -> tuple[Piece, ...
 def term_name(layer: str, index: int) -> str:
     """A term's name beside its layer's: the same for the first, numbered for the others."""
     return layer if index == 0 else f"{layer}#{index}"
-
-
-class Started(NamedTuple):
-    """A piece before its module runs: its factors, and z where it was projected."""
-
-    ready: Ready
-    z: Tensor | None = None
-
-
-Begun = list[Started]
-"""One for each piece of an update."""

@@ -21,12 +21,10 @@ from ..adapter.schedule import Schedule
 from ..errors import SpectralAdapterError
 from ..gates import formula as gates
 from ..gates.formula import GateRuntime
-from ..maths.compiling import is_compiling
 from ..maths.layers import Geometry, channel_view, expand, project
 from ..maths.precision import autocast_dtype
 from ..names.layer_name import LayerName
-from . import products
-from .factors import Begun, Piece, Ready, Started, pieces_of, term_name
+from .factors import Piece, pieces_of, term_name
 from .targets import WEIGHT_DTYPES
 
 
@@ -130,44 +128,11 @@ class LayerUpdate:
         factor = self.control.factor(self.name) if self.follows_schedule else self.control.strength
         return self.strength * factor
 
-    def begin(self, x: Tensor) -> tuple[Tensor, Begun | None]:
-        """The x that the module has to take, and the down projections of it; (x, None) outside of training.
-
-        In training the projections come first, so that their backward comes last and finds the gradient that
-        the module made of x (:mod:`.products`).
-        """
-        if not self.begins(x):
-            return x, None
-        begun: Begun = []
-        for piece in self.pieces:
-            ready, z = self.ready(piece, x), None
-            if len(ready[0]):  # a frozen gate may have closed every row
-                x, z = products.project(x, ready[0], piece.tie(x.device, x.dtype))
-            begun.append(Started(ready, z))
-        return x, begun
-
-    def begins(self, x: Tensor) -> bool:
-        """Whether the update projects x before its module runs."""
-        plain = not (self.trained and torch.is_grad_enabled())
-        if plain or self.is_convolution or x.dim() < 2 or is_compiling():
-            return False
-        strength = self._strength_now()
-        return self._dtype_for(x) == x.dtype and (isinstance(strength, Tensor) or strength != 0)
-
-    def ready(self, piece: Piece, x: Tensor) -> Ready:
-        """The piece's factors for x."""
-        return piece.ready(x.device, x.dtype, self._split(self._strength_now(), piece)[2])
-
-    def add(self, x: Tensor, y: Tensor, in_place: bool, begun: Begun | None = None) -> Tensor:
-        """y + strength · ΔW·x, in y's dtype; written into y where ``in_place`` allows it.
-
-        ``begun``: what :meth:`begin` gave for this x.
-        """
+    def add(self, x: Tensor, y: Tensor, in_place: bool) -> Tensor:
+        """y + strength · ΔW·x, in y's dtype; written into y where ``in_place`` allows it."""
         strength = self._strength_now()
         if not isinstance(strength, Tensor) and strength == 0:
             return y
-        if begun is not None:
-            return self._add(x, y, strength, in_place, begun)
         if x.dim() == 1 + len(self.layer.shape.kernel):  # one sample without a batch axis
             return self._add(x[None], y[None], strength, False)[0]
         return self._add(x, y, strength, in_place)
@@ -177,39 +142,23 @@ class LayerUpdate:
         given = None if x.dtype == torch.float64 else autocast_dtype(x.device.type)
         return x.dtype if given is None else given
 
-    def _add(
-        self, x: Tensor, y: Tensor, strength: float | Tensor, in_place: bool, begun: Begun | None = None
-    ) -> Tensor:
+    def _add(self, x: Tensor, y: Tensor, strength: float | Tensor, in_place: bool) -> Tensor:
         if x.device != y.device:  # a host that moves the input inside the layer
             x = x.to(y.device)
         dtype = self._dtype_for(x)
-        for i, piece in enumerate(self.pieces):
+        for piece in self.pieces:
             scale, rows, folded = self._split(strength, piece)
-            started = Started(piece.ready(x.device, dtype, folded)) if begun is None else begun[i]
-            down, up, _ = started.ready
-            if down.shape[0] == 0:
+            down, up, gate = piece.ready(x.device, dtype, folded)
+            if down.shape[0] == 0:  # a frozen gate may have closed every row
                 continue
-            z = project(x, down, self.geometry) if started.z is None else started.z
-            trained = begun is not None and self.name.rows is None and z.dtype == y.dtype
-            factor = self._row_factors(z, piece, started, rows)
-            if trained and y.is_contiguous():
-                y = self._add_trained(y, z, factor, up, scale, piece, in_place)
-            else:
-                y = self._add_product(y, z, factor, up, scale, in_place)
+            z = project(x, down, self.geometry)
+            factor = self._row_factors(z, piece, gate, rows)
+            y = self._add_product(y, z, factor, up, scale, in_place)
         return y
 
-    def _add_trained(
-        self, y: Tensor, z: Tensor, factor: Tensor | None, up: Tensor, scale: float, piece: Piece, fresh: bool
-    ) -> Tensor:
-        """y + scale · up·(factor·z) in training. With a bias y is a view, and is left as it is."""
-        in_place = fresh and not self.gives_view
-        if factor is not None and z.dim() == 3:
-            return products.add_gated(y, z, up, factor, scale, _on_up(z, up), in_place)
-        if factor is not None:
-            z = z * channel_view(factor, z, False)
-        return products.add(y, z, up, scale, piece.frozen_columns, in_place)
-
-    def _row_factors(self, z: Tensor, piece: Piece, started: Started, rows: Tensor | None) -> Tensor | None:
+    def _row_factors(
+        self, z: Tensor, piece: Piece, tensors: Mapping[str, Tensor], rows: Tensor | None
+    ) -> Tensor | None:
         """What multiplies z, (B, R) or (B, 1): the gate's values and the schedule's; None for nothing."""
         found = None
         gate = piece.terms[0].config.adaptive_gate
@@ -217,7 +166,7 @@ class LayerUpdate:
             name, runtime = piece.gate_name, self.control.gates
             found = gates.values(
                 z,
-                started.ready[2],
+                tensors,
                 gate.kind,
                 gate.rows_per_gate,
                 self.is_convolution,

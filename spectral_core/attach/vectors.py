@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ..maths.layers import as_fp32
 from ..names.layer_name import LayerName
-from .factors import Begun
 from .update import LayerUpdate
 
 
@@ -60,10 +59,7 @@ class VectorUpdate(LayerUpdate):
 
     module: nn.Module
 
-    def begins(self, x: Tensor) -> bool:
-        return False
-
-    def add(self, x: Tensor, y: Tensor, in_place: bool, begun: Begun | None = None) -> Tensor:
+    def add(self, x: Tensor, y: Tensor, in_place: bool) -> Tensor:
         """y + strength · Δb, or y + strength · Δw ∘ x̂, a new tensor in y's dtype."""
         strength = self._strength_now()
         if not isinstance(strength, Tensor) and strength == 0:

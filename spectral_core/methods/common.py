@@ -64,17 +64,6 @@ class MethodConfig:
         return ()
 
     @property
-    def frozen_columns(self) -> int:
-        """How many of the last columns of ``up`` training does not change."""
-        return 0
-
-    @property
-    def tied_rows(self) -> str:
-        """The tensor (R/2,) that the second half of ``down`` is to the first in all that is trained; empty
-        for no such thing."""
-        return ""
-
-    @property
     def summary(self) -> str:
         """The configuration in a few words."""
         columns = self.singular_columns

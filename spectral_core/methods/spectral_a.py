@@ -48,17 +48,6 @@ class SpectralAConfig(common.MethodConfig):
     def singular_columns(self) -> tuple[int, ...]:
         return self.columns
 
-    @property
-    def frozen_columns(self) -> int:
-        """The last columns of ``up`` that training does not change: U₁."""
-        return self.rank
-
-    @property
-    def tied_rows(self) -> str:
-        """What the second half of ``down`` is to the first in all that is trained, A_V: S₁; empty for no such
-        thing."""
-        return "" if self.train_scale else "s"
-
 
 def tensor_shapes(config: SpectralAConfig, shape: LayerShape) -> dict[str, tuple[int, ...]]:
     rank = config.rank

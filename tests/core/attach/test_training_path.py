@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -12,10 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from spectral_core.adapter.adapter import Adapter, Term
-from spectral_core.adapter.schedule import Schedule
 from spectral_core.attach.attaching import attach
 from spectral_core.attach.targets import find_targets
-from spectral_core.attach.update import LayerUpdate
 from spectral_core.gates.record import GateRecorder
 from spectral_core.methods import FouRAConfig
 from tests.core.adapter_cases import ALL, trained
@@ -124,65 +121,6 @@ def test_levels_are_learned_once_a_step_and_no_more_when_they_are_settled() -> N
         and torch.equal(learned[1], learned[2])
         and torch.equal(learned[1], learned[3])
     )
-
-
-def by_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave both products of an update to autograd."""
-    monkeypatch.setattr(LayerUpdate, "begin", lambda self, x: (x, None))
-
-
-def assert_alike(ours: list[Tensor], theirs: list[Tensor]) -> None:
-    for found, expected in zip(ours, theirs, strict=True):
-        assert found.shape == expected.shape
-        assert (found - expected).norm() <= 1e-5 * expected.norm() + 1e-7
-
-
-@pytest.mark.parametrize("case", ["foura-adaptive", "foura-dft-adaptive", "foura-entropy"])
-@pytest.mark.parametrize("mode", ["soft", "straight_through"])
-def test_gates_in_training(case: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Output, gradients (the rank target's among them), and what the gates have learned, with few tokens and
-    with more than a layer has columns, a schedule giving each row its strength."""
-    net = tree(12)
-    given = adapter(net, case).with_schedule(Schedule.window(0.2, 0.8))
-
-    def run() -> list[Tensor]:
-        x, words = inputs(12)
-        with attach(net, given, trainable=True) as attachment:
-            gates = attachment.gates
-            gates.set_mode(mode, 0.8)
-            gates.target_open, gates.penalty_weight = 0.1, 3.0
-            gates.start_calibration()
-            attachment.set_progress(torch.tensor([0.1, 0.6]))
-            y = net(x, words).square().mean() + gates.penalty()
-            grads = torch.autograd.grad(y, [x, *attachment.parameters()])
-            gates.end_step()
-            learned = gates.buffers()
-            return [y, *grads, *(learned[name][key] for name in sorted(learned) for key in learned[name])]
-
-    ours = run()
-    by_autograd(monkeypatch)
-    assert_alike(ours, run())
-
-
-@pytest.mark.parametrize("second", [False, True])
-def test_rows_of_one_module_and_several_adapters(second: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fused q, k, v; and another adapter in training on the same layers."""
-    torch.manual_seed(0)
-    net = nn.ModuleDict({"qkv": nn.Linear(16, 48)}).requires_grad_(False)
-    weight = net["qkv"].weight
-    layers = {f"unet.qkv[{i}:{i + 16}]": weight[i : i + 16] for i in (0, 16, 32)}
-    given = [trained(FouRAConfig(4), layers, 3), trained(ALL["spectral-a"], layers, 5)][: 1 + second]
-
-    def run() -> list[Tensor]:
-        x, _ = inputs()
-        with ExitStack() as around:
-            all_ = [around.enter_context(attach(net, each, trainable=True)) for each in given]
-            y = net["qkv"](x).square().mean()
-            return [y, *torch.autograd.grad(y, [x, *(p for each in all_ for p in each.parameters())])]
-
-    ours = run()
-    by_autograd(monkeypatch)
-    assert_alike(ours, run())
 
 
 class Seen(GateRecorder):
