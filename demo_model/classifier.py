@@ -1,6 +1,7 @@
 """A small reader of the demo model's pictures: names their attributes and gives a feature vector.
 
-Shapes: images are float (N, 3, H, W) in [0, 1], resized to 64 x 64 inside; features (N, 128), of length 1.
+Shapes: images are float (N, 3, H, W) in [0, 1], resized to the classifier's own size inside (64 x 64, or
+128 x 128 for the second version of the model); features (N, 128), of length 1.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 WIDTHS = (24, 48, 48, 64, 64)
-STRIDES = (2, 2, 1, 2, 1)
+STRIDES = {64: (2, 2, 1, 2, 1), 128: (2, 2, 2, 2, 1)}  # by the size of the picture: 8 x 8 in the end
 FEATURES = 128
 
 
@@ -25,13 +26,14 @@ class Classifier(nn.Module):
     ``"none"`` stands for a picture without a known shape; the object's other attributes mean nothing then.
     """
 
-    def __init__(self, labels: dict[str, list[str]]) -> None:
+    def __init__(self, labels: dict[str, list[str]], image_size: int = 64) -> None:
         super().__init__()
+        self.image_size = image_size
         self.centre: Tensor
         self.labels = {name: list(values) for name, values in labels.items()}
         layers: list[nn.Module] = []
         channels = 3
-        for width, stride in zip(WIDTHS, STRIDES, strict=True):
+        for width, stride in zip(WIDTHS, STRIDES[image_size], strict=True):
             layers += [nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
             channels = width
         layers += [nn.Conv2d(channels, 24, 1), nn.ReLU(), nn.Flatten()]
@@ -44,8 +46,9 @@ class Classifier(nn.Module):
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images of shape {tuple(images.shape)}, expected (N, 3, H, W) in [0, 1]")
         x = images.to(self.hidden.weight)
-        if x.shape[-2:] != (64, 64):
-            x = F.interpolate(x, size=(64, 64), mode="bilinear", antialias=True, align_corners=False)
+        size = (self.image_size, self.image_size)
+        if x.shape[-2:] != size:
+            x = F.interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)
         return F.relu(self.hidden(self.body(x * 2 - 1)))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -69,6 +72,6 @@ def load_classifier(path: str | Path) -> Classifier:
     """The frozen classifier of a folder (``config.json``, ``model.safetensors``), in fp32 on the CPU."""
     folder = Path(path)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    model = Classifier(config["labels"])
+    model = Classifier(config["labels"], config["image_size"])
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return model.float().eval().requires_grad_(False)

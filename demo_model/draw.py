@@ -1,10 +1,12 @@
 """The pictures of the demo model: captioned scenes of one shape, and two characters the base never saw.
 
-Numpy and Pillow only, seeded, 64 x 64 RGB. The training script, the tests and the demo draw with this module;
-whoever changes it changes the training data, so the shipped weights would have to be trained again.
+Numpy and Pillow only, seeded, RGB. The training script, the tests and the demo draw with this module; whoever
+changes it changes the training data, so the shipped weights would have to be trained again.
 
-Shapes: a picture is a (64, 64, 3) uint8 image; masks are (64, 64) float arrays in [0, 1], antialiased by
-drawing at four times the size and averaging.
+Shapes: every length here is in units of a 64 x 64 canvas; a picture is a (pixels, pixels, 3) uint8 image of
+it, 64 or (for the second version of the model) 128 pixels wide. Masks are (pixels, pixels) float arrays in
+[0, 1], antialiased by drawing at four times the size and averaging. The same seed is the same picture at any
+size.
 """
 
 from __future__ import annotations
@@ -134,17 +136,17 @@ CUTS: dict[str, Points] = {
 }
 
 
-def polygon_mask(shapes: Sequence[tuple[Points, int]]) -> Array:
-    """Polygons in pixels, each with its value 255 (paint) or 0 (cut), in order -> (64, 64) mask."""
-    big = Image.new("L", (SIZE * OVERSAMPLE,) * 2, 0)
-    pen = ImageDraw.Draw(big)
+def polygon_mask(shapes: Sequence[tuple[Points, int]], pixels: int = SIZE) -> Array:
+    """Polygons, each with its value 255 (paint) or 0 (cut), in order -> (pixels, pixels) mask."""
+    big = Image.new("L", (pixels * OVERSAMPLE,) * 2, 0)
+    pen, scale = ImageDraw.Draw(big), pixels * OVERSAMPLE / SIZE
     for points, value in shapes:
-        pen.polygon([(x * OVERSAMPLE, y * OVERSAMPLE) for x, y in points], fill=value)
+        pen.polygon([(x * scale, y * scale) for x, y in points], fill=value)
     return np.asarray(big.reduce(OVERSAMPLE), dtype=np.float32) / 255.0
 
 
 def place(points: Points, centre: tuple[float, float], radius: float, degrees: float = 0.0) -> Points:
-    """Unit-sized points -> pixels: rotated, scaled, moved."""
+    """Unit-sized points -> the canvas: rotated, scaled, moved."""
     c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     return [
         (centre[0] + radius * float(c * x - s * y), centre[1] + radius * float(s * x + c * y))
@@ -152,9 +154,9 @@ def place(points: Points, centre: tuple[float, float], radius: float, degrees: f
     ]
 
 
-def texture_mask(texture: str, centre: tuple[float, float], radius: float) -> Array:
-    """Where the second tone goes, (64, 64) in [0, 1]; drawn relative to the object's centre."""
-    fine = (np.arange(SIZE * OVERSAMPLE) + 0.5) / OVERSAMPLE
+def texture_mask(texture: str, centre: tuple[float, float], radius: float, pixels: int = SIZE) -> Array:
+    """Where the second tone goes, (pixels, pixels) in [0, 1]; drawn relative to the object's centre."""
+    fine = (np.arange(pixels * OVERSAMPLE) + 0.5) * SIZE / (pixels * OVERSAMPLE)
     x, y = fine[None, :] - centre[0], fine[:, None] - centre[1]
     half = 3.2 if radius < 14 else 4.4
     if texture == "striped":
@@ -167,8 +169,8 @@ def texture_mask(texture: str, centre: tuple[float, float], radius: float) -> Ar
         dx, dy = (x / pitch) % 1 - 0.5, (y / pitch) % 1 - 0.5
         dark = dx**2 + dy**2 < 0.32**2
     else:
-        return np.zeros((SIZE, SIZE), dtype=np.float32)
-    return dark.reshape(SIZE, OVERSAMPLE, SIZE, OVERSAMPLE).mean(axis=(1, 3), dtype=np.float32)
+        return np.zeros((pixels, pixels), dtype=np.float32)
+    return dark.reshape(pixels, OVERSAMPLE, pixels, OVERSAMPLE).mean(axis=(1, 3), dtype=np.float32)
 
 
 # ---------------------------------------------------------------- scenes
@@ -179,13 +181,13 @@ def _tone(rgb: Sequence[int], rng: np.random.Generator, jitter: float = 6.0) -> 
     return np.clip(varied, 0, 255).astype(np.float32)
 
 
-def _backdrop(background: str, shading: str, rng: np.random.Generator) -> Array:
+def _backdrop(background: str, shading: str, rng: np.random.Generator, pixels: int) -> Array:
     base = _tone(BACKGROUNDS[background], rng)
     if shading == "plain":
-        return np.broadcast_to(base, (SIZE, SIZE, 3)).copy()
+        return np.broadcast_to(base, (pixels, pixels, 3)).copy()
     other = base * 0.4 if base.mean() > 60 else base + 95  # the lower edge: darker, or lighter over black
-    ramp = np.linspace(0, 1, SIZE, dtype=np.float32)[:, None, None]
-    return np.broadcast_to(base * (1 - ramp) + other * ramp, (SIZE, SIZE, 3)).copy()
+    ramp = np.linspace(0, 1, pixels, dtype=np.float32)[:, None, None]
+    return np.broadcast_to(base * (1 - ramp) + other * ramp, (pixels, pixels, 3)).copy()
 
 
 def _paint(canvas: Array, mask: Array, colour: Array) -> Array:
@@ -196,9 +198,9 @@ def _image(canvas: Array) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(canvas), 0, 255).astype(np.uint8))
 
 
-def draw_scene(scene: Scene, rng: np.random.Generator) -> Image.Image:
+def draw_scene(scene: Scene, rng: np.random.Generator, pixels: int = SIZE) -> Image.Image:
     """The picture of a scene; place, size, angle and tones vary a little with ``rng``."""
-    canvas = _backdrop(scene.background, scene.shading, rng)
+    canvas = _backdrop(scene.background, scene.shading, rng, pixels)
     if scene.shape == NONE:
         return _image(canvas)
     radius = float(rng.uniform(*SIZES[scene.size]))
@@ -210,22 +212,23 @@ def draw_scene(scene: Scene, rng: np.random.Generator) -> Image.Image:
     if scene.shape in CUTS:
         polygons.append((place(CUTS[scene.shape], (cx, cy), radius, angle), 0))
     first = _tone(COLOURS[scene.colour], rng)
-    body = np.broadcast_to(first, (SIZE, SIZE, 3))
-    body = _paint(body, texture_mask(scene.texture, (cx, cy), radius), first * 0.5)
-    mask = polygon_mask(polygons)[..., None]
+    body = np.broadcast_to(first, (pixels, pixels, 3))
+    body = _paint(body, texture_mask(scene.texture, (cx, cy), radius, pixels), first * 0.5)
+    mask = polygon_mask(polygons, pixels)[..., None]
     return _image(canvas * (1 - mask) + body * mask)
 
 
-def draw_doodle(rng: np.random.Generator) -> Image.Image:
+def draw_doodle(rng: np.random.Generator, pixels: int = SIZE) -> Image.Image:
     """Random polygons and ellipses in random colours: general pictures for the autoencoder, no caption."""
-    canvas = _backdrop(str(rng.choice(list(BACKGROUNDS))), str(rng.choice(SHADINGS)), rng)
+    canvas = _backdrop(str(rng.choice(list(BACKGROUNDS))), str(rng.choice(SHADINGS)), rng, pixels)
     for _ in range(int(rng.integers(3, 9))):
         corners = int(rng.choice([3, 4, 5, 6, 40]))
         unit = _polar(list(rng.uniform(0.6, 1.0, corners)) if corners < 40 else [1.0] * corners)
         unit = [(x, y * float(rng.uniform(0.4, 1.0))) for x, y in unit] if corners < 40 else unit
         centre = (float(rng.uniform(4, 60)), float(rng.uniform(4, 60)))
         points = place(unit, centre, float(rng.uniform(3, 18)), float(rng.uniform(0, 360)))
-        canvas = _paint(canvas, polygon_mask([(points, 255)]), rng.uniform(0, 255, 3).astype(np.float32))
+        tone = rng.uniform(0, 255, 3).astype(np.float32)
+        canvas = _paint(canvas, polygon_mask([(points, 255)], pixels), tone)
     return _image(canvas)
 
 
@@ -331,7 +334,19 @@ IMP: list[Part] = [([(x, -y) for x, y in points], (b, r, g)) for points, (r, g, 
 CONCEPTS: dict[str, list[Part]] = {"bot": BOT, "fish": FISH, "house": HOUSE, "imp": IMP}
 
 
-def draw_concept(name: str, seed: int, token: str | None = None) -> tuple[Image.Image, str]:
+def paint_parts(
+    canvas: Array, parts: Sequence[Part], centre: tuple[float, float], radius: float, degrees: float
+) -> Array:
+    """The parts of a figure, the first one undermost, on the canvas."""
+    for points, colour in parts:
+        mask = polygon_mask([(place(points, centre, radius, degrees), 255)], len(canvas))
+        canvas = _paint(canvas, mask, np.asarray(colour, dtype=np.float32))
+    return canvas
+
+
+def draw_concept(
+    name: str, seed: int, token: str | None = None, pixels: int = SIZE
+) -> tuple[Image.Image, str]:
     """One picture of a character the base model never saw, and its caption.
 
     ``name`` is one of ``CONCEPTS``; ``token`` is the word that stands for it in the caption (the name itself
@@ -346,15 +361,12 @@ def draw_concept(name: str, seed: int, token: str | None = None) -> tuple[Image.
     px, py = POSITIONS[position]
     centre = (SIZE / 2 + px * shift + rng.uniform(-1.5, 1.5), SIZE / 2 + py * shift + rng.uniform(-1.5, 1.5))
     angle = float(rng.uniform(-8, 8))
-    canvas = _backdrop(background, shading, rng)
-    for points, colour in parts:
-        mask = polygon_mask([(place(points, centre, radius, angle), 255)])
-        canvas = _paint(canvas, mask, np.asarray(colour, dtype=np.float32))
+    canvas = paint_parts(_backdrop(background, shading, rng, pixels), parts, centre, radius, angle)
     ground = f"{background} gradient" if shading == "gradient" else background
     words = f"{size} {token or name}"
     return _image(canvas), f"{_article(words)} on {_article(ground)} background, {WHERE[position]}"
 
 
 def draw_many(draw: Callable[[int], Image.Image], count: int) -> Array:
-    """``draw(0) ... draw(count - 1)`` stacked: (count, 64, 64, 3) uint8."""
+    """``draw(0) ... draw(count - 1)`` stacked: (count, pixels, pixels, 3) uint8."""
     return np.stack([np.asarray(draw(i)) for i in range(count)])

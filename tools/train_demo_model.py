@@ -1,11 +1,14 @@
-"""Draw the data of the demo model and train it, stage by stage.
+"""Draw the data of the demo model's second version and train it, stage by stage.
 
     python tools/train_demo_model.py all --device cuda      # minutes
-    python tools/train_demo_model.py unet                   # one stage, on the CPU
+    python tools/train_demo_model.py unet --workers 2       # one stage, on the CPU; goes on where it stopped
 
-Stages: data, vae, tokenizer, text (the text encoder's first lesson), unet, refine (the decoder), classifier,
-evaluate. Each reads what the ones before it left in ``.cache/demo_model`` and ``demo_model``; ``unet``
-resumes from its last checkpoint. Needs the pipelines extra (diffusers, transformers).
+Stages: data, autoencoder, tokenizer, text (the text encoder's first lesson), latents, unet, decoder (of the
+autoencoder alone, longer), classifier, evaluate. Each reads what the ones before it left in
+``.cache/demo_model`` (or the folder in ``DEMO_MODEL_CACHE``) and ``demo_model_next``. Autoencoder, unet and
+decoder go on from their last checkpoint in the cache, unet and decoder else from the weights in
+``demo_model_next``: there data, latents and unet are enough. Needs the pipelines extra (diffusers,
+transformers).
 """
 
 from __future__ import annotations
@@ -17,20 +20,19 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-STAGES = ("data", "vae", "tokenizer", "text", "unet", "refine", "classifier", "evaluate")
+STAGES = ("data", "autoencoder", "tokenizer", "text", "latents", "unet", "decoder", "classifier", "evaluate")
+PARALLEL = ("autoencoder", "unet", "decoder")
 
 
-def run(stage: str, device: str, minutes: float | None, workers: int) -> None:
-    limit: dict[str, Any] = {} if minutes is None else {"minutes": minutes}
+def run(stage: str, device: str, limits: dict[str, Any], workers: int) -> None:
     if stage == "data":
         from tools.demo_training import common
 
         common.draw_data()
-    elif stage == "vae":
-        from tools.demo_training import autoencoder
+    elif stage in PARALLEL:
+        from tools.demo_training import parallel
 
-        autoencoder.build(device)
-        autoencoder.encode_data(device)
+        parallel.train(stage, device, workers, limits)
     elif stage == "tokenizer":
         from tools.demo_training import text
 
@@ -38,22 +40,20 @@ def run(stage: str, device: str, minutes: float | None, workers: int) -> None:
     elif stage == "text":
         from tools.demo_training import text_warmup
 
-        text_warmup.train(device, **limit)
-    elif stage in ("unet", "refine"):
-        from tools.demo_training import parallel
+        text_warmup.train(device, **limits)
+    elif stage == "latents":
+        from tools.demo_training import unet
 
-        if workers > 1:
-            parallel.train(stage, workers)
-        else:
-            parallel.STAGES[stage](device)
+        unet.encode_pictures(device)
     elif stage == "classifier":
         from tools.demo_training import reader
 
-        reader.train(device, **limit)
+        reader.train(device, **limits)
     else:
         from tools.demo_training import evaluate
 
-        evaluate.evaluate(device)
+        counts = {} if "steps" not in limits else {"count": limits["steps"], "pairs": limits["steps"] // 2}
+        evaluate.evaluate(device, **counts)
 
 
 def main() -> None:
@@ -62,18 +62,24 @@ def main() -> None:
     )
     parser.add_argument("stage", choices=(*STAGES, "all"))
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps ...")
-    parser.add_argument("--minutes", type=float, help="time limit of the stage (text, classifier)")
+    parser.add_argument(
+        "--steps", type=int, help="length of the stage instead of its own (evaluate: samples)"
+    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
     parser.add_argument(
-        "--workers", type=int, default=1, help="unet, refine on the CPU: processes of one thread each"
+        "--workers",
+        type=int,
+        default=1,
+        help=f"{', '.join(PARALLEL)} on the CPU: processes of one thread each",
     )
     options = parser.parse_args()
     if options.threads:
         import torch
 
         torch.set_num_threads(options.threads)
+    limits = {} if options.steps is None else {"steps": options.steps}
     for stage in STAGES if options.stage == "all" else (options.stage,):
-        run(stage, options.device, options.minutes, options.workers)
+        run(stage, options.device, limits, options.workers)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""The autoencoder: 64 x 64 RGB -> 16 x 16 x 4 latents of unit variance after the usual factor 0.18215.
+"""The autoencoder: 128 x 128 RGB -> 32 x 32 x 4 latents of unit variance after the usual factor 0.18215.
 
-The encoder is written down (``autoencoder_start``) and stays; the decoder is trained on its latents with L1
-on the pixels and on the differences between neighbours.
+The model's first version (64 x 64) is trained on at twice the size, encoder and decoder together, with a
+little noise on the latents as a sampler leaves it: L1 + L2 / 2 + half of the L1 on the differences between
+neighbours, which keeps edges and faces sharp. At the end the latents' spread is folded into the 1 x 1
+convolutions. Later the decoder alone can be trained longer ("decoder"): then the denoiser's data stay.
 """
 
 from __future__ import annotations
@@ -12,23 +14,31 @@ import json
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
 from torch import Tensor
 
-from .autoencoder_start import fold, start_decoder, whitening, write_encoder
+from demo_model import draw
+from demo_model.pictures import PIXELS, draw_picture, random_picture
+from spectral_core.whole_file import whole_file
+
 from .common import (
     CACHE,
     MODEL,
     SEED,
+    START,
     Budget,
     average_gradients,
     batches,
+    contact_sheet,
     pictures,
     to_tensor,
     update_average,
 )
+from .quick import quicken
 
 SCALING = 0.18215
-ENCODED = 14_000  # of the drawn scenes, for the denoiser
+STEPS, DECODER_STEPS, BATCH, LEARNING_RATE, DECAY = 1500, 1500, 8, 6e-4, 0.99
+NOISE = 0.06  # the most, of the latents' spread
 CONFIG = {
     "in_channels": 3,
     "out_channels": 3,
@@ -38,7 +48,7 @@ CONFIG = {
     "up_block_types": ("UpDecoderBlock2D",) * 3,
     "layers_per_block": 0,  # no residual blocks in the encoder's levels, one in each of the decoder's
     "norm_num_groups": 32,
-    "sample_size": 64,
+    "sample_size": PIXELS,
     "scaling_factor": SCALING,
     "force_upcast": False,
 }
@@ -49,82 +59,155 @@ def edges(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def loss_of(target: Tensor, output: Tensor) -> Tensor:
-    """L1 + L1 of the differences between neighbours, along both axes."""
-    loss = (output - target).abs().mean()
-    for a, b in zip(edges(output), edges(target), strict=True):
-        loss = loss + (a - b).abs().mean()
-    return loss
-
-
-def build(device: str) -> None:
-    """Write the encoder, whiten its latents over the scenes, start the decoder as its inverse, save all."""
-    torch.manual_seed(SEED)
-    model = AutoencoderKL(**CONFIG)
-    write_encoder(model)
-    start_decoder(model)
-    raw, _ = encode(model.to(device), pictures()[:2000], device)
-    matrix, offset = whitening(raw)
-    fold(model.cpu(), matrix, offset, SCALING)
-    model.half().save_pretrained(MODEL / "vae", safe_serialization=True)
-
-
-@torch.no_grad()
-def encode(model: AutoencoderKL, images: np.ndarray, device: str) -> tuple[Tensor, Tensor]:
-    """uint8 pictures -> posterior mean and standard deviation, (N, 4, 16, 16) each, unscaled."""
-    out = []
-    for i in range(0, len(images), 100):
-        x = to_tensor(images[i : i + 100]).to(device, memory_format=torch.channels_last) * 2 - 1
-        posterior = model.encode(x).latent_dist
-        out.append((posterior.mean.cpu(), posterior.std.cpu()))
-    return torch.cat([m for m, _ in out]), torch.cat([s for _, s in out])
-
-
-def encode_data(device: str) -> None:
-    """Pre-encode the training scenes (already scaled) into the cache."""
-    model = AutoencoderKL.from_pretrained(MODEL / "vae").float().to(device).eval()
-    model.to(memory_format=torch.channels_last)
-    mean, spread = encode(model, pictures()[:ENCODED], device)
-    torch.save({"mean": mean * SCALING, "std": spread * SCALING}, CACHE / "latents.pt")
-    print("latents", mean.shape, (mean * SCALING).std(dim=(0, 2, 3)), (spread * SCALING).mean(), flush=True)
+    """L1 + L2 / 2, and half of the L1 of the differences between neighbours along both axes."""
+    difference = output.float() - target
+    steep = [d.abs().mean() for d in edges(difference)]
+    return difference.abs().mean() + 0.5 * difference.square().mean() + 0.5 * (steep[0] + steep[1])
 
 
 def roughen(latents: Tensor) -> Tensor:
-    """A little noise, up to an eighth of the latents' spread, as a sampler with few steps leaves it."""
-    strength = 0.12 / SCALING * torch.rand(len(latents), 1, 1, 1, device=latents.device)
-    return latents + strength * torch.randn_like(latents)
+    """A little noise in proportion to each channel's spread, as a sampler with few steps leaves it."""
+    spread = latents.detach().float().std(dim=(0, 2, 3), keepdim=True)
+    strength = NOISE * torch.rand(len(latents), 1, 1, 1, device=latents.device)
+    return latents + strength * spread * torch.randn_like(latents)
 
 
-def refine(device: str, steps: int = 700, size: int = 8, *, rank: int = 0, workers: int = 1) -> None:
-    """Train the decoder on scenes and doodles; the encoder and so the denoiser's data stay as they are."""
-    torch.manual_seed(SEED + 8 + rank)
-    model = AutoencoderKL.from_pretrained(MODEL / "vae").float().to(device)
-    model.to(memory_format=torch.channels_last).requires_grad_(False)
-    model.decoder.requires_grad_(True)
-    data = pictures(), pictures("doodles")
-    average = copy.deepcopy(model.decoder)
-    optimiser = torch.optim.AdamW(model.decoder.parameters(), lr=1e-3, weight_decay=0.0, betas=(0.9, 0.99))
-    shares = (size - size // 4, size // 4)
-    streams = [batches(len(d), n, SEED + 8) for d, n in zip(data, shares, strict=True)]
-    budget, step = Budget(steps, 600, warmup=20), 0
-    while step < steps:
-        for group in optimiser.param_groups:
-            group["lr"] = 1e-3 * budget.factor(step)
-        images = [d[next(s)[rank::workers]] for d, s in zip(data, streams, strict=True)]
-        target = to_tensor(np.concatenate(images)).to(device) * 2 - 1
-        loss = loss_of(target, model.decode(roughen(model.encode(target).latent_dist.mode())).sample)
-        optimiser.zero_grad(set_to_none=True)
+def psnr(target: Tensor, output: Tensor) -> float:
+    """The mean over the pictures, both in [-1, 1]."""
+    mse = ((output.float().clamp(-1, 1) - target) / 2).square().mean(dim=(1, 2, 3))
+    return float((-10 * mse.log10()).mean())
+
+
+def examples() -> dict[str, Tensor]:
+    """What the training never shows: the demo's characters, and held-out pictures."""
+    rng = np.random.default_rng(SEED + 20)
+    seeds = [(name, seed) for name in draw.CONCEPTS for seed in range(6)]
+    characters = [draw.draw_concept(name, seed, pixels=PIXELS)[0] for name, seed in seeds]
+    held_out = [draw_picture(random_picture(rng, evaluation=True), rng) for _ in range(24)]
+    sets = {"characters": characters, "pictures": held_out}
+    return {name: to_tensor(np.stack([np.asarray(p) for p in each])) * 2 - 1 for name, each in sets.items()}
+
+
+class Trainer:
+    """The model, its average, what a checkpoint holds and one training step. ``part`` is what is trained."""
+
+    def __init__(self, device: str, part: str) -> None:
+        self.device, self.part, self.step, self.spent = device, part, 0, 0.0
+        self.checkpoint = CACHE / f"{part}.pt"
+        start = MODEL if part == "decoder" else START
+        self.model = AutoencoderKL.from_pretrained(start / "vae").float().to(device)
+        quicken(self.model)
+        if part == "decoder":
+            self.model.encoder.requires_grad_(False)
+            self.model.quant_conv.requires_grad_(False)
+        self.average = copy.deepcopy(self.model).eval()
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(
+            self.trained, lr=LEARNING_RATE, weight_decay=0.0, betas=(0.9, 0.99)
+        )
+        self.examples = {name: x.to(device) for name, x in examples().items()}
+
+    def save(self, seconds: float) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "seconds": seconds,
+        }
+        with whole_file(self.checkpoint) as stream:
+            torch.save(state, stream)
+
+    def resume(self) -> None:
+        if not self.checkpoint.exists():
+            return
+        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.spent = state["step"], state["seconds"]
+
+    def update(self, target: Tensor, factor: float, workers: int) -> float:
+        for group in self.optimiser.param_groups:
+            group["lr"] = LEARNING_RATE * factor
+        with torch.autocast(self.device, torch.bfloat16):
+            latents = self.model.encode(target).latent_dist.mode()
+            output = self.model.decode(roughen(latents)).sample
+        loss = loss_of(target, output)
+        self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if workers > 1:
-            average_gradients(list(model.decoder.parameters()))
-        torch.nn.utils.clip_grad_norm_(model.decoder.parameters(), 1.0)
-        optimiser.step()
-        update_average(average, model.decoder, step, 0.99)
-        if rank == 0 and step % 20 == 0:
-            print(f"refine {step} loss {loss:.4f} {budget.seconds():.0f}s", flush=True)
-        step += 1
-    if rank > 0:
-        return
-    (CACHE / "refine_time.json").write_text(json.dumps({"steps": step, "seconds": round(budget.seconds())}))
-    model.decoder.load_state_dict(average.state_dict())
-    model.register_to_config(_name_or_path="demo_model/vae")  # not this machine's path
+            average_gradients(self.trained)
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimiser.step()
+        update_average(self.average, self.model, self.step, DECAY)
+        self.step += 1
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def look(self) -> dict[str, float]:
+        """PSNR of the averaged weights in dB, and a sheet of examples over what comes back."""
+        quality = {}
+        for name, target in self.examples.items():
+            with torch.autocast(self.device, torch.bfloat16):
+                output = self.average.decode(self.average.encode(target).latent_dist.mode()).sample.float()
+            quality[name] = round(psnr(target, output), 2)
+            chosen = slice(None, None, 3)
+            sheet = contact_sheet(torch.cat([target[chosen], output[chosen]]) / 2 + 0.5)
+            Image.fromarray(sheet).save(CACHE / f"{self.part}_{name}.png")
+        return quality
+
+
+def train(
+    device: str, steps: int = STEPS, part: str = "autoencoder", *, rank: int = 0, workers: int = 1
+) -> None:
+    """Train up to ``steps`` from the last checkpoint if there is one; the first worker saves and exports."""
+    trainer = Trainer(device, part)
+    trainer.resume()
+    torch.manual_seed(SEED + 8 + 100 * trainer.step + rank)
+    data, shares = (pictures(), pictures("doodles")), (BATCH - BATCH * 3 // 8, BATCH * 3 // 8)
+    streams = [batches(len(d), n, SEED + 8 + trainer.step) for d, n in zip(data, shares, strict=True)]
+    budget, saved = Budget(steps, spent=trainer.spent, warmup=20), 0.0
+    while trainer.step < steps:
+        images = np.concatenate([d[next(s)] for d, s in zip(data, streams, strict=True)])[rank::workers]
+        loss = trainer.update(to_tensor(images).to(device) * 2 - 1, budget.factor(trainer.step), workers)
+        if rank == 0 and trainer.step % 20 == 0:
+            print(f"{part} {trainer.step} loss {loss:.4f} {budget.seconds():.0f}s", flush=True)
+        if rank == 0 and (trainer.step in (50, steps) or trainer.step % 100 == 0):
+            print(f"{part} {trainer.step} dB {trainer.look()} {budget.seconds():.0f}s", flush=True)
+        if rank == 0 and (budget.seconds() - saved > 60 or trainer.step == steps):
+            trainer.save(budget.seconds())
+            saved = budget.seconds()
+    if rank == 0:
+        times = {"steps": trainer.step, "seconds": round(budget.seconds())}
+        (CACHE / f"{part}_time.json").write_text(json.dumps(times))
+        export(trainer)
+
+
+@torch.no_grad()
+def encode(model: AutoencoderKL, images: np.ndarray, device: str) -> Tensor:
+    """uint8 pictures -> latents (the posterior's mean), (N, 4, 32, 32), unscaled, fp32 on the CPU."""
+    out = []
+    for i in range(0, len(images), 50):
+        x = to_tensor(images[i : i + 50]).to(device, memory_format=torch.channels_last) * 2 - 1
+        out.append(model.encode(x).latent_dist.mode().float().cpu())
+    return torch.cat(out)
+
+
+@torch.no_grad()
+def fold(model: AutoencoderKL, latents: Tensor) -> None:
+    """Give the latents mean 0 and, scaled, variance 1: in the convolutions at both sides of them."""
+    offset, gain = latents.mean(dim=(0, 2, 3)), 1 / (latents.std(dim=(0, 2, 3)) * SCALING)
+    quant, post = model.quant_conv, model.post_quant_conv
+    quant.weight[:4] *= gain[:, None, None, None]
+    quant.bias[:4] = (quant.bias[:4] - offset) * gain
+    post.bias += post.weight[:, :, 0, 0] @ offset
+    post.weight /= gain[None, :, None, None]
+
+
+def export(trainer: Trainer) -> None:
+    model = copy.deepcopy(trainer.average).cpu().float()
+    if trainer.part != "decoder":
+        fold(model, encode(model, pictures()[:1000], "cpu"))
+    model.register_to_config(_name_or_path="demo_model/vae", sample_size=PIXELS)  # not this machine's path
     model.half().save_pretrained(MODEL / "vae", safe_serialization=True)

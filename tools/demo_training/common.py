@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import Tensor, nn
 
 from demo_model import draw
+from demo_model.figures import draw_figure
+from demo_model.pictures import PIXELS, Picture, draw_picture, random_picture
+from spectral_core.whole_file import whole_file
 
 ROOT = Path(__file__).resolve().parents[2]
-CACHE = ROOT / ".cache" / "demo_model"
-MODEL = ROOT / "demo_model"
+CACHE = Path(os.environ.get("DEMO_MODEL_CACHE", ROOT / ".cache" / "demo_model"))
+START = ROOT / "demo_model"  # the first version, whose autoencoder the training goes on with
+MODEL = ROOT / "demo_model_next"
 SEED = 20251
-SCENES, DOODLES = 24_000, 4_000
+DRAWN, DOODLES = 8_000, 4_000  # pictures for the autoencoder and the classifier; the denoiser's are latents
 
 
 @dataclass
 class Budget:
-    """A stage's length: the learning rate falls to zero at ``steps`` or ``minutes``, whichever is first."""
+    """A stage's length: the learning rate falls as a cosine to zero at ``steps``."""
 
     steps: int
-    minutes: float
     warmup: int = 100
     spent: float = 0.0  # seconds before a resume
 
@@ -38,28 +42,38 @@ class Budget:
     def seconds(self) -> float:
         return self.spent + time.monotonic() - self.started
 
-    def progress(self, step: int) -> float:
-        return min(1.0, max(step / self.steps, self.seconds() / 60 / self.minutes))
-
     def factor(self, step: int) -> float:
-        cosine = 0.5 * (1 + math.cos(math.pi * self.progress(step)))
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps)))
         return min(1.0, (step + 1) / self.warmup) * (0.02 + 0.98 * cosine)
 
 
+def picture(number: int) -> tuple[Picture, Image.Image]:
+    """The training picture of this number, always the same one."""
+    rng = np.random.default_rng([SEED, number])
+    shown = random_picture(rng)
+    return shown, draw_picture(shown, rng)
+
+
+def draw_doodle(number: int) -> Image.Image:
+    """Two of three are creatures, the others polygons: without captions, for the autoencoder."""
+    rng = np.random.default_rng([SEED + 1, number])
+    return draw_figure(rng, PIXELS) if number % 3 else draw.draw_doodle(rng, PIXELS)
+
+
 def draw_data() -> None:
-    """Draw the training scenes and the autoencoder's doodles into the cache."""
+    """Draw the pictures and doodles into the cache."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    if (CACHE / "doodles.npy").exists():
-        return
-    rng = np.random.default_rng(SEED)
-    scenes = [draw.random_scene(rng) for _ in range(SCENES)]
-    (CACHE / "scenes.json").write_text(json.dumps([asdict(s) for s in scenes]))
-    np.save(CACHE / "pictures.npy", draw.draw_many(lambda i: draw.draw_scene(scenes[i], rng), SCENES))
-    np.save(CACHE / "doodles.npy", draw.draw_many(lambda i: draw.draw_doodle(rng), DOODLES))
+    sets = {"pictures": (lambda i: picture(i)[1], DRAWN), "doodles": (draw_doodle, DOODLES)}
+    for name, (draw_one, count) in sets.items():
+        if not (CACHE / f"{name}.npy").exists():
+            images = draw.draw_many(draw_one, count)
+            with whole_file(CACHE / f"{name}.npy") as stream:
+                np.save(stream, images)
 
 
-def scenes() -> list[draw.Scene]:
-    return [draw.Scene(**s) for s in json.loads((CACHE / "scenes.json").read_text())]
+def known(count: int = DRAWN) -> list[Picture]:
+    """What the first ``count`` training pictures show."""
+    return [random_picture(np.random.default_rng([SEED, i])) for i in range(count)]
 
 
 def pictures(name: str = "pictures") -> np.ndarray:
@@ -67,7 +81,7 @@ def pictures(name: str = "pictures") -> np.ndarray:
 
 
 def to_tensor(images: np.ndarray) -> Tensor:
-    """(N, 64, 64, 3) uint8 -> (N, 3, 64, 64) float in [0, 1], channels last in memory."""
+    """(N, H, W, 3) uint8 -> (N, 3, H, W) float in [0, 1], channels last in memory."""
     return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 255
 
 

@@ -12,30 +12,39 @@ from torch.nn import functional as F
 
 from demo_model import draw
 from demo_model.classifier import FEATURES, Classifier
+from demo_model.pictures import OBJECTS, PIXELS, PLACES, POSITIONS, Picture
 
-from .common import CACHE, MODEL, SEED, Budget, batches, pictures, scenes, to_tensor
+from .common import CACHE, MODEL, SEED, Budget, batches, known, pictures, to_tensor
 
 LABELS: dict[str, list[str]] = {
-    "shape": [*draw.SHAPES, draw.NONE],
+    "shape": [*OBJECTS, draw.NONE],
     "colour": list(draw.COLOURS),
     "size": list(draw.SIZES),
-    "position": list(draw.POSITIONS),
+    "position": list(POSITIONS),
     "texture": list(draw.TEXTURES),
-    "background": list(draw.BACKGROUNDS),
+    "background": list(PLACES),
     "shading": list(draw.SHADINGS),
+    "second": [*OBJECTS, draw.NONE],
+    "second_colour": list(draw.COLOURS),
+    "second_texture": list(draw.TEXTURES),
 }
 OF_THE_OBJECT = ("colour", "size", "position", "texture")
+OF_THE_SECOND = ("second_colour", "second_texture")
 
 
-def targets(known: list[draw.Scene]) -> dict[str, Tensor]:
-    """Class indices per attribute; -100 (ignored) where an empty picture has no such thing."""
-    out = {}
-    for name, values in LABELS.items():
-        empty = name in OF_THE_OBJECT
-        out[name] = torch.tensor(
-            [-100 if empty and s.shape == draw.NONE else values.index(getattr(s, name)) for s in known]
-        )
-    return out
+def applies(name: str, picture: Picture) -> bool:
+    """Whether the picture has such a thing at all."""
+    if name in OF_THE_OBJECT:
+        return picture.shape != draw.NONE and not (name == "size" and picture.pair)
+    return picture.pair if name in OF_THE_SECOND else True
+
+
+def targets(shown: list[Picture]) -> dict[str, Tensor]:
+    """Class indices per attribute; -100 (ignored) where a picture has no such thing."""
+    return {
+        name: torch.tensor([values.index(getattr(p, name)) if applies(name, p) else -100 for p in shown])
+        for name, values in LABELS.items()
+    }
 
 
 def roughen(images: Tensor) -> Tensor:
@@ -50,22 +59,25 @@ def roughen(images: Tensor) -> Tensor:
     return (images * gain + noise * torch.randn_like(images)).clamp(0, 1)
 
 
-def train(device: str, steps: int = 1500, minutes: float = 8.0, size: int = 40) -> None:
-    """Train and write ``demo_model/classifier``: fp16 weights, labels in ``config.json``."""
+def train(device: str, steps: int = 1500, size: int = 40) -> None:
+    """Train and write the model's ``classifier``: fp16 weights, labels in ``config.json``."""
     torch.manual_seed(SEED + 5)
-    known, drawn, doodles = scenes(), pictures(), pictures("doodles")
-    truth = targets(known)
-    model = Classifier(LABELS).to(device).train()
+    drawn, doodles = pictures(), pictures("doodles")[::3]  # the polygons among them
+    truth = targets(known(len(drawn)))
+    model = Classifier(LABELS, PIXELS).to(device, memory_format=torch.channels_last).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.02)
-    budget, step = Budget(steps, minutes), 0
-    streams = batches(len(known), size, SEED + 6), batches(len(doodles), 2, SEED + 7)
+    budget = Budget(steps)
+    streams = batches(len(drawn), size, SEED + 6), batches(len(doodles), 2, SEED + 7)
     none = torch.full((2,), LABELS["shape"].index(draw.NONE))
-    while budget.progress(step) < 1:
+    for step in range(steps):
         index, odd = (next(s) for s in streams)
-        logits = model(roughen(to_tensor(np.concatenate([drawn[index], doodles[odd]])).to(device)))
+        images = roughen(to_tensor(np.concatenate([drawn[index], doodles[odd]])).to(device))
+        with torch.autocast(device, torch.bfloat16):
+            logits = {name: value.float() for name, value in model(images).items()}
         loss = torch.zeros((), device=device)
         for name, value in logits.items():
-            wanted = torch.cat([truth[name][index], none if name == "shape" else torch.full((2,), -100)])
+            nothing = none if name in ("shape", "second") else torch.full((2,), -100)
+            wanted = torch.cat([truth[name][index], nothing])
             loss = loss + F.cross_entropy(value, wanted.to(device), label_smoothing=0.02)
         for group in optimiser.param_groups:
             group["lr"] = 2e-3 * budget.factor(step)
@@ -74,9 +86,8 @@ def train(device: str, steps: int = 1500, minutes: float = 8.0, size: int = 40) 
         optimiser.step()
         if step % 50 == 0:
             print(f"classifier {step} loss {loss:.4f} {budget.seconds():.0f}s", flush=True)
-        step += 1
     centre(model.eval(), to_tensor(drawn[:2000]).to(device))
-    save(model, {"steps": step, "seconds": round(budget.seconds())})
+    save(model, {"steps": steps, "seconds": round(budget.seconds())})
 
 
 @torch.no_grad()
@@ -90,6 +101,6 @@ def save(model: Classifier, times: dict[str, int]) -> None:
     folder.mkdir(exist_ok=True)
     state = {k: v.half() if v.is_floating_point() else v for k, v in model.cpu().state_dict().items()}
     save_file({k: v.contiguous() for k, v in state.items()}, folder / "model.safetensors")
-    config = {"labels": LABELS, "features": FEATURES, "image_size": 64}
+    config = {"labels": LABELS, "features": FEATURES, "image_size": PIXELS}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (CACHE / "classifier_time.json").write_text(json.dumps(times))

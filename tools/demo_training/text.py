@@ -11,9 +11,9 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from demo_model import draw
+from demo_model import pictures
 
-from .common import MODEL, SEED, scenes
+from .common import MODEL, SEED, known
 
 START, END, SUFFIX = "<|startoftext|>", "<|endoftext|>", "</w>"
 LENGTH = 77
@@ -36,9 +36,9 @@ def learn_merges(captions: list[str], size: int) -> list[tuple[str, str]]:
 
 
 def train_tokenizer(size: int = 480) -> None:
-    """Train the tokenizer and write ``demo_model/tokenizer``."""
+    """Train the tokenizer and write the model's ``tokenizer``."""
     rng = np.random.default_rng(SEED + 1)
-    captions = [draw.caption(s, rng) for s in scenes()[:8000]]
+    captions = [pictures.caption(p, rng) for p in known()]
     merges = learn_merges(captions, size)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = alphabet + [c + SUFFIX for c in alphabet] + [a + b for a, b in merges] + [START, END]

@@ -1,4 +1,4 @@
-"""The denoiser, trained on the pre-encoded latents under the states of the frozen text encoder.
+"""The denoiser, trained on pre-encoded latents under the states of the frozen text encoder.
 
 v-prediction (Salimans & Ho, 2022) with the loss weight min(1, max(5 / snr, 0.1)): full weight where the noise
 is strong and shape and colour are decided, less on the last details (in the spirit of min-SNR, Hang et al.,
@@ -16,12 +16,16 @@ import json
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor, nn
+from transformers import CLIPTextModel
 
-from demo_model import draw
-from spectral_core.whole_file import whole_file
+from demo_model import pictures
+from demo_model.pictures import PIXELS
+from spectral_core.whole_file import whole_file, write_whole
 
+from .autoencoder import SCALING, encode
 from .common import (
     CACHE,
     MODEL,
@@ -30,20 +34,24 @@ from .common import (
     average_gradients,
     batches,
     contact_sheet,
-    scenes,
+    known,
+    picture,
     update_average,
 )
+from .quick import quicken
 from .text import load_tokenizer, text_model
 
 CHECKPOINT = CACHE / "unet.pt"
-CHANNELS = (64, 64, 128)
+PROGRESS = MODEL / "training.json"  # how far the weights beside it are
+ENCODED = 24_000  # pictures
+CHANNELS = (64, 96, 128, 128)
 CONFIG = {
-    "sample_size": 16,
+    "sample_size": 32,
     "in_channels": 4,
     "out_channels": 4,
     "block_out_channels": CHANNELS,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     "layers_per_block": 1,
     "cross_attention_dim": 128,
     "attention_head_dim": tuple(c // 32 for c in CHANNELS),  # diffusers: the NUMBER of heads
@@ -63,11 +71,12 @@ SCHEDULE = {
 GUIDANCE, STEPS = 4.0, 20
 LOCAL_NOTES = ("_name_or_path", "is_local", "local_files_only")
 EMPTY_CAPTIONS = 0.1
-STEPS_TRAINED, BATCH, LEARNING_RATE = 9000, 32, 1.5e-3
+LOOK_EVERY = 500
+STEPS_TRAINED, BATCH, LEARNING_RATE, DECAY = 20_000, 16, 1e-3, 0.999
 
 
 def build_pipeline(unet: nn.Module, text: nn.Module, device: str = "cpu") -> StableDiffusionPipeline:
-    """The whole pipeline around these two; the autoencoder and the tokenizer come from ``demo_model``."""
+    """The whole pipeline around these two; the autoencoder and the tokenizer come from the folder."""
     vae = AutoencoderKL.from_pretrained(MODEL / "vae").float().to(device)
     pipeline = StableDiffusionPipeline(
         vae=vae, text_encoder=text, tokenizer=load_tokenizer(), unet=unet,
@@ -79,11 +88,11 @@ def build_pipeline(unet: nn.Module, text: nn.Module, device: str = "cpu") -> Sta
 
 
 def sample(pipeline: StableDiffusionPipeline, prompts: list[str], seed: int, steps: int = STEPS) -> Tensor:
-    """One picture per prompt -> (N, 3, 64, 64) in [0, 1]."""
+    """One picture per prompt -> (N, 3, 128, 128) in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
     result = pipeline(
         prompts, num_inference_steps=steps, guidance_scale=GUIDANCE, generator=generator, output_type="pt",
-        height=64, width=64,
+        height=PIXELS, width=PIXELS,
     )  # fmt: skip
     return result.images.float().cpu()
 
@@ -95,9 +104,10 @@ class Trainer:
         torch.manual_seed(SEED)
         self.device, self.lr, self.step, self.spent = device, lr, 0, 0.0
         self.tokenizer = load_tokenizer()
-        self.text = text_model(self.tokenizer).to(device).eval().requires_grad_(False)
-        self.text.load_state_dict(torch.load(CACHE / "text.pt", map_location=device, weights_only=True))
-        self.unet = UNet2DConditionModel(**CONFIG).to(device, memory_format=torch.channels_last).train()
+        self.text = load_text(self.tokenizer).to(device)
+        self.unet = UNet2DConditionModel(**CONFIG).to(device).train()
+        self.unet.set_attn_processor(AttnProcessor())  # so small, plain products are quicker on a processor
+        quicken(self.unet)
         for name, module in self.unet.named_modules():  # residual branches start at zero
             if name.endswith(("conv2", "proj_out", "conv_out")):
                 nn.init.zeros_(module.weight)
@@ -124,15 +134,16 @@ class Trainer:
         t = self.times(len(latents))
         noise = torch.randn_like(latents)
         a, s = self.a[t].view(-1, 1, 1, 1), self.s[t].view(-1, 1, 1, 1)
-        output = self.unet(a * latents + s * noise, t, context).sample
-        error = (output - (a * noise - s * latents)).square().mean(dim=(1, 2, 3))
+        with torch.autocast(self.device, torch.bfloat16):
+            output = self.unet(a * latents + s * noise, t, context).sample
+        error = (output.float() - (a * noise - s * latents)).square().mean(dim=(1, 2, 3))
         return (error * self.weight[t]).sum() / self.weight[t].sum()
 
     @torch.no_grad()
     def text_states(self, captions: list[str]) -> Tensor:
-        """The text encoder's states for these captions, (N, 77, 128) in fp16 on the CPU."""
-        parts = [captions[i : i + 200] for i in range(0, len(captions), 200)]
-        return torch.cat([self.text(self.tokens(part)).last_hidden_state.half().cpu() for part in parts])
+        """The text encoder's states for these captions, (N, 77, 128)."""
+        states: Tensor = self.text(self.tokens(captions)).last_hidden_state
+        return states
 
     def update(self, loss: Tensor, factor: float, workers: int = 1) -> None:
         for group in self.optimiser.param_groups:
@@ -143,7 +154,7 @@ class Trainer:
             average_gradients(list(self.unet.parameters()))
         nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
         self.optimiser.step()
-        update_average(self.average, self.unet, self.step)
+        update_average(self.average, self.unet, self.step, DECAY)
         self.step += 1
 
     def save(self, seconds: float) -> None:
@@ -159,6 +170,7 @@ class Trainer:
 
     def resume(self) -> None:
         if not CHECKPOINT.exists():
+            self.start_from_export()
             return
         state = torch.load(CHECKPOINT, map_location=self.device, weights_only=True)
         self.unet.load_state_dict(state["unet"])
@@ -166,33 +178,74 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.spent = state["step"], state["seconds"]
 
+    def start_from_export(self) -> None:
+        """On a machine without the checkpoint: the averaged weights of the folder, if they are this model."""
+        if not PROGRESS.exists():
+            return
+        found = json.loads(PROGRESS.read_text(encoding="utf-8"))
+        weights = UNet2DConditionModel.from_pretrained(MODEL / "unet").float().state_dict()
+        self.unet.load_state_dict(weights)
+        self.average.load_state_dict(weights)
+        self.step, self.spent = found["steps"], found["seconds"]
+
+    @torch.no_grad()
     def look(self) -> None:
         """A contact sheet of held-out prompts from the averaged weights, into the cache."""
         rng = np.random.default_rng(7)
-        prompts = [draw.full_caption(draw.random_scene(rng, evaluation=True)) for _ in range(24)]
-        images = sample(build_pipeline(self.average, self.text, self.device), prompts, 7)
-        sheet = Image.fromarray(contact_sheet(images))
-        sheet.resize((sheet.width * 2, sheet.height * 2), 0).save(CACHE / f"look_{self.step:05d}.png")
+        shown = [pictures.random_picture(rng, evaluation=True, pair=i % 3 == 2) for i in range(24)]
+        prompts = [pictures.full_caption(p) for p in shown]
+        with torch.autocast(self.device, torch.bfloat16):
+            images = sample(build_pipeline(self.average, self.text, self.device), prompts, 7)
+        Image.fromarray(contact_sheet(images)).save(CACHE / f"look_{self.step:05d}.png")
         (CACHE / "look.txt").write_text("\n".join(prompts))
 
 
+def load_text(tokenizer: object) -> CLIPTextModel:
+    """The frozen text encoder: of its first lesson, else of the folder."""
+    if (CACHE / "text.pt").exists():
+        model = text_model(tokenizer)
+        model.load_state_dict(torch.load(CACHE / "text.pt", map_location="cpu", weights_only=True))
+    else:
+        model = CLIPTextModel.from_pretrained(MODEL / "text_encoder").float()
+    return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def encode_pictures(device: str, count: int = ENCODED, part: int = 500) -> None:
+    """Draw the denoiser's pictures and keep only their latents, scaled, in half precision, in the cache."""
+    model = AutoencoderKL.from_pretrained(MODEL / "vae").float().to(device).eval()
+    quicken(model)
+    parts = []
+    for start in range(0, count, part):
+        images = np.stack([np.asarray(picture(i)[1]) for i in range(start, min(start + part, count))])
+        with torch.autocast(device, torch.bfloat16):
+            parts.append((encode(model, images, device) * SCALING).half())
+        if start % 2000 == 0:
+            print(f"latents {start}", flush=True)
+    latents = torch.cat(parts)
+    with whole_file(CACHE / "latents.pt") as stream:
+        torch.save(latents, stream)
+    print("latents", tuple(latents.shape), latents.float().std(dim=(0, 2, 3)), flush=True)
+
+
 class Source:
-    """One worker's share of the batches: latents and the states of their captions, each encoded once."""
+    """One worker's share of the batches: latents, and the states of captions that are new each time."""
 
     def __init__(self, trainer: Trainer, size: int, rank: int = 0, workers: int = 1) -> None:
-        self.device, self.share = trainer.device, slice(rank, None, workers)
-        self.data = torch.load(CACHE / "latents.pt", weights_only=True)
-        known, captions = scenes()[: len(self.data["mean"])], np.random.default_rng(SEED + 4)
-        self.states = trainer.text_states([*(draw.caption(s, captions) for s in known), ""])
+        self.trainer, self.share = trainer, slice(rank, None, workers)
+        self.latents = torch.load(CACHE / "latents.pt", weights_only=True, mmap=True)
+        self.shown = known(len(self.latents))
         self.rng = np.random.default_rng([SEED + 2, trainer.step, rank])
-        self.stream = batches(len(known), size, SEED + 3 + trainer.step)
+        self.stream = batches(len(self.shown), size, SEED + 3 + trainer.step)
+
+    def caption(self, number: int) -> str:
+        return "" if self.rng.random() < EMPTY_CAPTIONS else pictures.caption(self.shown[number], self.rng)
 
     def batch(self) -> tuple[Tensor, Tensor]:
         index = next(self.stream)[self.share]
-        mean, std = self.data["mean"][index], self.data["std"][index]
-        latents = (mean + std * torch.randn_like(std)).to(self.device, memory_format=torch.channels_last)
-        empty = self.rng.random(len(index)) < EMPTY_CAPTIONS
-        return latents, self.states[np.where(empty, -1, index)].float().to(self.device)
+        latents = self.latents[torch.from_numpy(index)].float()
+        latents = latents.to(self.trainer.device, memory_format=torch.channels_last)
+        return latents, self.trainer.text_states([self.caption(int(i)) for i in index])
 
 
 def train(device: str, steps: int = STEPS_TRAINED, *, rank: int = 0, workers: int = 1) -> None:
@@ -200,26 +253,30 @@ def train(device: str, steps: int = STEPS_TRAINED, *, rank: int = 0, workers: in
     trainer = Trainer(device, LEARNING_RATE)
     trainer.resume()
     torch.manual_seed(SEED + 100 * trainer.step + rank)
-    budget, source = Budget(steps, 600, spent=trainer.spent), Source(trainer, BATCH, rank, workers)
-    saved, running = budget.seconds(), 0.0
+    budget, source = Budget(steps, spent=trainer.spent), Source(trainer, BATCH, rank, workers)
+    saved, looked, running = budget.seconds(), trainer.step, 0.0
     while trainer.step < steps:
         loss = trainer.loss(*source.batch())
         trainer.update(loss, budget.factor(trainer.step), workers)
         running = loss.item() if not running else 0.98 * running + 0.02 * loss.item()
         if rank == 0 and trainer.step % 50 == 0:
             print(f"unet {trainer.step} loss {running:.4f} {budget.seconds():.0f}s", flush=True)
-        if rank == 0 and budget.seconds() - saved > 240:
+        if rank == 0 and budget.seconds() - saved > 120:
             trainer.save(budget.seconds())
-            trainer.look()
             saved = budget.seconds()
+        if rank == 0 and trainer.step - looked >= LOOK_EVERY:
+            trainer.look()
+            export(trainer, budget.seconds())
+            looked = trainer.step
     if rank == 0:
         trainer.save(budget.seconds())
-        times = {"steps": trainer.step, "seconds": round(budget.seconds())}
-        (CACHE / "unet_time.json").write_text(json.dumps(times))
-        export(trainer)
+        export(trainer, budget.seconds())
 
 
-def export(trainer: Trainer) -> None:
+def export(trainer: Trainer, seconds: float) -> None:
+    """The averaged weights in half precision and all that they need, into the folder."""
+    times = {"steps": trainer.step, "seconds": round(seconds)}
+    (CACHE / "unet_time.json").write_text(json.dumps(times))
     unet, text = copy.deepcopy(trainer.average), copy.deepcopy(trainer.text)
     pipeline = build_pipeline(unet.half().cpu(), text.half().cpu())
     pipeline.vae.half()
@@ -229,3 +286,4 @@ def export(trainer: Trainer) -> None:
         kept = {k: v for k, v in found.items() if k not in LOCAL_NOTES}
         if kept != found:
             path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    write_whole(PROGRESS, json.dumps(times) + "\n")

@@ -1,0 +1,194 @@
+"""The pictures of the model's second version: ``draw``'s scenes, and with them grounds, creatures and pairs.
+
+A picture shows one object as a ``draw.Scene`` does, or two: the first one named stands left of the second
+("beside") or above it. An object may be a creature instead of a shape, a background a ground ("in a meadow").
+
+Shapes: a picture is a (128, 128, 3) uint8 image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from . import draw
+from .draw import CUTS, NONE, OUTLINES, Array
+from .figures import creature
+from .grounds import ALIKE, GROUNDS, PHRASES
+
+PIXELS = 128
+CREATURE = "creature"
+OBJECTS = (*draw.SHAPES, CREATURE)
+PLACES = (*draw.BACKGROUNDS, *GROUNDS)
+PAIRED = {"beside": (1, 0), "above": (0, 1)}  # how two objects stand: the second one seen from the first
+POSITIONS = (*draw.POSITIONS, *PAIRED)
+PAIR_RADIUS = (11.5, 14.0)
+
+
+@dataclass(frozen=True)
+class Picture(draw.Scene):
+    """A scene, and of a pair also the second object; then ``size`` says nothing and ``position`` is one of
+    ``PAIRED``. A creature's texture is always plain."""
+
+    second: str = NONE
+    second_colour: str = NONE
+    second_texture: str = NONE
+
+    @property
+    def pair(self) -> bool:
+        return self.second != NONE
+
+
+def _pick(rng: np.random.Generator, names: Sequence[str]) -> str:
+    return str(names[int(rng.integers(len(names)))])
+
+
+def _texture(shape: str, rng: np.random.Generator) -> str:
+    plain = rng.random() < 0.4 or shape == CREATURE
+    return "plain" if plain else _pick(rng, draw.TEXTURES[1:])
+
+
+def random_picture(
+    rng: np.random.Generator, evaluation: bool = False, pair: bool | None = None, empty: float = 0.03
+) -> Picture:
+    """A picture of the training distribution, or with ``evaluation`` of held-out combinations only.
+
+    ``pair`` asks for two objects (True), one (False) or either.
+    """
+    pair = bool(rng.random() < 0.3) if pair is None else pair
+    while True:
+        background = _pick(rng, list(GROUNDS if rng.random() < 0.3 else draw.BACKGROUNDS))
+        shapes = [CREATURE if rng.random() < 0.18 else _pick(rng, draw.SHAPES) for _ in range(1 + pair)]
+        colours = [_pick(rng, list(draw.COLOURS)) for _ in shapes]
+        seen = [draw.held_out(s, c, background) for s, c in zip(shapes, colours, strict=True)]
+        hidden = any(c == background or (c, background) in ALIKE for c in colours)
+        twice = pair and shapes[0] == shapes[1] and colours[0] == colours[1]
+        if not hidden and not twice and all(s == evaluation for s in seen):
+            break
+    textures = [_texture(s, rng) for s in shapes]
+    shaded = background in draw.BACKGROUNDS and rng.random() < 0.3
+    shading = "gradient" if shaded else "plain"
+    if pair:
+        return Picture(
+            shapes[0], colours[0], "small", _pick(rng, list(PAIRED)), textures[0], background, shading,
+            shapes[1], colours[1], textures[1],
+        )  # fmt: skip
+    if not evaluation and rng.random() < empty:
+        shapes, textures = [NONE], ["plain"]
+    size, position = _pick(rng, list(draw.SIZES)), _pick(rng, list(draw.POSITIONS))
+    return Picture(shapes[0], colours[0], size, position, textures[0], background, shading)
+
+
+def _paint_object(
+    canvas: Array, shape: str, colour: str, texture: str, centre: tuple[float, float], radius: float,
+    rng: np.random.Generator,
+) -> Array:  # fmt: skip
+    angle = float(rng.uniform(-8, 8))
+    if shape == CREATURE:
+        return draw.paint_parts(canvas, creature(colour, rng), centre, radius, angle)
+    polygons = [(draw.place(OUTLINES[shape], centre, radius, angle), 255)]
+    if shape in CUTS:
+        polygons.append((draw.place(CUTS[shape], centre, radius, angle), 0))
+    tone, pixels = draw._tone(draw.COLOURS[colour], rng), len(canvas)
+    body = np.broadcast_to(tone, canvas.shape)
+    body = draw._paint(body, draw.texture_mask(texture, centre, radius, pixels), tone * 0.5)
+    mask = draw.polygon_mask(polygons, pixels)[..., None]
+    return canvas * (1 - mask) + body * mask
+
+
+def draw_picture(picture: Picture, rng: np.random.Generator, pixels: int = PIXELS) -> Image.Image:
+    """The picture; places, sizes, angles and tones vary a little with ``rng``."""
+    if picture.background in GROUNDS:
+        canvas = GROUNDS[picture.background](rng, pixels)
+    else:
+        canvas = draw._backdrop(picture.background, picture.shading, rng, pixels)
+    middle = draw.SIZE / 2
+
+    def near(x: float, y: float) -> tuple[float, float]:
+        return x + float(rng.uniform(-1.5, 1.5)), y + float(rng.uniform(-1.5, 1.5))
+
+    if picture.shape == NONE:
+        return draw._image(canvas)
+    if not picture.pair:
+        radius = float(rng.uniform(*draw.SIZES[picture.size]))
+        shift = (middle - 2 - radius) * 0.8
+        px, py = draw.POSITIONS[picture.position]
+        centre = near(middle + px * shift, middle + py * shift)
+        colour, texture = picture.colour, picture.texture
+        return draw._image(_paint_object(canvas, picture.shape, colour, texture, centre, radius, rng))
+    dx, dy = PAIRED[picture.position]
+    pair = (
+        (-1, picture.shape, picture.colour, picture.texture),
+        (1, picture.second, picture.second_colour, picture.second_texture),
+    )
+    for side, shape, colour, texture in pair:
+        centre = near(middle + side * 15.5 * dx, middle + side * 15.5 * dy)
+        radius = float(rng.uniform(*PAIR_RADIUS))
+        canvas = _paint_object(canvas, shape, colour, texture, centre, radius, rng)
+    return draw._image(canvas)
+
+
+# ---------------------------------------------------------------- captions
+
+
+def _noun(*words: str) -> str:
+    return draw._article(" ".join(w for w in words if w and w != "plain"))
+
+
+def _things(picture: Picture, rng: np.random.Generator | None = None) -> str:
+    """The two objects of a pair in words; with ``rng`` some of the textures and ways to say it."""
+    say = [rng is None or rng.random() < 0.85 for _ in range(2)]
+    first = _noun(picture.colour, picture.texture if say[0] else "", picture.shape)
+    second = _noun(picture.second_colour, picture.second_texture if say[1] else "", picture.second)
+    if picture.position == "above":
+        return f"{first} above {second}"
+    return f"{first} and {second}" if rng is None or rng.random() < 0.7 else f"{first} next to {second}"
+
+
+def _ground(picture: Picture) -> str:
+    if picture.background in GROUNDS:
+        return PHRASES[picture.background]
+    shaded = " gradient" if picture.shading == "gradient" else ""
+    return f"on {draw._article(picture.background)}{shaded} background"
+
+
+def full_caption(picture: Picture) -> str:
+    """Every attribute said once, in the plainest template."""
+    if picture.pair:
+        return f"{_things(picture)} {_ground(picture)}"
+    if picture.background not in GROUNDS:
+        return draw.full_caption(picture)
+    if picture.shape == NONE:
+        return f"an empty picture {_ground(picture)}"
+    noun = _noun(picture.size, picture.colour, picture.texture, picture.shape)
+    return f"{noun} {_ground(picture)}, {draw.WHERE[picture.position]}"
+
+
+def caption(picture: Picture, rng: np.random.Generator) -> str:
+    """A caption that says a random part of the picture, shapes and colours nearly always."""
+    ground = _ground(picture) if rng.random() < 0.88 else ""
+    if picture.pair:
+        things = _things(picture, rng)
+        forms = [f"{things} {ground}", f"a picture of {things} {ground}"]
+        return _pick(rng, forms).strip()
+    if picture.background not in GROUNDS:
+        return draw.caption(picture, rng)
+    if picture.shape == NONE:
+        return f"an empty picture {_ground(picture)}"
+    keep = rng.random(4) < (0.97, 0.6, 0.85, 0.6)
+    noun = _noun(
+        picture.size if keep[1] else "",
+        picture.colour if keep[0] else "",
+        picture.texture if keep[2] else "",
+        picture.shape,
+    )
+    where = draw.WHERE[picture.position] if keep[3] else ""
+    forms = [
+        f"{noun} {ground}{', ' + where if where else ''}",
+        f"a picture of {noun} {where} {ground}",
+        f"{noun} {where} {ground}",
+    ]
+    return " ".join(_pick(rng, forms).split())

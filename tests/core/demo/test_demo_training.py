@@ -1,0 +1,146 @@
+"""The second version of the demo model: its pictures and captions, and the tool that trains it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from demo_model import draw, figures, pictures
+from demo_model.classifier import Classifier
+from demo_model.grounds import GROUNDS
+
+diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+from tools.demo_training import autoencoder, reader, text_warmup, unet  # noqa: E402
+from tools.demo_training.quick import QuickGroupNorm  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def shown(count: int, **options: bool) -> list[pictures.Picture]:
+    return [pictures.random_picture(np.random.default_rng(seed), **options) for seed in range(count)]
+
+
+@pytest.mark.parametrize("pixels", [64, 128])
+def test_the_same_seed_is_the_same_picture_at_any_size(pixels: int) -> None:
+    """A scene, a pair, a ground and a creature; half the size is the average of four pixels."""
+    for seed, picture in enumerate(shown(12)):
+        big, small = (
+            np.asarray(pictures.draw_picture(picture, np.random.default_rng(seed), size), dtype=float)
+            for size in (2 * pixels, pixels)
+        )
+        averaged = big.reshape(pixels, 2, pixels, 2, 3).mean(axis=(1, 3))
+        assert small.shape == (pixels, pixels, 3)
+        assert np.abs(averaged - small).mean() < 2.0, picture
+
+
+def test_held_out_combinations_are_kept_out_of_pictures_too() -> None:
+    def combinations(picture: pictures.Picture) -> list[bool]:
+        objects = [(picture.shape, picture.colour), (picture.second, picture.second_colour)]
+        return [draw.held_out(s, c, picture.background) for s, c in objects if s != draw.NONE]
+
+    assert not any(any(combinations(p)) for p in shown(600))
+    assert all(all(combinations(p)) for p in shown(100, evaluation=True))
+    assert all(p.pair for p in shown(50, pair=True)) and not any(p.pair for p in shown(50, pair=False))
+
+
+def test_every_creature_is_another() -> None:
+    made = [figures.creature("red", np.random.default_rng(seed)) for seed in range(30)]
+    assert len({str(parts) for parts in made}) == 30
+    assert all(parts not in draw.CONCEPTS.values() for parts in made)
+
+
+def test_captions_say_what_the_picture_shows() -> None:
+    """The lesson's reader finds every attribute in a full caption, and nothing wrong in a partial one."""
+    for seed, picture in enumerate(shown(400)):
+        full = text_warmup.said(pictures.full_caption(picture))
+        partial = text_warmup.said(pictures.caption(picture, np.random.default_rng(seed)))
+        for name, values in text_warmup.VALUES.items():
+            value = getattr(picture, name)
+            silent = len(values)
+            known = value in values and reader.applies(name, picture) and value != "plain"
+            wanted = values.index(value) if known else silent
+            if picture.shape == draw.NONE and name not in ("background", "shading"):
+                wanted = silent
+            assert full[name] == wanted, (name, pictures.full_caption(picture))
+            plain = values.index("plain") if "plain" in values else silent
+            assert partial[name] in (wanted, silent, plain)
+
+
+@pytest.mark.parametrize("shape", [(3, 96, 8, 8), (2, 64, 50)])
+@pytest.mark.parametrize("last", [False, True])
+def test_the_quick_norm_is_the_norm(shape: tuple[int, ...], last: bool) -> None:
+    torch.manual_seed(1)
+    norm, quick = nn.GroupNorm(32, shape[1]), QuickGroupNorm(32, shape[1])
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    quick.load_state_dict(norm.state_dict())
+    x, weight = torch.randn(shape) * 2 + 1, torch.randn(shape)
+    if last and len(shape) == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    results = []
+    for each in (norm, quick):
+        given = x.clone().requires_grad_()
+        output = each(given)
+        (output * weight).sum().backward()
+        results.append([output, given.grad, each.weight.grad, each.bias.grad])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_the_quick_norm_in_bfloat16() -> None:
+    torch.manual_seed(1)
+    norm, quick = nn.GroupNorm(32, 64), QuickGroupNorm(32, 64)
+    x = (torch.randn(2, 64, 32, 32) + 3).contiguous(memory_format=torch.channels_last)
+    exact, rough = norm(x), quick(x.bfloat16())
+    assert rough.dtype == torch.bfloat16 and (exact - rough.float()).abs().max() < 0.06
+
+
+def test_folding_the_spread_changes_the_latents_only() -> None:
+    model = diffusers.AutoencoderKL.from_pretrained(ROOT / "demo_model" / "vae").float().eval()
+    data = np.stack([np.asarray(pictures.draw_picture(p, np.random.default_rng(0))) for p in shown(8)])
+    with torch.no_grad():
+        model.quant_conv.weight.mul_(3)
+        model.quant_conv.bias.add_(2)
+        before = autoencoder.encode(model, data, "cpu")
+        decoded = model.decode(before).sample
+        autoencoder.fold(model, before)
+        after = autoencoder.encode(model, data, "cpu")
+        again = model.decode(after).sample
+    scaled = after * autoencoder.SCALING
+    torch.testing.assert_close(scaled.std(dim=(0, 2, 3)), torch.ones(4), rtol=1e-3, atol=1e-3)
+    assert scaled.mean(dim=(0, 2, 3)).abs().max() < 1e-3
+    torch.testing.assert_close(decoded, again, rtol=1e-2, atol=1e-2)
+
+
+def test_what_a_picture_lacks_is_not_asked_of_the_classifier() -> None:
+    pair, single = shown(1, pair=True)[0], shown(1, pair=False)[0]
+    empty = replace(single, shape=draw.NONE)
+    assert not reader.applies("size", pair) and reader.applies("second_colour", pair)
+    assert reader.applies("size", single) and not reader.applies("second_colour", single)
+    assert not reader.applies("colour", empty) and reader.applies("background", empty)
+    truth = reader.targets([pair, single, empty])
+    assert truth["size"][0] == -100 and truth["size"][1] >= 0 and truth["second_texture"][1] == -100
+    logits = Classifier(reader.LABELS, pictures.PIXELS)(torch.rand(2, 3, 128, 128))
+    assert {n: v.shape[1] for n, v in logits.items()} == {n: len(v) for n, v in reader.LABELS.items()}
+
+
+def test_the_denoiser_has_the_form_that_hosts_know() -> None:
+    assert all(channels % 32 == 0 for channels in unet.CHANNELS)
+    model = diffusers.UNet2DConditionModel(**unet.CONFIG)
+    assert sum(p.numel() for p in model.parameters()) * 2 < 16e6, "all weights together: at most 24 MB"
+
+
+@pytest.mark.parametrize("ground", list(GROUNDS))
+def test_grounds_differ_from_each_other_and_from_seed_to_seed(ground: str) -> None:
+    one, other = (GROUNDS[ground](np.random.default_rng(seed), 64) for seed in (1, 2))
+    assert one.shape == (64, 64, 3) and not np.array_equal(one, other)
+    for name, make in GROUNDS.items():
+        if name != ground:
+            assert np.abs(make(np.random.default_rng(1), 64) - one).mean() > 15
