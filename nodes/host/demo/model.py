@@ -32,6 +32,7 @@ def load_model() -> Any:
     """A patcher around the host's BaseModel; v-prediction, the latents of Stable Diffusion 1."""
     config = demo.read_config("unet")
     settings = _ModelConfig(demo.unet_config(config))
+    settings.sampling_settings = demo.sampling_settings()
     settings.set_inference_dtype(torch.float32, None)
     model = settings.get_model({}, device=torch.device("cpu"))
     weights = demo.native_unet(demo.read_weights("unet"), config)
@@ -44,9 +45,7 @@ def load_model() -> Any:
 
 
 class _ModelConfig(comfy.supported_models_base.BASE):  # type: ignore[misc]
-    """What the host otherwise reads off a checkpoint; its noise schedule is the host's default, which is the
-    one the demo model was trained with.
-    """
+    """What the host otherwise reads off a checkpoint."""
 
     unet_extra_config: dict[str, Any] = {}
     latent_format = comfy.latent_formats.SD15

@@ -28,6 +28,7 @@ from ....spectral_core.names.unet_blocks import UNetLayout
 FOLDER = Path(__file__).resolve().parents[3] / "demo_model"
 HOST_VOCABULARY = 49408  # rows of the token table in the host's CLIP classes, whatever the configuration says
 CONFIG_FILE = "config.json"
+SCHEDULE_FILE = "scheduler/scheduler_config.json"
 WEIGHTS = {
     "unet": "unet/diffusion_pytorch_model.safetensors",
     "vae": "vae/diffusion_pytorch_model.safetensors",
@@ -38,6 +39,12 @@ WEIGHTS = {
 def read_config(part: str, folder: Path = FOLDER) -> dict[str, Any]:
     """The configuration of ``unet``, ``vae`` or ``text_encoder``."""
     return _read_json(folder / part / CONFIG_FILE)
+
+
+def sampling_settings(folder: Path = FOLDER) -> dict[str, float]:
+    """The ends of the noise schedule, as the host's model configurations name them."""
+    config = _read_json(folder / SCHEDULE_FILE)
+    return {"linear_start": config["beta_start"], "linear_end": config["beta_end"]}
 
 
 def read_weights(part: str, folder: Path = FOLDER) -> dict[str, Tensor]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +146,40 @@ def test_grounds_differ_from_each_other_and_from_seed_to_seed(ground: str) -> No
     for name, make in GROUNDS.items():
         if name != ground:
             assert np.abs(make(np.random.default_rng(1), 64) - one).mean() > 15
+
+
+def test_a_bare_machine_goes_on_from_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a checkpoint the averaged weights and their step are the start; with one it is."""
+    monkeypatch.setattr(unet, "MODEL", tmp_path)
+    monkeypatch.setattr(unet, "PROGRESS", tmp_path / "training.json")
+    monkeypatch.setattr(unet, "CHECKPOINT", tmp_path / "unet.pt")
+    monkeypatch.setattr(unet, "load_tokenizer", lambda: None)
+    monkeypatch.setattr(unet, "load_text", lambda _: nn.Identity())
+    fresh = unet.Trainer("cpu", 1e-3)
+    fresh.resume()
+    assert fresh.step == 0, "nothing to go on from"
+    with torch.no_grad():
+        fresh.average.conv_out.bias.fill_(0.25)
+    fresh.average.save_pretrained(tmp_path / "unet")
+    unet.PROGRESS.write_text('{"steps": 700, "seconds": 9}', encoding="utf-8")
+    on = unet.Trainer("cpu", 1e-3)
+    on.resume()
+    assert (on.step, on.spent) == (700, 9)
+    assert (on.unet.conv_out.bias == 0.25).all() and (on.average.conv_out.bias == 0.25).all()
+    on.step = 800
+    on.save(20.0)
+    again = unet.Trainer("cpu", 1e-3)
+    again.resume()
+    assert (again.step, again.spent) == (800, 20.0)
+
+
+def test_the_intermediate_weights_stay_in_the_repository() -> None:
+    """Not in the wheel (the packages' names are exact), not in the registry's archive; at most 24 MB."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^include = \[(.*)\]$", project, re.MULTILINE)
+    packages = re.findall(r"\"(.*?)\"", listed)
+    assert "demo_model" in packages
+    assert not any(fnmatch("demo_model_next", pattern) for pattern in packages)
+    assert "demo_model_next/" in (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()
+    files = [f for f in (ROOT / "demo_model_next").rglob("*") if f.is_file()]
+    assert files and sum(f.stat().st_size for f in files) <= 24e6
