@@ -6,6 +6,7 @@ may import the ``inside_*`` modules of every room here by their names.
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 from pathlib import Path
@@ -15,6 +16,15 @@ import pytest
 from tests.host.booted import NO_HOST, Checkout, find_checkouts
 
 SECONDS = 900  # about 12 on an idle machine, 100 for the names of LoRA files
+
+# The small models of every family, by name, in scripts that only a host's Python can import.
+TABLES = {
+    "FAMILIES": "inside_models.py",
+    "UNETS": "inside_models_unets.py",
+    "IMAGES": "inside_models_images.py",
+    "VIDEOS": "inside_models_videos.py",
+    "OTHERS": "inside_models_others.py",
+}
 
 # The host reads its command line only when main.py asks for it; the CPU is chosen before anything looks for a
 # GPU.
@@ -39,6 +49,18 @@ def script_path(name: str) -> Path:
     """Where the script of this name lies; each name is there once."""
     (found,) = HERE.rglob(name)
     return found
+
+
+def families() -> list[str]:
+    """The names in the tables of scripts that only a host's Python can import."""
+    names = []
+    for table, script in TABLES.items():
+        tree = ast.parse(script_path(script).read_text(encoding="utf-8"))
+        assigned = [n for n in tree.body if isinstance(n, ast.Assign)]
+        (found,) = (n.value for n in assigned if ast.unparse(n.targets[0]) == table)
+        assert isinstance(found, ast.Dict)
+        names += [ast.literal_eval(key) for key in found.keys if key is not None]
+    return names
 
 
 def run_script(

@@ -84,7 +84,7 @@ AURAFLOW = {
 }  # fmt: skip
 IDEOGRAM = {
     "image_model": "ideogram4", "in_channels": 128, "num_layers": 2, "num_attention_heads": 2,
-    "attention_head_dim": 32, "intermediate_size": 64, "adaln_dim": 32, "llm_features_dim": 53248,
+    "attention_head_dim": 32, "intermediate_size": 64, "adaln_dim": 32, "llm_features_dim": 48,
     "mrope_section": (6, 5, 5),
 }  # fmt: skip
 ERNIE = {
@@ -151,7 +151,7 @@ FAMILIES = {
     ),
     "mage-flow": Family("MageFlow", MAGE, (1, 128, 4, 4), 48),
     "krea2": Family("Krea2", KREA2, (1, 16, 1, 8, 8), 120),
-    "ideogram4": Family("Ideogram4", IDEOGRAM, (1, 128, 4, 4), 53248),
+    "ideogram4": Family("Ideogram4", IDEOGRAM, (1, 128, 4, 4), 48),
     "ernie-image": Family("ErnieImage", ERNIE, (1, 128, 4, 4), 48),
     "boogu": Family("Boogu", BOOGU, (1, 16, 8, 8), 48, masked=True),
     "omnigen2": Family("Omnigen2", OMNIGEN2, (1, 16, 8, 8), 48, masked=True),

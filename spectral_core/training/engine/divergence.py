@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..runs.events import Smoothed
 
-FIRST = 20  # steps whose median is the level that the run began with
+FIRST = 20  # steps whose median, or the first of them if it is higher, is the level that the run began with
 _QUICK = 0.9  # smoothing: quick enough to stop within a few steps, slow enough for one odd batch
 
 
@@ -35,7 +35,8 @@ class Watch:
     def limit(self) -> float:
         if not self.factor or not self.first:
             return math.inf
-        return self.factor * max(statistics.median_low(self.first), self.power.value)
+        began = max(self.first[0], statistics.median_low(self.first))  # a loss that falls is none that rises
+        return self.factor * max(began, self.power.value)
 
     def add(self, loss: float, power: float) -> tuple[bool, bool]:
         """(has it exploded, is the state good): loss and power Σ target²/n of a step."""

@@ -15,6 +15,7 @@ from spectral_core.methods import FouRAConfig, LoRAConfig, SpectralAConfig
 from spectral_core.training.config.config import Optimiser, TrainConfig
 from spectral_core.training.data.folder import Example
 from spectral_core.training.engine import checks, optim
+from spectral_core.training.engine.divergence import Watch
 from spectral_core.training.engine.loop import train
 from spectral_core.training.objectives.diffusion import FlowMatching
 from spectral_core.training.runs import checkpoint
@@ -68,6 +69,14 @@ def test_an_exploding_loss_stops_soon_and_a_learning_rate_of_ten_is_warned_of() 
     assert all(bool(torch.isfinite(p).all()) for p in toy.attachment.parameters())
     calm = TrainConfig(steps=3, learning_rate=10.0, explosion=0.0)
     train(Toy(LoRAConfig(4)).setup, calm, "lora")  # where nobody watches, nothing stops
+
+
+def test_a_loss_that_falls_from_a_high_first_one_is_no_explosion() -> None:
+    """The smoothed loss holds the first one longer than the median of the first ones does."""
+    watch = Watch(5.0)
+    assert not any(watch.add(loss, 1.0)[0] for loss in (132.0, 3.0, 1.0, 2.03, *[1.0] * 30))
+    assert any(watch.add(loss, 1.0)[0] for loss in (3e3, 1e4, 3e4)), "what rises above it is one"
+    assert Watch(5.0).add(1.0, 1.0) == (False, True)
 
 
 @pytest.mark.parametrize(

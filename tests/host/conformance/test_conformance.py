@@ -6,7 +6,6 @@ kept there, for ``python -m tools.models_page``.
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 from functools import cache
@@ -16,31 +15,12 @@ from typing import Any
 import pytest
 
 from tests.host.booted import Checkout
-from tests.host.inside import checkouts, run_inside, script_path
+from tests.host.inside import checkouts, families, run_inside
 
 pytestmark = pytest.mark.host
 
-TABLES = {
-    "FAMILIES": "inside_models.py",
-    "UNETS": "inside_models_unets.py",
-    "IMAGES": "inside_models_images.py",
-    "VIDEOS": "inside_models_videos.py",
-    "OTHERS": "inside_models_others.py",
-}
 AT_ONCE = 10  # families in one process
 KEEP = "SPECTRAL_ADAPTERS_ROWS"
-
-
-def families() -> list[str]:
-    """The names in the tables of scripts that only a host's Python can import."""
-    names = []
-    for table, script in TABLES.items():
-        tree = ast.parse(script_path(script).read_text(encoding="utf-8"))
-        assigned = [n for n in tree.body if isinstance(n, ast.Assign)]
-        (found,) = (n.value for n in assigned if ast.unparse(n.targets[0]) == table)
-        assert isinstance(found, ast.Dict)
-        names += [ast.literal_eval(key) for key in found.keys if key is not None]
-    return names
 
 
 def process_of(name: str) -> tuple[str, ...]:
