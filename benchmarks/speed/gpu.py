@@ -8,6 +8,10 @@ Candidates take turns in one process, in a new order each round; a ratio is the 
 ``above``: the most memory of the GPU during a step or a pass, beyond what lay there before it. When the
 minutes are up no part is begun, and what is not done is said. ``--dry-run``: the same on tiny models and the
 CPU, to see that it runs; its figures mean nothing.
+
+``offload``, where there is a ComfyUI (``COMFYUI_PATH``): a training step of its own SDXL at 1024×1024 pixels,
+batch 1, gradient checkpointing, with all, half and none of the weights on the GPU; ``above`` is then all of
+the GPU's memory that is in use, the model's too (``benchmarks/speed/inside/offload.py``).
 """
 
 from __future__ import annotations
@@ -28,16 +32,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.common import RESULTS, Target, finish, interleave
+from benchmarks.common import RESULTS, Target, Times, finish, interleave
+from benchmarks.speed.host import run_in
 from spectral_core.adapter.adapter import Adapter, create
 from spectral_core.attach.attaching import attach
 from spectral_core.attach.merging import merge_into
 from spectral_core.attach.targets import find_targets
 from spectral_core.maths.layers import LayerShape
 from spectral_core.methods import FouRAConfig, LoRAConfig, MethodConfig, SpectralAConfig
+from tests.host.booted import Checkout, find_checkouts
+from tests.host.inside import ON_GPU
 
 PEER = "peft lora"
 PARTS = ("training", "use", "compiled")
+OFFLOAD = "offload"  # once, on a host
+SCRIPT = Path(__file__).resolve().parent / "inside" / "offload.py"
+SIX_GB = 6 * 10**9
 ROUNDS = 20
 BATCH = 4
 
@@ -265,10 +275,35 @@ class Bench:
         return self._step(tree, list(attachment.parameters()), attachment.folded_together)
 
 
+def offload(checkout: Checkout, rank: int, tiny: bool) -> Found:
+    """Training steps on a host, with its weights on the GPU and streamed in."""
+    settings = {
+        "rank": rank,
+        "tiny": tiny,
+        "rounds": 2 if tiny else ROUNDS,
+        "threads": torch.get_num_threads(),
+    }
+    found = run_in(checkout, settings, SCRIPT, more={} if tiny else {ON_GPU: "1"})
+    times = Times({name: tuple(seconds) for name, seconds in found["seconds"].items()})
+    rows = [
+        {
+            "model": "sdxl",
+            "what": "training step 1024",
+            **times.row(name, "none"),
+            "above": found["peak"][name],
+        }
+        for name in times.seconds
+    ]
+    return rows, [
+        Target.of("sdxl: training step 1024, all streamed in / none", times.ratio("all", "none"), 1.3),
+        Target("sdxl: training step 1024, all streamed in: bytes", found["peak"]["all"], SIX_GB),
+    ]
+
+
 def main(arguments: list[str] | None = None, folder: Path = RESULTS) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", nargs="+", choices=list(SIZES), default=list(SIZES))
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=(*PARTS, OFFLOAD), default=[*PARTS, OFFLOAD])
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--minutes", type=float, default=20.0, help="after them no part is begun")
     parser.add_argument("--dry-run", action="store_true", help="tiny models, on the CPU too")
@@ -281,6 +316,8 @@ def main(arguments: list[str] | None = None, folder: Path = RESULTS) -> int:
     for name in options.models:
         bench = Bench(name, options.rank, options.dry_run, device, 1 if options.dry_run else ROUNDS)
         for part in options.parts:
+            if part == OFFLOAD:
+                continue
             if time.monotonic() - started > 60 * options.minutes:
                 left.append(f"{name}: {part}")
                 continue
@@ -291,11 +328,19 @@ def main(arguments: list[str] | None = None, folder: Path = RESULTS) -> int:
             if device.type == "cuda":
                 torch.cuda.empty_cache()
         del bench
+    if OFFLOAD in options.parts:
+        hosts = find_checkouts()[:1]
+        if not hosts or time.monotonic() - started > 60 * options.minutes:
+            left.append(OFFLOAD if hosts else f"{OFFLOAD} (needs a ComfyUI in COMFYUI_PATH)")
+        for host in hosts if OFFLOAD not in left else ():
+            found = offload(host, options.rank, options.dry_run)
+            rows += found[0]
+            targets += [] if options.dry_run else found[1]
     settings = vars(options) | {"batch": BATCH, "left": left}
     if device.type == "cuda":
         settings["gpu"] = torch.cuda.get_device_name()
     if left:
-        print(f"not done in {options.minutes:g} minutes: {', '.join(left)}", file=sys.stderr)
+        print(f"not done, in {options.minutes:g} minutes: {', '.join(left)}", file=sys.stderr)
     return finish("gpu", rows, targets, settings, folder)
 
 

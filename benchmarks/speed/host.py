@@ -18,6 +18,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,16 @@ def write_adapters(folder: Path, rank: int) -> None:
 
 
 def run_in(
-    checkout: Checkout, settings: dict[str, Any], script: Path = SCRIPT, seconds: float = SECONDS
+    checkout: Checkout,
+    settings: dict[str, Any],
+    script: Path = SCRIPT,
+    seconds: float = SECONDS,
+    more: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What a script measured inside a host. RuntimeError with the end of what it printed when it fails."""
+    """What a script measured inside a host. RuntimeError with the end of what it printed when it fails.
+
+    more: of the environment.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if script == SCRIPT:
@@ -103,6 +111,7 @@ def run_in(
         variables = {
             "OMP_NUM_THREADS": str(settings["threads"]),
             "SPECTRAL_ADAPTERS_CACHE": f"{folder}/cache",
+            **(more or {}),
         }
         done = run_script(checkout, script, folder, seconds=seconds, **variables)
         if done.returncode != 0:

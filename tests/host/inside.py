@@ -27,14 +27,15 @@ TABLES = {
 }
 
 # The host reads its command line only when main.py asks for it; the CPU is chosen before anything looks for a
-# GPU.
+# GPU, but where a benchmark asks for one.
+ON_GPU = "SPECTRAL_ADAPTERS_ON_GPU"
 HERE = Path(__file__).resolve().parent
 BOOTSTRAP = f"""
 import os, runpy, sys
 sys.path[0] = os.getcwd()
 sys.path += {sorted({str(found.parent) for found in HERE.rglob("inside_*.py")})!r}
 import comfy.cli_args
-comfy.cli_args.args.cpu = True
+comfy.cli_args.args.cpu = {ON_GPU!r} not in os.environ
 runpy.run_path(sys.argv[1], run_name="__main__")
 """
 

@@ -34,14 +34,15 @@ CASES = [
 
 
 def quantised(family, form):
-    """The family's model in bf16, its blocks' linear weights quantised as a file of that format has them."""
+    """The family's model in bf16, its blocks' linear weights quantised as a file of that format has them;
+    without a format none is."""
     source = family.patcher()
     kind = getattr(models, family.kind)
     settings = kind({**family.config, "dtype": torch.bfloat16})
     settings.quant_config = {"mixed_ops": True}
     settings.set_inference_dtype(torch.bfloat16, None)
     model = settings.get_model({}, device=CPU)
-    layout = QUANT_ALGOS[form]["comfy_tensor_layout"]
+    layout = form and QUANT_ALGOS[form]["comfy_tensor_layout"]
     scale = {} if form == "int8_tensorwise" else {"scale": "recalculate"}
     state = {}
     for key, value in source.model.diffusion_model.state_dict().items():
@@ -49,7 +50,7 @@ def quantised(family, form):
         module = places.module_at(model.diffusion_model, key.removesuffix(".weight"))
         in_block = any(step.isdigit() for step in key.split("."))
         fits = value.dim() == 2 and not value.shape[0] % 32 and not value.shape[1] % 32
-        if not (fits and in_block and hasattr(module, "in_features") and "mod" not in key):
+        if not (form and fits and in_block and hasattr(module, "in_features") and "mod" not in key):
             state[key] = value
             continue
         state |= QuantizedTensor.from_float(value, layout, **scale).state_dict(key)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.host.booted import Checkout
 from tests.host.inside import checkouts, run_inside
 
 pytestmark = pytest.mark.host
@@ -32,3 +33,15 @@ def test_quantised(report: dict[str, str], case: str) -> None:
     if case not in report:
         pytest.skip(f"this host has no {case}")
     assert report[case] == "", report[case]
+
+
+@pytest.mark.parametrize("checkout", checkouts())
+def test_a_quantised_base_stays_so_while_it_trains(checkout: Checkout, tmp_path: Path) -> None:
+    """Counted: the base takes its file's bytes, and no pass keeps its weights in another form."""
+    run_inside(checkout, "inside_bytes.py", tmp_path)
+    whole, *rows = json.loads((tmp_path / "bytes.json").read_text(encoding="utf-8"))
+    for row in rows:
+        assert row["base"] < 0.62 * whole["base"], row
+        assert row["adapter"] == whole["adapter"]
+        for mode in ("none", "selective", "full"):
+            assert row[mode] < 1.02 * whole[mode], (mode, row, whole)
