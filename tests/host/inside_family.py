@@ -93,6 +93,7 @@ def patcher_of(kind, config, dtype=torch.float32, state=None):
 def made_of(kind, config, dtype, state=None, device=CPU):
     """The host's model; options that an older host does not know yet are left out."""
     settings = kind({**config, "dtype": dtype})
+    settings.unet_config |= config  # some classes put their full sizes over those of a file
     settings.set_inference_dtype(dtype, None)
     try:
         return settings.get_model({**(state or {})}, device=device)

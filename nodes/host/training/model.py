@@ -181,8 +181,8 @@ Quantised = list[tuple[dict[str, Any], str]]
 
 
 def make_normal(root: nn.Module) -> Quantised:
-    """Every inference tensor of a tree replaced by one with the same numbers that autograd accepts; which of
-    them are quantised."""
+    """Every inference tensor of a tree replaced by one with the same numbers that autograd accepts, those too
+    that modules made while they ran (tables of positions); which of them are quantised."""
     copies: dict[int, Any] = {}
     quantised: Quantised = []
 
@@ -199,6 +199,9 @@ def make_normal(root: nn.Module) -> Quantised:
                     if value is not None and value.is_inference():
                         quantised += [(table, name)] if hasattr(value, "_layout_cls") else []
                         table[name] = normal(value, is_parameter)
+            for name, value in vars(module).items():
+                if isinstance(value, Tensor) and value.is_inference():
+                    vars(module)[name] = normal(value, False)
     return quantised
 
 

@@ -62,7 +62,7 @@ IMAGES = {
     "z-image-pixel": Family(
         "ZImagePixelSpace", Z_IMAGE | {"image_model": "zimage_pixel", "in_channels": 3, "patch_size": 8,
         "decoder_hidden_size": 32, "decoder_num_res_blocks": 2, "decoder_max_freqs": 8, "use_x0": False},
-        (1, 3, 16, 16), 48, masked=True,
+        (1, 3, 16, 16), 48, masked=True, rate=0.001,
     ),
     "pixeldit": Family("PixelDiTT2I", PIXELDIT, (1, 3, 16, 16), 48),
     "pid": Family(

@@ -28,6 +28,7 @@ from inside_lora_lib import (
 )
 from safetensors.torch import save_file
 
+places = pack("nodes.host.model.places")
 fitting, reading = pack("nodes.host.files.fitting"), pack("spectral_core.files.lora_import")
 export, errors = pack("spectral_core.files.lora_export"), pack("spectral_core.errors")
 
@@ -70,8 +71,11 @@ def check_names(family, model):
     for number, group in enumerate(batches(model)):
         for style in styles_of(number, group):
             tensors = {}
-            for name, (_, _, shape) in group.items():
-                tensors |= lora(name, shape, style, generator)
+            for name, (key, _, shape) in group.items():
+                is_linear = hasattr(places.module_at(model.model, key.removesuffix(".weight")), "in_features")
+                tensors |= lora(
+                    name, shape, "kohya" if style == KERNELS and not is_linear else style, generator
+                )
             save_file({k: v.contiguous() for k, v in tensors.items()}, FILE)
             theirs = by_the_host(model, FILE)
             names, files = names + len(group), files + 1
