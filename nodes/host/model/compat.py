@@ -133,6 +133,17 @@ def copied(quantised: Any) -> Any:
     return type(quantised)(quantised._qdata.clone(), quantised._layout_cls, params)
 
 
+def as_inference(weight: Any) -> Any:
+    """The same weight as an inference tensor, on the same memory; quantised ones are made anew, and another
+    pack's kind is left as it is. To be called in inference mode."""
+    if hasattr(weight, "_layout_cls"):
+        return copied(weight)
+    if type(weight) not in (Tensor, torch.nn.Parameter):
+        return weight
+    fresh = torch.empty(0, dtype=weight.dtype, device=weight.device)
+    return fresh.set_(weight.untyped_storage(), weight.storage_offset(), weight.shape, weight.stride())
+
+
 def rounding_error(patcher: Any, key: str, add: Callable[[Tensor], Tensor], seed: int = 0) -> float:
     """‖W′ − (W + ΔW)‖ / ‖ΔW‖ for the W′ that the host makes of W + ΔW; add: W to W + ΔW, float32."""
     weight, set_weight, _ = comfy.model_patcher.get_key_weight(patcher.model, key)

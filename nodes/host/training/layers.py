@@ -66,13 +66,14 @@ class BaseWeights(Mapping[str, Tensor]):
 def trees(patcher: Any) -> dict[str, nn.Module]:
     """part -> a tree with this part's paths: the model itself, and its layers under diffusers' names.
 
-    The second one holds the very same modules, hung up elsewhere.
+    The second one holds the very same modules, hung up elsewhere; norms too, whose vectors an adapter may
+    change.
     """
-    unet, _ = _unet_and_rest(patcher)
+    unet, _ = _unet_and_rest(patcher, with_norms=True)
     return {UNET: unet, NATIVE_PART: patcher.model.diffusion_model}
 
 
-def _unet_and_rest(patcher: Any) -> tuple[nn.Module, nn.Module]:
+def _unet_and_rest(patcher: Any, with_norms: bool = False) -> tuple[nn.Module, nn.Module]:
     """The layers that have diffusers' names, hung up under them, and the others under their own; where none
     has one, the others are the whole model."""
     root = patcher.model.diffusion_model
@@ -80,7 +81,9 @@ def _unet_and_rest(patcher: Any) -> tuple[nn.Module, nn.Module]:
     bypassed, hung = bypassed_layers(root), set()
     for key, name in _unet_names(patcher).items():
         module = keys.module_at(patcher.model, key.removesuffix(".weight"))
-        if isinstance(module, nn.Module) and layer_problem(module) is None and id(module) not in bypassed:
+        if not isinstance(module, nn.Module) or id(module) in bypassed:
+            continue
+        if with_norms or layer_problem(module) is None:
             _hang(unet, name.removeprefix(f"{UNET}."), module)
             hung.add(id(module))
     if not hung:

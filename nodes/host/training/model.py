@@ -126,7 +126,7 @@ def ready(model: Any, precision: str, shape: Sequence[int], offload: str = "auto
         undo.enter_context(torch.inference_mode(False))
         undo.enter_context(torch.enable_grad())
         own = compat.with_own_weights(model)
-        made: Quantised = []
+        made: Replaced = []
         undo.callback(as_loaded, made)
         undo.callback(unload, own)
         undo.callback(unload, model)
@@ -177,14 +177,14 @@ def unload(patcher: Any) -> None:
             loaded.pop(index).model_unload()
 
 
-Quantised = list[tuple[dict[str, Any], str]]
+Replaced = list[tuple[dict[str, Any], str]]
 
 
-def make_normal(root: nn.Module) -> Quantised:
+def make_normal(root: nn.Module) -> Replaced:
     """Every inference tensor of a tree replaced by one with the same numbers that autograd accepts, those too
-    that modules made while they ran (tables of positions); which of them are quantised."""
+    that modules made while they ran (tables of positions); which of them they are."""
     copies: dict[int, Any] = {}
-    quantised: Quantised = []
+    replaced: Replaced = []
 
     def normal(value: Any, is_parameter: bool) -> Any:
         if id(value) not in copies:
@@ -194,25 +194,27 @@ def make_normal(root: nn.Module) -> Quantised:
 
     with torch.no_grad():
         for module in root.modules():
-            for table, is_parameter in ((module._parameters, True), (module._buffers, False)):
+            for table in (module._parameters, module._buffers, vars(module)):
                 for name, value in table.items():
-                    if value is not None and value.is_inference():
-                        quantised += [(table, name)] if hasattr(value, "_layout_cls") else []
-                        table[name] = normal(value, is_parameter)
-            for name, value in vars(module).items():
-                if isinstance(value, Tensor) and value.is_inference():
-                    vars(module)[name] = normal(value, False)
-    return quantised
+                    if isinstance(value, Tensor) and value.is_inference():
+                        replaced.append((table, name))
+                        table[name] = normal(value, table is module._parameters)
+    return replaced
 
 
-def as_loaded(quantised: Quantised) -> None:
-    """The host cannot move quantised tensors from outside of inference mode within it: these are inference
-    tensors again."""
+def as_loaded(replaced: Replaced) -> None:
+    """Inference tensors again. The host cannot move quantised ones from outside of inference mode within it;
+    and torch takes another way through some functions (``rms_norm``) for a weight that may have a gradient,
+    to other last bits."""
+    found: dict[int, Any] = {}
     with torch.inference_mode():
-        for table, name in quantised:
+        for table, name in replaced:
             value: Any = table[name]
-            fresh = compat.copied(value)
-            table[name] = nn.Parameter(fresh, False) if isinstance(value, nn.Parameter) else fresh
+            if id(value) not in found:
+                fresh = compat.as_inference(value)
+                is_parameter = isinstance(value, nn.Parameter) and fresh is not value
+                found[id(value)] = nn.Parameter(fresh, value.requires_grad) if is_parameter else fresh
+            table[name] = found[id(value)]
 
 
 @contextmanager

@@ -142,7 +142,7 @@ def ready(clip: Any, words: Mapping[str, Mapping[str, Tensor]], beside: Any) -> 
         training_model.unload(clip.patcher)  # in the mode in which it was loaded
     with ExitStack() as undo:
         own = compat.with_own_weights(clip.patcher)
-        made: training_model.Quantised = []
+        made: training_model.Replaced = []
         undo.callback(training_model.as_loaded, made)
         undo.callback(training_model.unload, own)
         undo.callback(training_model.unload, clip.patcher)
