@@ -41,7 +41,7 @@ Refused = pack("spectral_core.errors").SpectralAdapterError
 PINNED = json.loads(Path(__file__).with_name("targets.json").read_text(encoding="utf-8"))
 CLOSE = 2e-4  # of the largest value, after two steps in float32
 ACTS = 1e-3
-STEPS, STOP = 8, 5
+STEPS, STOP = 4, 3
 
 
 def far(one, two):
@@ -188,7 +188,7 @@ class Row:
         words = [[self.family.words(7)[0]], [self.family.words(8)[0]]]
         latents = {"samples": self.family.encoded(2, 5)}
         given = {"latents": latents, "conditioning": words, "targets": "attention", "steps": STEPS}
-        given |= {"method": "foura", "batch_size": 1, "checkpoint_every": 4, "target_open": 0.0}
+        given |= {"method": "foura", "batch_size": 1, "checkpoint_every": 2, "target_open": 0.0}
         return given | {"learning_rate": self.family.rate}
 
     def trained(self):
