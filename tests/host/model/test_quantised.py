@@ -41,7 +41,7 @@ def test_a_quantised_base_stays_so_while_it_trains(checkout: Checkout, tmp_path:
     run_inside(checkout, "inside_bytes.py", tmp_path)
     whole, *rows = json.loads((tmp_path / "bytes.json").read_text(encoding="utf-8"))
     for row in rows:
-        assert row["base"] < 0.62 * whole["base"], row
+        assert row["base"] < 0.7 * whole["base"], row
         assert row["adapter"] == whole["adapter"]
         for mode in ("none", "selective", "full"):
             assert row[mode] < 1.02 * whole[mode], (mode, row, whole)
