@@ -211,7 +211,14 @@ class FuseAdapters:
             picture = overlap_sheet.draw(given, found, done.fused.report)
         report = results.lines(done.fused.report.text, *lines, *(f"before: {w}" for w in found.warnings))
         ui = images.preview(picture, "fuse_adapters")
+        ui["spectral_bleed"] = (bleed_of(found, done.fused.report),)
         return results.shown(report, done.fused.adapter, report, images.to_image(picture), **ui)
+
+
+def bleed_of(found: Any, report: Any) -> dict[str, Any]:
+    """For the page, which draws it in its own colours: who bleeds into whom, and what is kept of each."""
+    kept = [None if c.retention is None else round(c.retention, 3) for c in report.concepts]
+    return {"concepts": list(found.concepts), "bleed": found.table, "kept": kept}
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,6 @@ class TrainAdapter:
         rank: Any,
         steps: Any,
         sample_every: Any,
-        sample_prompt: Any,
         run_name: Any,
         clip: Any = None,
         vae: Any = None,
@@ -80,7 +79,6 @@ class TrainAdapter:
             "rank": _first(rank),
             "steps": _first(steps),
             "sample_every": _first(sample_every),
-            "sample_prompt": _first(sample_prompt),
             "run_name": _first(run_name),
         }
         continued = None if _first(adapter) is None else results.need_adapter(_first(adapter))

@@ -105,7 +105,6 @@ def _required(table: Mapping[str, Setting]) -> dict[str, Any]:
         "rank": widget(table["rank"], 0, f"{table['rank'].words.help} 0: the preset's.", min=0, max=4096),
         "steps": widget(table["steps"], 0, f"{table['steps'].words.help} 0: the preset's.", min=0),
         "sample_every": widget(table["sample_every"]),
-        "sample_prompt": widget(table["sample_prompt"]),
         "run_name": run_name("my_adapter"),
     }
 

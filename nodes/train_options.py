@@ -11,11 +11,11 @@ from typing import Any
 from . import inputs, train_inputs
 
 Options = dict[str, Any]
-_ON_THE_NODE = ("method", "rank", "steps", "sample_every", "sample_prompt")
+_ON_THE_NODE = ("method", "rank", "steps", "sample_every")
 _FOLDERS = ("prior_images", "validation_images")
 # Stored workflows know a widget by its place: these come last.
 _LATER: tuple[str, ...] = ("gate_budget", "compare_ungated")
-_LATER += ("class_words", "preserve_prompts", "preserve_every", "preserve_weight", "offload")
+_LATER += ("class_words", "preserve_prompts", "preserve_every", "preserve_weight", "offload", "sample_prompt")
 
 
 class _TrainOptions:
@@ -91,7 +91,8 @@ class TrainRegularisation(_TrainOptions):
 class TrainValidation(_TrainOptions):
     GROUPS = ("validation",)
     DESCRIPTION = (
-        "Pictures that are held out and judge the training: their loss, its best state, an early end."
+        "Pictures that judge the training: held-out ones by their loss, with its best state and an early "
+        "end, and what the samples show."
     )
 
     @classmethod

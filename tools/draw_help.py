@@ -149,7 +149,6 @@ def trained(
             rank=rank,
             steps=steps,
             sample_every=0,
-            sample_prompt="",
             run_name=f"{TRAINED}_{label}",
         ),
     }
@@ -170,6 +169,15 @@ def worded(init_words: str) -> tuple[Graph, list[Any]]:
         del graph["train"]["inputs"][name]
     for name in ("said", "shown", "none", "size", "taught"):
         del graph[name]
+    return graph, source
+
+
+def preserving(every: int) -> tuple[Graph, list[Any]]:
+    """The word learned with its kind and everyday prompts kept, or not."""
+    graph, source = worded("white square")
+    given = {"class_words": "white square", "preserve_every": every}
+    graph["keep"] = node(P + "TrainRegularisation", options=["more", 0], **given)
+    graph["train"]["inputs"] |= {"options": ["keep", 0], "run_name": f"{TRAINED}_keep_{every}"}
     return graph, source
 
 
@@ -236,9 +244,34 @@ PAGES: dict[str, tuple[Callable[[], dict[str, tuple[Graph, list[Any]]]], Sequenc
     ),
     "TrainMemory": (lambda: of_options("TrainMemory", "batch_size", (1, 4)), MOONS),
     "TrainRegularisation": (
-        lambda: of_options("TrainRegularisation", "caption_dropout", (0.0, 0.1, 0.5)),
-        MOONS,
+        lambda: {f"preserve_every {n}": preserving(n) for n in (0, 4)},
+        [PROMPT, "a small white square on a red background", "a large yellow heart on a blue background"],
     ),
+}
+
+
+def report_sheet(host: Host) -> Image.Image:
+    """What Adapter Report draws."""
+    graph = {**loaded(), "report": node(P + "AdapterReport", adapter=["load", 2])}
+    return pictures_of(host, host.run(graph), "report")[0]
+
+
+def held_out_curve(host: Host) -> Image.Image:
+    """The losses of a training that is judged by held-out pictures."""
+    graph, _ = worded("white square")
+    given = {"validation_share": 0.3, "validation_every": 10}
+    graph |= {
+        "demo": node(P + "LoadDemoModel"),
+        "held": node(P + "TrainValidation", options=["more", 0], **given),
+    }
+    graph["train"]["inputs"] |= {"options": ["held", 0], "run_name": f"{TRAINED}_held"}
+    graph["save"] = node("SaveImage", images=["train", 1], filename_prefix="help")
+    return pictures_of(host, host.run(graph, timeout=1200), "save")[0]
+
+
+SHEETS: dict[str, Callable[[Host], Image.Image]] = {
+    "AdapterReport": report_sheet,
+    "TrainValidation": held_out_curve,
 }
 
 
@@ -252,23 +285,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("nodes", nargs="*", metavar="NODE", help="such as LoadFouRA")
-    chosen = options.parse_args().nodes or list(PAGES)
+    chosen = options.parse_args().nodes or [*SHEETS, *PAGES]
     with tempfile.TemporaryDirectory() as folder:
         host = Host(find_checkouts()[0], Path(folder))
         write_pictures(host.folder / "input" / "bot")
         host.start()
         try:
             studio = Studio(host)
-            if "AdapterReport" in chosen or chosen == list(PAGES):
-                report = {**loaded(), "report": node(P + "AdapterReport", adapter=["load", 2])}
-                (sheet_of,) = pictures_of(host, host.run(report), "report")
-                sheet_of.thumbnail((900, 1400))
-                sheet_of.convert("RGB").save(FOLDER / f"{P}AdapterReport.jpg", quality=75, optimize=True)
-                chosen = [name for name in chosen if name != "AdapterReport"]
             for name in chosen:
-                make, prompts = PAGES[name]
                 path = FOLDER / f"{P}{name}.jpg"
-                sheet(studio.columns(make(), prompts), prompts).save(path, quality=80, optimize=True)
+                if name in SHEETS:
+                    drawn = SHEETS[name](host).convert("RGB")
+                    drawn.thumbnail((900, 1400))
+                else:
+                    make, prompts = PAGES[name]
+                    drawn = sheet(studio.columns(make(), prompts), prompts)
+                drawn.save(path, quality=75 if name in SHEETS else 80, optimize=True)
                 print(f"{name}: {path.stat().st_size:,} bytes", flush=True)
         finally:
             host.stop()

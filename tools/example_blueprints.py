@@ -26,7 +26,7 @@ class Blueprint:
 
 
 def train_a_concept() -> Blueprint:
-    train = trained((0, 0, 420, 950), 0, 0, "my_concept")
+    train = trained((0, 0, 420, 850), 0, 0, "my_concept")
     return Blueprint(
         "Trains an adapter on a folder of pictures and puts it on the model.",
         {"train": train, "apply": applied("train", 480, 0, 410, {})},

@@ -122,7 +122,7 @@ HEIGHTS = {
     "SaveAdapter": 370,
     "ExportAdapterAsLoRA": 350,
     "LoadDemoModel": 300,
-    "TrainAdapter": 950,
+    "TrainAdapter": 850,
     "TrainOptimiser": 330,
 }
 _GAP = 50  # the title of the lower one, and air

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write locales/<language>/nodeDefs.json from the node classes, where names and tooltips are kept.
+"""Write locales/<language>: names and tooltips from the node classes, the page's own words from its code.
 
     python tools/node_locales.py
 
@@ -11,16 +11,26 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TRANSLATIONS = ROOT / "tools" / "translations"
+PAGE = ROOT / "web" / "js"
+SECTION = "spectral_adapters"  # of the page's words in main.json; web/js/lib/words.mjs reads it
+_WORD = re.compile(r'(?<![\w.])(?:t|word)\(\s*"((?:[^"\\]|\\.)*)"')
 
 
-def target(language: str) -> Path:
-    return ROOT / "locales" / language / "nodeDefs.json"
+def target(language: str, name: str = "nodeDefs") -> Path:
+    return ROOT / "locales" / language / f"{name}.json"
+
+
+def page_words() -> set[str]:
+    """What the page's code says: the texts in ``t("…")`` and ``word("…")``."""
+    files = [*PAGE.glob("*.js"), *PAGE.glob("lib/*.mjs")]
+    return {json.loads(f'"{text}"') for file in files for text in _WORD.findall(file.read_text("utf-8"))}
 
 
 def languages() -> list[str]:
@@ -85,14 +95,16 @@ def load_pack() -> Any:
 
 def main() -> int:
     pack = load_pack()
-    english = locale(pack.NODE_CLASS_MAPPINGS, pack.NODE_DISPLAY_NAME_MAPPINGS)
-    tables = {"en": english} | {name: translated(english, memory(name)) for name in languages()}
-    for language, table in tables.items():
-        path = target(language)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(as_text(table), encoding="utf-8")
-        missing = [] if language == "en" else sorted(texts(english) - set(memory(language)))
-        print(f"{path.relative_to(ROOT)}: {len(table)} nodes, {len(missing)} texts are still English")
+    nodes = locale(pack.NODE_CLASS_MAPPINGS, pack.NODE_DISPLAY_NAME_MAPPINGS)
+    target("en").write_text(as_text(nodes), encoding="utf-8")
+    page = {SECTION: {text: text for text in sorted(page_words())}}
+    for language in languages():
+        known = memory(language)
+        target(language).parent.mkdir(parents=True, exist_ok=True)
+        target(language).write_text(as_text(translated(nodes, known)), encoding="utf-8")
+        target(language, "main").write_text(as_text(translated(page, known)), encoding="utf-8")
+        missing = sorted((texts(nodes) | page_words()) - set(known))
+        print(f"{language}: {len(nodes)} nodes, {len(missing)} texts are still English")
         for text in missing:
             print(f"  {text}")
     return 0

@@ -1,4 +1,4 @@
-"""Write the help pages of the Training nodes (web/docs) from the table of settings.
+"""Write the help pages of the Training nodes (web/docs) from the table of settings, in every language.
 
     python -m tools.option_pages
 
@@ -7,21 +7,32 @@ A test says when they are out of date.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from tools.node_locales import ROOT, load_pack
+from tools.node_locales import ROOT, languages, load_pack, memory
 
 FOLDER = ROOT / "web" / "docs"
 KINDS = ("Layers", "Optimiser", "NoiseAndLoss", "Gate", "TextEncoder", "Memory", "Regularisation")
 KINDS += ("Validation",)
-PICTURES = {  # of what, in words: what ``tools.draw_help`` has drawn
-    "Adapter": "a star learned for the words of a moon (first row), after 10, 30 and 100 steps; the others "
-    "show what it leaves alone.",
-    "Gate": "target_open 0.25, 0.5 and 0.9, 40 steps each; a star learned for the words of a moon.",
-    "Optimiser": "learning_rate 0.001, 0.006 and 0.03, 60 steps each; a star learned for the words of a "
+PICTURES = {  # of what, in words: what ``tools.draw_help`` has drawn with the demo model
+    "Layers": "The demo model: targets `*attn2.to_k`, attention and attention+mlp, 40 steps each; a star "
+    "learned for the words of a moon (first row). The other rows show what else changes.",
+    "Optimiser": "The demo model: learning_rate 0.001, 0.006 and 0.03, 60 steps each; a star learned for the "
+    "words of a moon.",
+    "NoiseAndLoss": "The demo model: timesteps uniform and logit-normal, 40 steps each; a star learned for "
+    "the words of a moon (first row).",
+    "Gate": "The demo model: target_open 0.25, 0.5 and 0.9, 40 steps each; a star learned for the words of a "
     "moon.",
+    "TextEncoder": "The demo model: `<bot>` learned from ten pictures in 100 steps, without init_words and "
+    "as a new word that starts from 'white square'.",
+    "Memory": "The demo model: batch_size 1 and 4, 40 steps each; a star learned for the words of a moon "
+    "(first row).",
+    "Regularisation": "The demo model: `<bot>` learned from ten pictures in 100 steps, with preserve_every 0 "
+    "and 4. The last two rows are prompts without it.",
+    "Validation": "The demo model: `<bot>` learned from ten pictures with validation_share 0.3; the held-out "
+    "loss is drawn beside the others.",
 }
-SHOWN = {"Optimiser": "Optimiser", "Gate": "Gate"}  # of a group; the others show a training's steps
 MISTAKES = {
     "Layers": (
         "**Columns given by hand overlap.** Leave columns empty: the lowest free ones are taken.",
@@ -64,30 +75,39 @@ MISTAKES = {
 }
 
 
-def page(kind: str, node: Any, title: str) -> str:
+CHAIN = (
+    "{what} Connect its *options* to Train Adapter, or to another Training node before it: of a setting in "
+    "several nodes the last one counts."
+)
+SHOWN_DEFAULTS = {"": "empty", False: "off", True: "on"}
+Say = Callable[[str], str]  # a text in the page's language
+
+
+def page(kind: str, node: Any, title: str, say: Say) -> str:
     """The help page of one option node."""
     given = node.INPUT_TYPES()["optional"]
-    inputs = [f"| {name} | {_words(name, options)} |" for name, (_, options) in given.items()]
-    mistakes = [f"- {line}" for line in MISTAKES[kind]]
+    inputs = [
+        f"| {_name(name, options, say)} | {_words(options, say)} |" for name, (_, options) in given.items()
+    ]
+    mistakes = [f"- {say(line)}" for line in MISTAKES[kind]]
     return "\n".join(
         [
-            f"# {title}",
+            f"# {say(title)}",
             "",
-            f"{node.DESCRIPTION} Connect its *options* to Train Adapter, or to another Training node before "
-            "it: of a setting in several nodes the last one counts.",
+            say(CHAIN).replace("{what}", say(node.DESCRIPTION)),
             "",
-            *_picture(kind),
-            "## Inputs",
+            *_picture(kind, say),
+            f"## {say('Inputs')}",
             "",
-            "| input | what it does |",
+            f"| {say('input')} | {say('what it does')} |",
             "|---|---|",
             *inputs,
             "",
-            "## Outputs",
+            f"## {say('Outputs')}",
             "",
-            "**options**, for the socket of that name.",
+            say("**options**, for the socket of that name."),
             "",
-            "## Typical mistakes",
+            f"## {say('Typical mistakes')}",
             "",
             *mistakes,
             "",
@@ -95,34 +115,62 @@ def page(kind: str, node: Any, title: str) -> str:
     )
 
 
-def _picture(kind: str) -> list[str]:
-    shown = SHOWN.get(kind, "Adapter")
-    words = f"*The demo model: {PICTURES[shown]}*"
-    return [f"![what the numbers do](SpectralAdapters_Train{shown}.jpg)", "", words, ""]
+def _picture(kind: str, say: Say) -> list[str]:
+    words = f"*{say(PICTURES[kind])}*"
+    return [f"![{say('what the numbers do')}](SpectralAdapters_Train{kind}.jpg)", "", words, ""]
 
 
-def _words(name: str, options: dict[str, Any]) -> str:
+def _name(name: str, options: dict[str, Any], say: Say) -> str:
+    """A widget's name, and how the page calls it where that is another language's."""
+    label = options.get("display_name", name.replace("_", " "))
+    return name if say(label) in (label, name) else f"{name}（{say(label)}）"
+
+
+def _words(options: dict[str, Any], say: Say) -> str:
+    tip = say(options["tooltip"])
     if "default" not in options:
-        return str(options["tooltip"])
+        return tip
     default = options["default"]
-    shown = "empty" if default == "" else "off" if default is False else "on" if default is True else default
-    return f"{options['tooltip']} Default: {shown}."
+    is_said = default == "" or isinstance(default, bool)
+    shown = say(SHOWN_DEFAULTS[default]) if is_said else str(default)
+    return say("{tip} Default: {value}.").replace("{tip}", tip).replace("{value}", shown)
 
 
-def pages() -> dict[str, str]:
-    """File name -> text."""
+def pages(say: Say = str) -> dict[str, str]:
+    """Node -> text."""
     pack = load_pack()
     found = {}
     for kind in KINDS:
         name = f"SpectralAdapters_Train{kind}"
-        node, title = pack.NODE_CLASS_MAPPINGS[name], pack.NODE_DISPLAY_NAME_MAPPINGS[name]
-        found[f"{name}.md"] = page(kind, node, title)
+        found[name] = page(kind, pack.NODE_CLASS_MAPPINGS[name], pack.NODE_DISPLAY_NAME_MAPPINGS[name], say)
     return found
+
+
+def texts() -> set[str]:
+    """Every English text of these pages."""
+    asked: set[str] = set()
+
+    def say(text: str) -> str:
+        asked.add(text)
+        return text
+
+    pages(say)
+    return asked
+
+
+def translated(language: str) -> dict[str, str]:
+    """Node -> text in another language; what has no translation stays English."""
+    known = memory(language)
+    return pages(lambda text: known.get(text, text))
 
 
 def main() -> None:
     for name, text in pages().items():
-        (FOLDER / name).write_text(text, encoding="utf-8")
+        (FOLDER / f"{name}.md").write_text(text, encoding="utf-8")
+    for language in languages():
+        for name, text in translated(language).items():
+            (FOLDER / name).mkdir(exist_ok=True)
+            (FOLDER / name / f"{language}.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

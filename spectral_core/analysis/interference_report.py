@@ -95,6 +95,12 @@ class Interference(OneLine):
         }
 
     @property
+    def table(self) -> list[list[float | None]]:
+        """What column j does on row i's inputs, of what i does itself: measured where that is known."""
+        known = self.crosstalk or self.affinity
+        return [[None if value is None else round(value, 3) for value in row] for row in known.total]
+
+    @property
     def text(self) -> str:
         """A few lines for a terminal or a node."""
         lines = [f"{len(self.concepts)} concepts: {', '.join(self.concepts)}"]

@@ -5,12 +5,13 @@ import { test } from "node:test";
 
 import { facts, mismatchOf, size } from "../../web/js/lib/card.mjs";
 import { asPoints, line, movedPoint, PRESETS, readPoints, SHAPES, widestGap, writePoints } from "../../web/js/lib/curve.mjs";
-import { nodeById } from "../../web/js/lib/page.mjs";
+import { isFree, nodeById } from "../../web/js/lib/page.mjs";
 import { exceptionText, inputErrors, keep, readKept, reports } from "../../web/js/lib/report.mjs";
 import { moved, readRows, writeRows } from "../../web/js/lib/stack.mjs";
 import { methodBehind, unread } from "../../web/js/lib/shown.mjs";
 import { columns, duration, emptyRun, gateCells, MOST_POINTS, numbers, sentence, short, take } from "../../web/js/lib/training.mjs";
-import { filesBehind } from "../../web/js/lib/verdict.mjs";
+import { filesBehind, sentence as verdictOf } from "../../web/js/lib/verdict.mjs";
+import { SECTION, t, useWords } from "../../web/js/lib/words.mjs";
 
 const step = (n, more = {}) => ({ event: "step", step: n, steps: 9, loss: 1 / n, smoothed_loss: 0.5, learning_rate: 1e-4, ...more });
 const runOf = (...events) => events.reduce(take, emptyRun("a"));
@@ -84,6 +85,30 @@ test("a card says what is known", () => {
   assert.equal(size(3.5 * 2 ** 20), "3.5 MiB");
 });
 
+test("layers of several ranks are said from the least to the most", () => {
+  const shown = facts({ method: ["lora"], rank: [4, 8, 16], base: "sdxl", bytes: 1024, date: "" });
+  assert.deepEqual(shown[1], ["rank", "4 to 16"]);
+});
+
+test("the page speaks its language, and English where it has no word", () => {
+  const words = { zh: { [SECTION]: { Resume: "继续", "{step} of {planned}": "{planned} 中的 {step}" } } };
+  useWords(words, "zh");
+  assert.deepEqual([t("Resume"), t("Use now"), t("{step} of {planned}", { step: 2, planned: 0 })], ["继续", "Use now", "0 中的 2"]);
+  for (const [tables, language] of [[words, "fr"], [null, "zh"], [{ zh: {} }, "zh"]]) {
+    useWords(tables, language);
+    assert.equal(t("Resume"), "Resume");
+  }
+});
+
+test("a fusion is judged in plain words", () => {
+  const found = { concepts: ["a", "b"], bleeding: 3, shared: 8, warns: true };
+  assert.equal(verdictOf(found), "These two will bleed in 3 of 8 layers: use closed-form, or distil.");
+  assert.match(verdictOf({ ...found, concepts: ["a", "b", "c"] }), /^Some of these will bleed in 3 of 8/);
+  assert.match(verdictOf({ ...found, warns: false }), /hardly bleed into each other; 3 layers alone/);
+  assert.equal(verdictOf({ ...found, warns: false, bleeding: 0 }), "These will hardly bleed into each other. sum is enough.");
+  assert.match(verdictOf({ ...found, shared: 0 }), /^No layer is changed by two of them/);
+});
+
 test("a base that does not fit is marked, as far as that is known", () => {
   const demo = { comfyClass: "SpectralAdapters_LoadDemoModel" };
   const other = { comfyClass: "CheckpointLoaderSimple" };
@@ -98,6 +123,15 @@ test("nodes are found by the host's ids, in subgraphs too", () => {
   assert.equal(nodeById(graph, "12:5"), "found");
   assert.equal(nodeById(graph, "7"), null);
   assert.equal(nodeById(graph, undefined), null);
+});
+
+test("a place is free where no other node reaches into it, with its title", () => {
+  const node = { pos: [0, 0], size: [100, 100] };
+  const graph = { nodes: [node, { pos: [0, 300], size: [50, 50] }, { pos: [200, 0], size: [50, 500] }] };
+  node.graph = graph;
+  assert.ok(isFree(node, [0, 100, 100, 170]));
+  assert.equal(isFree(node, [0, 100, 100, 171]), false);
+  assert.equal(isFree(node, [0, 100, 201, 50]), false);
 });
 
 test("errors are the project's words alone", () => {

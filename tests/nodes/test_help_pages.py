@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from types import ModuleType
 
+import pytest
+
 from tests.host.booted import ROOT
-from tools import option_pages
+from tools import node_locales, option_pages
 
 DOCS = ROOT / "web" / "docs"
 EXAMPLES = ROOT / "example_workflows"
@@ -31,9 +34,40 @@ def test_every_node_has_a_page_about_all_its_sockets_and_widgets(pack: ModuleTyp
             assert section in text, (name, section)
 
 
+SHAPE = r"^(#+|\||-|!\[)|`[^`\n]*`|\d+(?:\.\d+)*|\b[a-z]+_[a-z_0-9]+\b"  # what no translation may change
+
+
+@pytest.mark.parametrize("language", node_locales.languages())
+def test_every_page_is_there_in_every_language_and_says_the_same(pack: ModuleType, language: str) -> None:
+    known = node_locales.memory(language)
+    for name, kind in pack.NODE_CLASS_MAPPINGS.items():
+        english = (DOCS / f"{name}.md").read_text(encoding="utf-8")
+        text = (DOCS / name / f"{language}.md").read_text(encoding="utf-8")
+        assert text.startswith(f"# {known[pack.NODE_DISPLAY_NAME_MAPPINGS[name]]}\n")
+        given = kind.INPUT_TYPES()
+        inputs = {*given.get("required", {}), *given.get("optional", {})}
+        missing = [word for word in (*inputs, *kind.RETURN_NAMES) if word not in text]
+        assert not missing, (name, missing)
+        shapes = [Counter(found[0] for found in re.finditer(SHAPE, t, re.M)) for t in (english, text)]
+        assert shapes[0] == shapes[1], (name, shapes[0] - shapes[1], shapes[1] - shapes[0])
+        pictures = [re.findall(r"\]\(([^)]+)\)", t) for t in (english, text)]
+        assert pictures[0] == pictures[1], name
+
+
+def test_pages_name_workflows_that_there_are() -> None:
+    titles = {path.stem for path in EXAMPLES.glob("*.json")}
+    for path in DOCS.rglob("*.md"):
+        for title in re.findall(r"(?:workflows?|工作流) ?\*([^*]+)\*", path.read_text(encoding="utf-8")):
+            assert title in titles, (path, title)
+
+
 def test_the_pages_of_the_training_nodes_are_current() -> None:
     for name, text in option_pages.pages().items():
-        assert (DOCS / name).read_text(encoding="utf-8") == text, "run: python -m tools.option_pages"
+        assert (DOCS / f"{name}.md").read_text(encoding="utf-8") == text, "run: python -m tools.option_pages"
+    for language in node_locales.languages():
+        for name, text in option_pages.translated(language).items():
+            stored = (DOCS / name / f"{language}.md").read_text(encoding="utf-8")
+            assert stored == text, "run: python -m tools.option_pages"
 
 
 def test_every_example_has_a_small_picture_and_names_shipped_files() -> None:

@@ -73,6 +73,9 @@ def test_fuse_takes_the_list_with_its_strengths(ours: Pack) -> None:
     assert "c0" in report and "c2" in report
     assert picture.dtype == torch.float32 and picture.shape[0] == 1 and picture.shape[3] == 3
     assert picture.min() >= 0 and picture.max() <= 1
+    (table,) = out["ui"]["spectral_bleed"]
+    assert table["concepts"] == ["c0", "c1", "c2"] and table["kept"] == [None] * 3
+    assert [row[i] for i, row in enumerate(table["bleed"])] == [1.0] * 3
     small = ours.node("FuseAdapters").fuse(first, second, target_rank=1)["result"][0]
     assert all(layer.factors().rank == 1 for layer in small.layers.values())
 

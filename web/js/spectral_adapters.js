@@ -13,6 +13,7 @@ import { addPanel, TRAINERS } from "./lib/panel.mjs";
 import { refreshShown } from "./lib/shown.mjs";
 import { addStack, STACK } from "./lib/stack.mjs";
 import { addVerdict, FUSERS } from "./lib/verdict.mjs";
+import { useWords } from "./lib/words.mjs";
 
 const NOTES = "spectral_adapters"; // the hashes of loaded files in the workflow's notes
 const LOADER = "SpectralAdapters_LoadFouRA";
@@ -47,6 +48,7 @@ const host = {
   keep: async (name) => (await answer(`/runs/${encodeURIComponent(name)}/keep`, { method: "POST" })).file,
   interrupt: () => api.fetchApi("/interrupt", { method: "POST" }),
   queue: () => app.queuePrompt(0, 1),
+  changed: () => app.canvas?.setDirty?.(true, true), // a widget by our hand: the canvas shows it
   sampleUrl: (name, file) =>
     api.apiURL(
       `/view?type=output&filename=${encodeURIComponent(file)}` +
@@ -81,6 +83,8 @@ function onResult(node, output) {
     node.properties.spectral_run = run;
     node.spectralPanel.restore();
   }
+  const bleed = output?.spectral_bleed?.[0];
+  if (bleed) node.spectralVerdict?.measured(bleed);
   if (Array.isArray(output?.[NOTES])) rememberFiles(output[NOTES]);
 }
 
@@ -115,8 +119,17 @@ function watchTraining() {
   for (const ended of ["execution_interrupted", "execution_error", "execution_success"]) api.addEventListener(ended, again);
 }
 
+// The host keeps all languages of all packs; English needs none of them.
+async function readWords() {
+  const language = app.extensionManager?.setting?.get?.("Comfy.Locale") ?? "en";
+  if (language === "en") return;
+  const response = await api.fetchApi("/i18n").catch(() => null);
+  if (response?.ok) useWords(await response.json().catch(() => null), language);
+}
+
 app.registerExtension({
   name: "SpectralAdapters.Page",
+  init: readWords,
   setup() {
     addStyles();
     watchErrors();

@@ -49,7 +49,9 @@ class Job(ConceptSettings, RunSettings):
         "the same. auto: what does not fit beside a step.",
         "memory",
     )
-    sample_prompt: str = setting("", "What the samples show. Empty: the first caption. Needs clip.", "run")
+    sample_prompt: str = setting(
+        "", "What the samples show. Empty: the first caption. Needs clip.", "validation"
+    )
     continued: Adapter | None = None
 
     def __post_init__(self) -> None:

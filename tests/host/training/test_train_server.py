@@ -20,7 +20,7 @@ def graph(name: str, **changes: Any) -> Graph:
     """Train on a folder, apply, and draw with and without."""
     given = {
         "run_name": name, "images": "houses", "trigger_word": "", "preset": "an object", "method": "lora",
-        "rank": 4, "steps": STEPS, "sample_every": 20, "sample_prompt": "",
+        "rank": 4, "steps": STEPS, "sample_every": 20,
     }  # fmt: skip
     demo = {name: ["demo", i] for i, name in enumerate(("model", "clip", "vae"))}
     return {

@@ -1,6 +1,7 @@
 // What the chosen file says about itself, in the loaders, before anything runs.
 
 import { addPageWidget, element, widgetNamed } from "./page.mjs";
+import { t } from "./words.mjs";
 
 export const LOADERS = {
   SpectralAdapters_LoadFouRA: ["adapter_name", "adapter"],
@@ -13,12 +14,18 @@ const HEIGHT = 88;
 export function facts(card) {
   const found = [];
   if (card.method?.length) found.push(["", card.method.join(", ")]);
-  if (card.rank?.length) found.push(["rank", [...new Set(card.rank)].join(" to ")]);
-  if (card.layers) found.push(["layers", String(card.layers)]);
-  found.push(["base", card.base || "not said"]);
-  if (card.steps) found.push(["steps", String(card.steps)]);
+  if (card.rank?.length) found.push([t("rank"), span(card.rank)]);
+  if (card.layers) found.push([t("layers"), String(card.layers)]);
+  found.push([t("base"), card.base || t("not said")]);
+  if (card.steps) found.push([t("steps"), String(card.steps)]);
   found.push(["", size(card.bytes)], ["", card.date]);
   return found;
+}
+
+// The ranks of the layers, sorted: one, or from the least to the most.
+function span(ranks) {
+  const [least, most] = [ranks[0], ranks.at(-1)];
+  return least === most ? String(least) : t("{least} to {most}", { least, most });
 }
 
 export function size(bytes) {
@@ -29,13 +36,13 @@ export function size(bytes) {
 export async function copyWord(word, button) {
   await navigator.clipboard?.writeText(word);
   const before = button.textContent;
-  button.textContent = "copied";
+  button.textContent = t("copied");
   setTimeout(() => (button.textContent = before), 900);
 }
 
 export function wordButtons(words) {
   return words.map((word) => {
-    const button = element("button", { type: "button", class: "spectral-word", title: "Copy this trigger word" }, word);
+    const button = element("button", { type: "button", class: "spectral-word", title: t("Copy this trigger word") }, word);
     button.addEventListener("click", () => copyWord(word, button));
     return button;
   });
@@ -45,8 +52,10 @@ export function wordButtons(words) {
 export function mismatchOf(base, modelNode) {
   if (!base || !modelNode) return "";
   const isDemo = modelNode.comfyClass === "SpectralAdapters_LoadDemoModel";
-  if (isDemo && base !== "mini") return `made for ${base}: it does not fit the demo model`;
-  if (!isDemo && base === "mini" && /Checkpoint|UNET/.test(modelNode.comfyClass ?? "")) return "made for the demo model: it fits no other";
+  if (isDemo && base !== "mini") return t("made for {base}: it does not fit the demo model", { base });
+  if (!isDemo && base === "mini" && /Checkpoint|UNET/.test(modelNode.comfyClass ?? "")) {
+    return t("made for the demo model: it fits no other");
+  }
   return "";
 }
 
@@ -54,7 +63,7 @@ class Card {
   constructor(node, host) {
     [this.widgetName, this.kind] = LOADERS[node.comfyClass];
     Object.assign(this, { node, host, shown: null });
-    this.box = element("div", { class: "spectral spectral-card", role: "group", "aria-label": "the chosen file" });
+    this.box = element("div", { class: "spectral spectral-card", role: "group", "aria-label": t("the chosen file") });
     addPageWidget(node, "file_card", this.box, HEIGHT);
     const widget = widgetNamed(node, this.widgetName);
     const before = widget.callback;
@@ -77,7 +86,7 @@ class Card {
   async refresh() {
     const name = widgetNamed(this.node, this.widgetName)?.value;
     this.asked = name;
-    if (!name || name === "none" || name.startsWith("(")) return this.draw(null, "No file is chosen.");
+    if (!name || name === "none" || name.startsWith("(")) return this.draw(null, t("No file is chosen."));
     try {
       const card = await this.host.card(name, this.kind);
       if (this.asked === name) this.draw(card);
@@ -90,11 +99,11 @@ class Card {
   draw(card, text = "") {
     this.shown = card;
     if (!card) return this.box.replaceChildren(element("span", { class: "spectral-muted" }, text));
-    const words = card.words.length ? wordButtons(card.words) : [element("i", {}, "none named")];
+    const words = card.words.length ? wordButtons(card.words) : [element("i", {}, t("none named"))];
     const lines = element(
       "div",
       { style: "flex:1;min-width:0" },
-      element("div", { class: "spectral-row" }, "trigger words ", ...words),
+      element("div", { class: "spectral-row" }, `${t("trigger words")} `, ...words),
       element(
         "div",
         { class: "spectral-row spectral-muted" },
@@ -103,7 +112,7 @@ class Card {
       this.mismatch ? element("div", { class: "spectral-warn", role: "status" }, this.mismatch) : null,
     );
     const picture = card.preview
-      ? element("img", { src: this.host.previewUrl(card.name, this.kind), alt: "preview", style: "height:72px;border-radius:3px" })
+      ? element("img", { src: this.host.previewUrl(card.name, this.kind), alt: t("preview"), style: "height:72px;border-radius:3px" })
       : null;
     const row = element("div", { style: "display:flex;gap:8px" }, ...(picture ? [picture] : []), lines);
     return this.box.replaceChildren(row);

@@ -1,6 +1,7 @@
 // The strength over the denoising, drawn on Adapter Strength. The text custom_curve stays the value.
 
 import { addPageWidget, element, widgetNamed } from "./page.mjs";
+import { t, word } from "./words.mjs";
 
 export const STRENGTH = "SpectralAdapters_AdapterStrength";
 const [WIDTH, HEIGHT, EDGE] = [300, 84, 8];
@@ -17,12 +18,12 @@ export const SHAPES = {
 
 // What a button sets: curve, start and end; the tooltip says what it does to the picture.
 export const PRESETS = {
-  always: ["constant", 0, 1, "Over all steps."],
-  early: ["constant", 0, 0.4, "Layout and shape only; the details are the model's own."],
-  late: ["constant", 0.4, 1, "Details and style only; the layout is the model's own."],
-  middle: ["bell", 0, 1, "Most in the middle, where shapes get their form."],
-  "fade in": ["linear in", 0, 1, "From nothing to all."],
-  "fade out": ["linear out", 0, 1, "From all to nothing."],
+  [word("always")]: ["constant", 0, 1, word("Over all steps.")],
+  [word("early")]: ["constant", 0, 0.4, word("Layout and shape only; the details are the model's own.")],
+  [word("late")]: ["constant", 0.4, 1, word("Details and style only; the layout is the model's own.")],
+  [word("middle")]: ["bell", 0, 1, word("Most in the middle, where shapes get their form.")],
+  [word("fade in")]: ["linear in", 0, 1, word("From nothing to all.")],
+  [word("fade out")]: ["linear out", 0, 1, word("From all to nothing.")],
 };
 
 // "0:1, 0.5:0.3" as pairs; null where it cannot be read.
@@ -74,16 +75,16 @@ class Curve {
   constructor(node, host) {
     Object.assign(this, { node, host });
     this.svg = this.make("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, width: "100%", height: "100%", preserveAspectRatio: "none" });
-    this.svg.setAttribute("aria-label", "strength over the denoising");
+    this.svg.setAttribute("aria-label", t("strength over the denoising"));
     const presets = Object.entries(PRESETS).map(([name, [curve, start, end, title]]) =>
-      element("button", { type: "button", class: "spectral-preset", title, onclick: () => this.preset(curve, start, end) }, name),
+      element("button", { type: "button", class: "spectral-preset", title: t(title), onclick: () => this.preset(curve, start, end) }, t(name)),
     );
     this.svg.style.height = `${HEIGHT}px`;
     this.box = element("div", { class: "spectral" }, element("div", { class: "spectral-presets" }, ...presets));
-    this.plot = element("div", { title: "Double click adds a point, Delete takes it away; arrows move it." }, this.svg);
+    this.plot = element("div", { title: t("Double click adds a point, Delete takes it away; arrows move it.") }, this.svg);
     const add = () => this.addPoint();
-    this.box.lastChild.append(element("button", { type: "button", class: "spectral-preset", title: "A point to move by mouse or arrow keys; the curve becomes custom.", onclick: add }, "+ point"));
-    const axis = element("div", { class: "spectral-axis spectral-muted" }, element("span", {}, "noise"), element("span", {}, "picture"));
+    this.box.lastChild.append(element("button", { type: "button", class: "spectral-preset", title: t("A point to move by mouse or arrow keys; the curve becomes custom."), onclick: add }, t("+ point")));
+    const axis = element("div", { class: "spectral-axis spectral-muted" }, element("span", {}, t("noise")), element("span", {}, t("picture")));
     this.range = element("span");
     axis.firstChild.after(this.range);
     this.box.append(this.plot, axis);
@@ -177,7 +178,7 @@ class Curve {
     const drawn = line(this.value("curve"), this.value("start_percent"), this.value("end_percent"), this.value("custom_curve"));
     this.low = Math.min(0, ...drawn.map(([, strength]) => strength));
     this.high = Math.max(1, ...drawn.map(([, strength]) => strength));
-    this.range.textContent = `strength ${round(this.low)} to ${round(this.high)}`;
+    this.range.textContent = t("strength {low} to {high}", { low: round(this.low), high: round(this.high) });
     const path = drawn.map((point) => this.at(point).join(",")).join(" ");
     const [left, zero] = this.at([0, 0]);
     const [right] = this.at([1, 0]);
@@ -185,7 +186,7 @@ class Curve {
     const curve = this.make("polyline", { points: path, fill: "none", stroke: "#4c8dff", "stroke-width": 2, "vector-effect": "non-scaling-stroke" });
     const knobs = (this.points ?? []).map((point, index) => {
       const [cx, cy] = this.at(point);
-      const label = `at ${round(point[0])} strength ${round(point[1])}`;
+      const label = t("at {place} strength {strength}", { place: round(point[0]), strength: round(point[1]) });
       const knob = this.make("circle", { cx, cy, r: 4.5, fill: "#4c8dff", tabindex: 0, role: "slider", "aria-label": label, "aria-valuetext": label });
       knob.addEventListener("pointerdown", (event) => {
         event.stopPropagation();

@@ -42,13 +42,14 @@ export const isOurs = (node) => Boolean(node?.comfyClass?.startsWith(PREFIX));
 
 export const widgetNamed = (node, name) => node.widgets?.find((widget) => widget.name === name);
 
-// A widget of the page alone. It is never saved: saved workflows count widgets by their place.
-export function addPageWidget(node, name, content, height) {
+// A widget of the page alone, at least so high. It is never saved: saved workflows count widgets by their place.
+export function addPageWidget(node, name, content, least) {
+  const height = typeof least === "function" ? least : () => least;
   const widget = node.addDOMWidget(name, name, content, {
     serialize: false,
     hideOnZoom: false,
-    getMinHeight: () => height,
-    getHeight: () => height,
+    getMinHeight: height,
+    getHeight: height,
   });
   widget.serialize = false;
   return widget;
@@ -86,6 +87,16 @@ export function makeRoom(node) {
   node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
 }
 
+// Whether no other node of its graph reaches into a place, given as x, y, width and height.
+export function isFree(node, [x, y, width, height]) {
+  const title = 30;
+  return (node.graph?.nodes ?? []).every((other) => {
+    const [left, top] = [other.pos[0], other.pos[1] - title];
+    const [right, bottom] = [left + other.size[0], other.pos[1] + other.size[1]];
+    return other === node || left >= x + width || right <= x || top >= y + height || bottom <= y;
+  });
+}
+
 const STYLES = `
 .spectral { box-sizing: border-box; width: 100%; height: 100%; overflow: auto; padding: 4px 6px;
   font: 12px/1.35 system-ui, sans-serif; color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222);
@@ -105,6 +116,10 @@ const STYLES = `
 .spectral input, .spectral select { font: inherit; color: inherit; background: var(--comfy-menu-bg, #333);
   border: 1px solid var(--border-color, #555); border-radius: 3px; min-width: 0; }
 .spectral-training { display: flex; flex-direction: column; gap: 4px; }
+.spectral-training .spectral-report { flex: none; height: auto; min-height: 0; padding: 2px 4px; }
+.spectral-training .spectral-report[data-kind=hint] { display: none; }
+.spectral-training[data-state=new] > :not([role=status]) { display: none; }
+.spectral-training .spectral-report[data-kind=error] { order: -1; } .spectral-training > .spectral-buttons { order: -2; }
 .spectral-plot { flex: 1 1 120px; min-height: 120px; overflow: hidden; }
 .spectral-stack-row { display: flex; gap: 4px; align-items: center; margin-bottom: 3px; }
 .spectral-stack-row select { width: 60px; }

@@ -1,12 +1,15 @@
 // The training on its node: curves, numbers, samples and buttons, from the run's events.
 
 import uPlot from "../vendor/uplot.mjs";
-import { addPageWidget, colour, element, makeRoom, widgetNamed } from "./page.mjs";
+import { addPageWidget, colour, element, isFree, makeRoom, widgetNamed } from "./page.mjs";
 import { columns, emptyRun, gateCells, numbers, sentence, take } from "./training.mjs";
+import { t } from "./words.mjs";
 
 export const TRAINERS = new Set(["SpectralAdapters_TrainAdapter", "SpectralAdapters_DistilAdapters", "SpectralAdapters_ConceptSlider"]);
 const PROPERTY = "spectral_run";
-const HEIGHT = 330;
+const REST = 26; // before there is a run: a sentence
+const LEAST = 84; // with one: buttons, and the rest by scrolling
+const WHOLE = 330; // with curves, gates and samples
 const COLOURS = { loss: "#8fb7ff", smoothed: "#4c8dff", heldOut: "#e5534b", rate: "#d29922" };
 
 export class Panel {
@@ -14,21 +17,22 @@ export class Panel {
     this.node = node;
     this.host = host; // fetch, queue, interrupt and useAdapter of the page
     this.run = emptyRun();
-    this.box = element("div", { class: "spectral spectral-training", role: "group", "aria-label": "training" });
+    this.grownTo = 0;
+    this.box = element("div", { class: "spectral spectral-training", role: "group", "aria-label": t("training") });
     this.said = element("div", { role: "status" });
     this.figures = element("div", { class: "spectral-row spectral-numbers" });
     this.plot = element("div", { class: "spectral-plot", "aria-hidden": "true" });
     this.gates = element("div", { class: "spectral-gates", role: "img" });
     this.samples = element("div", { class: "spectral-samples" });
     this.buttons = {
-      stop: this.button("Stop and keep", () => this.host.interrupt(), "Stops after this step. Nothing is lost."),
-      resume: this.button("Resume", () => this.host.queue(this.node), "Goes on where the run stopped."),
-      use: this.button("Use now", () => this.useNow(), "What is learned so far as an adapter, in a loader."),
-      more: this.button("More steps", () => this.moreSteps(), "Half as many again, in the same run."),
+      stop: this.button(t("Stop and keep"), () => this.host.interrupt(), t("Stops after this step. Nothing is lost.")),
+      resume: this.button(t("Resume"), () => this.host.queue(this.node), t("Goes on where the run stopped.")),
+      use: this.button(t("Use now"), () => this.useNow(), t("What is learned so far as an adapter, in a loader.")),
+      more: this.button(t("More steps"), () => this.moreSteps(), t("Half as many again, in the same run.")),
     };
-    const row = element("div", { class: "spectral-row" }, ...Object.values(this.buttons));
+    const row = element("div", { class: "spectral-row spectral-buttons" }, ...Object.values(this.buttons));
     this.box.append(row, this.said, this.figures, this.plot, this.gates, this.samples);
-    addPageWidget(node, "training_panel", this.box, HEIGHT);
+    addPageWidget(node, "training_panel", this.box, () => (this.isAtRest ? REST : LEAST));
     new ResizeObserver(() => this.resize()).observe(this.plot);
     this.draw();
   }
@@ -54,6 +58,7 @@ export class Panel {
     }
     const before = this.run.state;
     for (const event of detail.events) take(this.run, { ...event, memory: detail.memory });
+    this.grow();
     if (this.run.state !== before) this.note = undefined; // what happened now matters more
     this.draw();
   }
@@ -71,9 +76,28 @@ export class Panel {
     return this.draw();
   }
 
+  get isAtRest() {
+    return this.run.state === "new" && (this.node.spectralReport?.dataset.kind ?? "hint") === "hint";
+  }
+
+  // The node grows for what there is now to show, once: for the curves only where that is over no other node.
+  grow() {
+    const { node } = this;
+    const wanted = this.run.points.length ? WHOLE : LEAST;
+    if (this.isAtRest || this.grownTo >= wanted) return;
+    this.grownTo = wanted;
+    const [x, y] = node.pos;
+    const [width, height] = node.size;
+    const now = this.box.clientHeight || height - node.computeSize()[1] + LEAST; // not in sight: no height of its own
+    const more = isFree(node, [x, y + height, width, wanted - now]) ? wanted - now : LEAST - now;
+    if (more > 0) node.setSize([width, height + more]);
+  }
+
   draw() {
     const { run } = this;
-    this.said.textContent = this.note ?? sentence(run);
+    this.box.dataset.state = run.state;
+    const isReported = run.state === "failed" && this.node.spectralReport?.dataset.kind === "error"; // in the same words
+    this.said.textContent = isReported ? "" : this.note ?? sentence(run);
     this.said.className = run.state === "failed" ? "spectral-warn" : "spectral-muted";
     const shown = run.points.length ? numbers(run) : [];
     this.figures.replaceChildren(
@@ -142,8 +166,8 @@ export class Panel {
     const cell = ({ share, title }) => element("i", { title, style: `opacity:${(0.1 + 0.9 * (share ?? 0)).toFixed(2)}` });
     const strip = (label, cells) => [element("span", { class: "spectral-muted" }, label), element("div", {}, ...cells.map(cell))];
     this.gates.replaceChildren(
-      ...(layers.length ? strip("open gates by layer", layers) : []),
-      ...(levels.length ? strip("by noise, high to low", levels) : []),
+      ...(layers.length ? strip(t("open gates by layer"), layers) : []),
+      ...(levels.length ? strip(t("by noise, high to low"), levels) : []),
     );
     this.gates.setAttribute("aria-label", [...layers, ...levels].slice(0, 20).map(({ title }) => title).join("; "));
   }
@@ -155,8 +179,8 @@ export class Panel {
         element(
           "figure",
           {},
-          element("img", { src: this.host.sampleUrl(this.run.name, file), alt: `sample of step ${step}` }),
-          element("figcaption", {}, `step ${step}`),
+          element("img", { src: this.host.sampleUrl(this.run.name, file), alt: t("sample of step {step}", { step }) }),
+          element("figcaption", {}, t("step {step}", { step })),
         ),
       ),
     );
@@ -164,11 +188,11 @@ export class Panel {
   }
 
   async useNow() {
-    this.say("saving what is learned so far …");
+    this.say(t("saving what is learned so far …"));
     try {
       const file = await this.host.keep(this.run.name);
       await this.host.useAdapter(file, this.node);
-      this.say(`${file} is in a loader beside this node`);
+      this.say(t("{file} is in a loader beside this node", { file }));
     } catch (error) {
       this.say(error.message);
     }

@@ -1,15 +1,18 @@
 // The report of a node: room for it from the start, kept over undo, reload, tabs and cached runs.
 
 import { addPageWidget, element } from "./page.mjs";
+import { t, word } from "./words.mjs";
 
 const PROPERTY = "spectral_report";
 const HEIGHT = 104;
 const MOST = 6000; // characters that a saved workflow carries
-const HINT = "The report appears here once the node has run.";
+const HINT = word("The report appears here once the node has run.");
 const HINTS = {
-  SpectralAdapters_LoadDemoModel:
-    "A miniature Stable Diffusion that comes with the pack.\nEmpty Latent Image: 128 × 128, which gives 64 × 64 pixels here. " +
-    "KSampler: 20 steps, cfg 4, ddim, simple.\nPrompts such as: a large red striped star on a blue background",
+  SpectralAdapters_LoadDemoModel: [
+    word("A miniature Stable Diffusion that comes with the pack."),
+    word("Empty Latent Image: 128 × 128, which gives 64 × 64 pixels here. KSampler: 20 steps, cfg 4, ddim, simple."),
+    word("Prompts such as: a large red striped star on a blue background"),
+  ],
 };
 const TIPS = "This error means you ran out of memory"; // what the host appends to ours, which says what to do
 export const reports = (node) => !(node.outputs ?? []).some((output) => output.type === "SPECTRAL_TRAIN_OPTIONS");
@@ -41,7 +44,8 @@ const keyOf = (node) => `${node.graph?.rootGraph?.id ?? node.graph?.id ?? ""}:${
 export function addReport(node) {
   const box = element("div", { class: "spectral spectral-report", tabindex: 0, role: "status" });
   node.spectralReport = box;
-  addPageWidget(node, "report_text", box, HEIGHT);
+  if (node.spectralPanel) node.spectralPanel.box.append(box);
+  else addPageWidget(node, "report_text", box, HEIGHT);
   draw(node);
 }
 
@@ -51,6 +55,7 @@ export function showReport(node, text, kind = "done") {
   keep(localStorage, keyOf(node), report);
   node.properties[PROPERTY] = report;
   draw(node);
+  node.spectralPanel?.grow();
 }
 
 // A workflow was loaded, by the user or by undo.
@@ -63,7 +68,7 @@ export function restoreReport(node) {
 
 function draw(node) {
   const report = node.properties?.[PROPERTY];
-  node.spectralReport.textContent = report?.text ?? HINTS[node.comfyClass] ?? HINT;
+  node.spectralReport.textContent = report?.text ?? (HINTS[node.comfyClass] ?? [HINT]).map((text) => t(text)).join("\n");
   node.spectralReport.dataset.kind = report?.text ? report.kind : "hint";
 }
 

@@ -1,6 +1,7 @@
 // The rows of Adapter Stack. The text stays the value: this reads it, shows it, and writes it back.
 
 import { addPageWidget, element, widgetNamed } from "./page.mjs";
+import { t } from "./words.mjs";
 
 export const STACK = "SpectralAdapters_AdapterStack";
 export const SCHEDULES = ["", "linear in", "linear out", "cosine in", "cosine out", "bell"];
@@ -39,7 +40,7 @@ class Stack {
   constructor(node, host) {
     Object.assign(this, { node, host, files: [] });
     this.widget = widgetNamed(node, "rows");
-    this.box = element("div", { class: "spectral spectral-stack", role: "group", "aria-label": "adapters" });
+    this.box = element("div", { class: "spectral spectral-stack", role: "group", "aria-label": t("adapters") });
     addPageWidget(node, "stack_rows", this.box, 170);
     this.load();
   }
@@ -67,7 +68,7 @@ class Stack {
 
   draw() {
     this.shown = this.widget.value;
-    const add = element("button", { type: "button", onclick: () => this.add() }, "+ Add adapter");
+    const add = element("button", { type: "button", onclick: () => this.add() }, t("+ Add adapter"));
     this.box.replaceChildren(...this.rows.map((row, index) => this.row(row, index)), element("div", {}, add));
   }
 
@@ -83,7 +84,7 @@ class Stack {
         onchange: (event) => this.change(index, { [name]: Number(event.target.value) || 0 }),
       });
     const options = (names, chosen) =>
-      [...new Set([...names, chosen])].map((name) => element("option", { value: name, selected: name === chosen }, name || "always"));
+      [...new Set([...names, chosen])].map((name) => element("option", { value: name, selected: name === chosen }, name || t("always")));
     const select = (names, name, label, style) =>
       element(
         "select",
@@ -96,16 +97,16 @@ class Stack {
       "div",
       { class: "spectral-stack-row", draggable: "true", "data-index": index, style: `opacity:${row.on ? 1 : 0.5}` },
       element("input", {
-        type: "checkbox", checked: row.on, "aria-label": `${row.file} on`, title: "on or off",
+        type: "checkbox", checked: row.on, "aria-label": t("{file} on", { file: row.file }), title: t("on or off"),
         onchange: (event) => this.change(index, { on: event.target.checked }),
       }),
-      select(this.files, "file", "file", "flex:1"),
-      number("model", "strength on the model"),
-      number("clip", "strength on the text encoder"),
-      select(SCHEDULES, "schedule", "when in the denoising", "width:72px"),
-      button("move up", "↑", () => this.write(moved(this.rows, index, index - 1)), index === 0),
-      button("move down", "↓", () => this.write(moved(this.rows, index, index + 1)), index === this.rows.length - 1),
-      button("remove", "×", () => this.write(this.rows.filter((_, i) => i !== index))),
+      select(this.files, "file", t("file"), "flex:1"),
+      number("model", t("strength on the model")),
+      number("clip", t("strength on the text encoder")),
+      select(SCHEDULES, "schedule", t("when in the denoising"), "width:72px"),
+      button(t("move up"), "↑", () => this.write(moved(this.rows, index, index - 1)), index === 0),
+      button(t("move down"), "↓", () => this.write(moved(this.rows, index, index + 1)), index === this.rows.length - 1),
+      button(t("remove"), "×", () => this.write(this.rows.filter((_, i) => i !== index))),
     );
     made.addEventListener("dragstart", (event) => event.dataTransfer.setData("text/spectral-row", String(index)));
     made.addEventListener("dragover", (event) => event.preventDefault());

@@ -1,5 +1,7 @@
 // A training's events as what the panel shows. Nothing here touches the page.
 
+import { t } from "./words.mjs";
+
 export const MOST_POINTS = 1500;
 
 export function emptyRun(name = "") {
@@ -58,9 +60,9 @@ export function columns(points) {
 export function duration(seconds) {
   if (seconds == null || !Number.isFinite(seconds)) return "–";
   const whole = Math.max(0, Math.round(seconds));
-  if (whole < 60) return `${whole} s`;
-  if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
-  return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
+  if (whole < 60) return t("{s} s", { s: whole });
+  if (whole < 3600) return t("{min} min {s} s", { min: Math.floor(whole / 60), s: whole % 60 });
+  return t("{h} h {min} min", { h: Math.floor(whole / 3600), min: Math.floor((whole % 3600) / 60) });
 }
 
 export function short(value) {
@@ -72,39 +74,39 @@ export function short(value) {
 export function numbers(run) {
   const last = run.points.at(-1) ?? {};
   const shown = [
-    ["step", `${run.steps} of ${run.planned || "?"}`],
-    ["loss", short(last.loss), "loss"],
-    ["smoothed", short(last.smoothed), "smoothed"],
+    [t("step"), t("{step} of {planned}", { step: run.steps, planned: run.planned || "?" })],
+    [t("loss"), short(last.loss), "loss"],
+    [t("smoothed"), short(last.smoothed), "smoothed"],
   ];
   const held = run.points.findLast?.((point) => point.heldOut != null)?.heldOut;
-  if (held != null) shown.push(["held out", short(held), "heldOut"]);
-  if (run.best != null) shown.push(["best at step", String(run.best)]);
-  shown.push(["learning rate", short(last.rate), "rate"]);
-  if (run.state === "running") shown.push(["left", duration(last.left)]);
-  shown.push(["steps/s", short(last.pace)]);
-  if (last.open != null) shown.push(["gates open", `${Math.round(100 * last.open)} %`]);
-  if (run.memory != null) shown.push(["memory", `${(run.memory / 2 ** 30).toFixed(1)} GiB`]);
+  if (held != null) shown.push([t("held out"), short(held), "heldOut"]);
+  if (run.best != null) shown.push([t("best at step"), String(run.best)]);
+  shown.push([t("learning rate"), short(last.rate), "rate"]);
+  if (run.state === "running") shown.push([t("left"), duration(last.left)]);
+  shown.push([t("steps/s"), short(last.pace)]);
+  if (last.open != null) shown.push([t("gates open"), `${Math.round(100 * last.open)} %`]);
+  if (run.memory != null) shown.push([t("memory"), `${(run.memory / 2 ** 30).toFixed(1)} GiB`]);
   return shown;
 }
 
 // Where among ten parts of the noise level, and in how many layers, the gates are open: cells with their words.
 export function gateCells(run) {
-  const percent = (share) => `${Math.round(100 * share)} % of the gates are open`;
+  const percent = (share) => t("{percent} % of the gates are open", { percent: Math.round(100 * share) });
   const layers = Object.entries(run.gates).slice(0, 400);
   return {
     layers: layers.map(([layer, share]) => ({ share, title: `${layer}: ${percent(share)}` })),
     levels: run.levels.map((share, i) => ({
       share,
-      title: `noise ${100 - 10 * i} to ${90 - 10 * i} %: ${share == null ? "not seen yet" : percent(share)}`,
+      title: `${t("noise {from} to {to} %", { from: 100 - 10 * i, to: 90 - 10 * i })}: ${share == null ? t("not seen yet") : percent(share)}`,
     })),
   };
 }
 
 export function sentence(run) {
-  const at = `step ${run.steps} of ${run.planned}`;
-  if (run.state === "running") return "training";
-  if (run.state === "stopped") return `stopped at ${at}; a checkpoint is kept: Resume goes on from there`;
-  if (run.state === "failed") return run.error || `failed at ${at}`;
-  if (run.state === "finished") return `finished: ${run.steps} steps`;
-  return "The training appears here while it runs.";
+  const at = { step: run.steps, planned: run.planned };
+  if (run.state === "running") return t("training");
+  if (run.state === "stopped") return t("stopped at step {step} of {planned}; a checkpoint is kept: Resume goes on from there", at);
+  if (run.state === "failed") return run.error || t("failed at step {step} of {planned}", at);
+  if (run.state === "finished") return t("finished: {step} steps", at);
+  return t("The training appears here.");
 }

@@ -1,6 +1,7 @@
 // Fuse Adapters before it runs: which of the connected files will bleed into which, from the files alone.
 
 import { addPageWidget, element, widgetNamed } from "./page.mjs";
+import { t } from "./words.mjs";
 import { readRows } from "./stack.mjs";
 
 export const FUSERS = new Set(["SpectralAdapters_FuseAdapters", "SpectralAdapters_DistilAdapters"]);
@@ -26,12 +27,22 @@ export function filesBehind(node, names = ["adapter_1", "adapter_2", "adapters"]
   return found;
 }
 
+// In plain words, for the worst of them.
+export function sentence({ concepts, bleeding, shared, warns }) {
+  if (!shared) return t("No layer is changed by two of them: they cannot get into each other's way. Use sum.");
+  if (!warns && bleeding) return t("These will hardly bleed into each other; {bleeding} layers alone would. sum is enough.", { bleeding });
+  if (!warns) return t("These will hardly bleed into each other. sum is enough.");
+  const counts = { bleeding, shared };
+  if (concepts.length > 2) return t("Some of these will bleed in {bleeding} of {shared} layers: use closed-form, or distil.", counts);
+  return t("These two will bleed in {bleeding} of {shared} layers: use closed-form, or distil.", counts);
+}
+
 class Verdict {
   constructor(node, host) {
     Object.assign(this, { node, host, asked: "" });
-    this.box = element("div", { class: "spectral", role: "status", "aria-label": "before the run" });
+    this.box = element("div", { class: "spectral", role: "status", "aria-label": t("before the run") });
     addPageWidget(node, "fuse_verdict", this.box, 84);
-    this.say("Connect two loaders: what they will do to each other appears here.");
+    this.say(t("Connect two loaders: what they will do to each other appears here."));
   }
 
   say(text) {
@@ -45,10 +56,10 @@ class Verdict {
     if (asked === this.asked) return;
     this.asked = asked;
     if (files.length < 2) {
-      this.say("Connect two loaders: what they will do to each other appears here.");
+      this.say(t("Connect two loaders: what they will do to each other appears here."));
       return;
     }
-    this.say("looking at the files …");
+    this.say(t("looking at the files …"));
     try {
       const found = await this.host.overlap(files);
       if (this.asked === asked) this.draw(found);
@@ -57,18 +68,32 @@ class Verdict {
     }
   }
 
-  draw({ concepts, bleed, verdict }) {
-    const head = element("tr", {}, element("th", {}, ""), ...concepts.map((name) => element("th", {}, name)));
-    const rows = bleed.map((cells, i) =>
-      element("tr", {}, element("th", {}, `on ${concepts[i]}`), ...cells.map((value, j) => this.cell(value, i === j))),
-    );
-    const table = element("table", { style: "font-size:10px;border-spacing:2px", title: "What each concept does on the other's inputs, of what that does itself" }, head, ...rows);
-    this.box.replaceChildren(element("div", {}, element("b", {}, verdict)), table);
+  // After the run: what it saw, and what is left of each concept.
+  measured(found) {
+    const kept = found.kept.every((value) => value == null) ? [] : [this.row(t("kept"), found.kept, (value) => this.cell(value))];
+    this.box.replaceChildren(element("div", {}, element("b", {}, t("In the last run:"))), this.table(found, kept));
   }
 
-  cell(value, own) {
-    const strength = own || value == null ? 0 : Math.min(1, value);
-    const style = `background:rgb(229 83 75 / ${(0.8 * strength).toFixed(2)});padding:0 6px;text-align:center`;
+  draw(found) {
+    this.box.replaceChildren(element("div", {}, element("b", {}, sentence(found))), this.table(found));
+  }
+
+  table({ concepts, bleed }, more = []) {
+    const head = element("tr", {}, element("th", {}, ""), ...concepts.map((name) => element("th", {}, name)));
+    const rows = bleed.map((cells, i) =>
+      this.row(t("on {concept}", { concept: concepts[i] }), cells, (value, j) => this.cell(value, i === j ? 0 : value)),
+    );
+    const title = t("What each concept does on the other's inputs, of what that does itself");
+    return element("table", { style: "font-size:10px;border-spacing:2px", title }, head, ...rows, ...more);
+  }
+
+  row(name, values, cell) {
+    return element("tr", {}, element("th", {}, name), ...values.map(cell));
+  }
+
+  // loud: how red it is, from 0 to 1
+  cell(value, loud = 0) {
+    const style = `background:rgb(229 83 75 / ${(0.8 * Math.min(1, loud ?? 0)).toFixed(2)});padding:0 6px;text-align:center`;
     return element("td", { style }, value == null ? "–" : value.toFixed(2));
   }
 }
