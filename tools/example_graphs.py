@@ -134,6 +134,7 @@ def loras_fused_and_exported() -> dict[str, Node]:
         naming="kohya",
         precision="fp16",
         drop_schedule=False,
+        trained_words=False,
     )
     for i, name in enumerate(("bot", "fish")):
         prompt = f"a <{name}> on a red background"

@@ -206,7 +206,6 @@ def trained(box: tuple[int, int, int, int], rank: int, steps: int, run_name: str
         rank=rank,
         steps=steps,
         sample_every=0,
-        sample_prompt="",
         run_name=run_name,
     )
 
