@@ -25,7 +25,7 @@ WEBUI += ("tab", "registration")
 # imported inside functions
 WEBUI_HOST = frozenset({"modules", "modules_forge", "backend", "gradio", "fastapi", "open_clip"})
 APART = {("demo", room) for room in IN_HOST[1:5]}  # nodes/host/demo builds on the model room alone
-RUNTIME = frozenset({"torch", "safetensors", "numpy", "PIL", "tqdm", "filelock", "pydantic"})
+RUNTIME = frozenset({"torch", "safetensors", "numpy", "PIL", "tqdm", "filelock"})
 HOST = frozenset({"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server"})
 HOST |= {"execution", "nodes", "node_helpers", "latent_preview", "aiohttp"}
 # Optional libraries, and the only parts that may import them, inside a function.

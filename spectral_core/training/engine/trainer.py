@@ -119,7 +119,7 @@ class Trainer:
     def _resume(self, found: State) -> list[str]:
         """Take over a checkpoint; what the user should know about it."""
         try:
-            if problem := schema.problem(schema.Values, found.values):
+            if problem := schema.problem(schema.VALUES, found.values):
                 raise ValueError(problem)
             return self._taken_over(found)
         except _OF_RESTORING as error:
