@@ -68,12 +68,20 @@ def add_words(sd_model: Any, words: Mapping[str, Mapping[str, Tensor]]) -> Calla
             embedding.vectors = len(first)
             embedding.shape = sum(v.shape[1] for v in vectors.values()) if two else first.shape[1]
             former = database.word_embeddings.get(word)
-            stack.callback(database.register_embedding_by_name, former, sd_model, word)
             if former is not None:  # the host forgets only by name, and only when told so
                 database.register_embedding_by_name(None, sd_model, word)
             database.register_embedding(embedding, sd_model)
-            stack.callback(database.register_embedding_by_name, None, sd_model, word)
+            stack.callback(_forget, database, sd_model, embedding, former)
         return stack.pop_all().close
+
+
+def _forget(database: Any, sd_model: Any, embedding: Any, former: Any) -> None:
+    """Take a word out, unless the host has read all of them anew for another model, as a refiner's."""
+    word = embedding.name
+    if database.word_embeddings.get(word) is embedding:
+        database.register_embedding_by_name(None, sd_model, word)
+        if former is not None:
+            database.register_embedding_by_name(former, sd_model, word)
 
 
 def _check_width(word: str, vectors: Any, expected: int) -> None:

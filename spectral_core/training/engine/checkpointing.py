@@ -32,6 +32,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ...attach.targets import layer_shape
 from ...errors import SpectralAdapterError
+from ...maths.precision import autocast_dtype, full_precision
 
 _LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
@@ -285,11 +286,11 @@ def _tensors(values: Any) -> list[Tensor]:
 
 def _autocast(kind: str) -> Around:
     """Makes the autocast that holds now, again."""
-    if not torch.amp.is_autocast_available(kind):
-        return nullcontext
-    enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    dtype = autocast_dtype(kind)
+    if dtype is None:
+        return lambda: full_precision(torch.device(kind))
     caches = torch.is_autocast_cache_enabled()
-    return lambda: torch.autocast(kind, dtype, enabled, caches)
+    return lambda: torch.autocast(kind, dtype, cache_enabled=caches)
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SpectralAdapterError
+from ...maths.precision import full_precision
 from ..config.config import TrainConfig
 from ..objectives.losses import Batch, Setup, batch_loss, draw, draw_preserved
 from ..runs import checkpoint, rng, state
@@ -192,9 +193,9 @@ class Stepper:
             loss, power = batch_loss(self.setup, batch, self.config)
         return loss + sum(a.gates.penalty() for a in self.setup.attachments), power
 
-    def autocast(self) -> torch.autocast:
-        dtype = DTYPES.get(self.config.precision, torch.float32)
-        return torch.autocast(self.device.type, dtype, enabled=self.config.precision != "fp32")
+    def autocast(self) -> AbstractContextManager[object]:
+        dtype = DTYPES.get(self.config.precision)
+        return full_precision(self.device) if dtype is None else torch.autocast(self.device.type, dtype)
 
     def compared_gates(self) -> tuple[float, float] | None:
         """The loss with adaptive gates and with the same frozen; see :func:`.gate_parameters.compared`."""
