@@ -45,6 +45,9 @@ class Extension:
 
         The host swallows exceptions from here and draws on, so mistakes go under the picture.
         """
+        tags = list(tags)
+        if self._sd_model is not None and not tags and not getattr(p, "prompts", None):
+            return  # no picture: the host tries a model that it has loaded in the middle of one (a refiner)
         self.clear()
         # The host does not deactivate after an exception. Later runs are none of this one's business.
         self._end = weakref.finalize(p, self.clear)

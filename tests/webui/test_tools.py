@@ -161,7 +161,9 @@ class Picture(SimpleNamespace):
     """What the host calls p."""
 
     def __init__(self, model: Any) -> None:
-        super().__init__(sd_model=model, negative_prompts=[""], extra_generation_params={}, comments=[])
+        super().__init__(
+            sd_model=model, prompts=["a"], negative_prompts=[""], extra_generation_params={}, comments=[]
+        )
         self.cached_c = ["key", "encoding"]
 
     def comment(self, text: str) -> None:
@@ -392,6 +394,7 @@ def test_another_model_in_the_middle_of_a_picture(tmp_path: Path) -> None:
     on = [module for module in modules(second) if "forward" in vars(module)]
     assert len(on) == 2
     extension.on_model(second)
+    extension.activate(SimpleNamespace(prompts=None), [])  # as the host tries what it has loaded
     assert [module for module in modules(second) if "forward" in vars(module)] == on
     extension.clear()
     assert not any("forward" in vars(module) for module in modules(second))

@@ -7,9 +7,9 @@ always Adam, whose rate means how far a logit moves a step: so they decide alike
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -108,10 +108,23 @@ def _adamw(groups_: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Op
 
     It reads a tensor's memory from end to end, so a parameter and its gradient must lie there alike.
     """
-    if all(p.is_contiguous() for group in groups_ for p in group["params"]):
-        with contextlib.suppress(RuntimeError):  # a device without it, or an older torch
-            return torch.optim.AdamW(groups_, betas=config.betas, fused=True)
+    parameters = [p for group in groups_ for p in group["params"]]
+    is_plain = all(p.is_contiguous() for p in parameters)
+    if is_plain and all(_is_fused(device) for device in {p.device.type for p in parameters}):
+        return torch.optim.AdamW(groups_, betas=config.betas, fused=True)
     return torch.optim.AdamW(groups_, betas=config.betas)
+
+
+@lru_cache(maxsize=8)
+def _is_fused(device: str) -> bool:
+    """Whether this torch has it for a type of device; some say so only in the first step."""
+    tried = nn.Parameter(torch.zeros(1, device=device))
+    tried.grad = torch.zeros_like(tried)
+    try:
+        torch.optim.AdamW([tried], fused=True).step()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _adafactor(groups_: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
