@@ -69,7 +69,8 @@ def training(tab: Tab) -> None:
 
 
 def combine(tab: Tab) -> None:
-    ran(tab, "2 Combine three concepts", "FuseAdapters")
+    tab.load(workflow("2 Combine three concepts"))
+    tab.until("FuseAdapters", "n.spectralVerdict.box.innerText.includes('bleed')")
     show(tab, "LoadSpectralAdapter", "FuseAdapters", scale=0.75)
 
 

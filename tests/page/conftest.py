@@ -108,6 +108,8 @@ class Tab:
 
     def load(self, workflow: dict[str, Any]) -> None:
         self.page.evaluate("graph => window.app.loadGraphData(graph)", workflow)
+        count = len(workflow["nodes"])
+        self.page.wait_for_function(f"() => app.graph.nodes.length === {count}", timeout=60_000)
         self.page.wait_for_timeout(800)
 
     def node(self, kind: str, body: str) -> Any:
