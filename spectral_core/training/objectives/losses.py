@@ -24,6 +24,7 @@ from ..config.config import TrainConfig
 from ..data.order import Order
 from .diffusion import NoiseProcess, Shares
 from .preservation import Preserved
+from .towards_prediction import ResidualNoise
 
 Denoiser = Callable[[Tensor, Tensor, Sequence["int | None"]], Tensor]
 _SEEDS = 1_000_003  # apart from one seed to the next
@@ -148,8 +149,8 @@ def denoising_loss(
 
 
 def batch_loss(setup: Setup, batch: Batch, config: TrainConfig | None = None) -> tuple[Tensor, Tensor]:
-    """(the loss of a batch without its own weight, the target's mean square). config: with its weighting and
-    the masks."""
+    """(the loss of a batch without its own weight, what predicting nothing costs). config: with its weighting
+    and the masks."""
     latents = rows_of(setup.latents, batch.indices)
     noise, timesteps = batch.noise.to(latents), batch.timesteps.to(latents.device)
     for attachment in setup.attachments:
@@ -164,7 +165,10 @@ def batch_loss(setup: Setup, batch: Batch, config: TrainConfig | None = None) ->
         )
     target = setup.diffusion.target(latents, noise, timesteps) if wanted is None else wanted
     square = (prediction.float() - target.float()).square()
-    power = target.detach().float().square().mean()
+    whole = target
+    if isinstance(setup.diffusion, ResidualNoise):  # its target is 0, the model's own is not
+        whole = setup.diffusion.inner.target(latents, noise, timesteps)
+    power = whole.detach().float().square().mean()
     if config is None:
         return square.mean(), power
     masks = None if setup.masks is None or batch.preserves else [setup.masks[i] for i in batch.indices]

@@ -31,6 +31,7 @@ from spectral_core.training.objectives.distillation import (
     settled,
     student_of,
 )
+from spectral_core.training.objectives.losses import Batch, batch_loss
 from spectral_core.training.objectives.towards_prediction import ResidualNoise
 from tests.core.fusion.fusion_cases import GATED, adapter, concepts
 
@@ -106,6 +107,19 @@ def test_the_answer_is_what_the_student_misses_of_each_rows_own_teacher() -> Non
         assert torch.allclose(model(x[:1], told), bare(x[:1], told), atol=1e-6), "the student alone acts"
     with pytest.raises(SpectralAdapterError, match="caption_dropout"):
         denoiser(x, levels, [0, None, 1, 2])
+
+
+def test_what_predicting_nothing_costs_is_the_models_own_target() -> None:
+    """A residual's target is 0; a student that is nearly right loses next to nothing at one noise level and a
+    hundred times that at another, which is no explosion."""
+    _, denoiser, learner, _, _ = case([lora(1)], lora(1), [DistilExample(0, "a")])
+    latents, drawn = torch.zeros(1, 1, 1, WIDTH), torch.randn(1, 1, 1, WIDTH)
+    setup = Setup(
+        denoiser=denoiser, latents=latents, order=Order([DistilExample(0, "a")], 1, 0), diffusion=noise(),
+        attachments=[learner],
+    )  # fmt: skip
+    loss, power = batch_loss(setup, Batch((0,), (0,), torch.tensor([9]), drawn))
+    assert power == drawn.square().mean() and loss < power / 2
 
 
 def test_after_an_error_the_student_alone_acts() -> None:
