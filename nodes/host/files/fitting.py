@@ -170,7 +170,7 @@ def _moves_rows(function: Any, count: int) -> bool:
 def _with_kernel(layer: AdapterLayer, host: LayerShape | None, offset: Any) -> AdapterLayer:
     """Kernels of one, and flattened ones, as the model's own layer has them."""
     shape = layer.shape
-    if host is None or offset is not None or host == shape:
+    if host is None or (offset is not None and offset[0] != 0) or host == shape:
         return layer
     inner = (host.in_features, *host.kernel)
     is_same = host.in_features * math.prod(host.kernel) == shape.in_features * math.prod(shape.kernel)

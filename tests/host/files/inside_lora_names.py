@@ -1,6 +1,5 @@
 """Inside a host: other people's LoRA files. For every name in the host's map and every style of file: what
-the host's Load LoRA does with it is what ours does, and what the host does with our exports, those with the
-model and (where the names are no UNet's) those without.
+the host's Load LoRA does with it is what ours does, and what the host does with our export.
 
 Arguments: a folder, then names of families, or ``demo`` for the embedded model. Prints lines of JSON for
 each: names tried and files written, then biases and norms.
@@ -12,7 +11,7 @@ import sys
 import comfy.lora
 import torch
 from inside_apply_lib import pack
-from inside_catalogue import CATALOGUE, kind_of
+from inside_catalogue import CATALOGUE
 from inside_lora_lib import (
     FILE,
     KERNELS,
@@ -29,7 +28,7 @@ from inside_lora_lib import (
 from safetensors.torch import save_file
 
 places = pack("nodes.host.model.places")
-fitting, reading = pack("nodes.host.files.fitting"), pack("spectral_core.files.lora_import")
+fitting = pack("nodes.host.files.fitting")
 export, errors = pack("spectral_core.files.lora_export"), pack("spectral_core.errors")
 
 
@@ -88,24 +87,10 @@ def check_names(family, model):
                     export.export_lora(adapter, FILE, "kohya", torch.float32, overwrite=True, names=named)
                     if found := differ(theirs, by_the_host(model, FILE)):
                         wrong.append(f"{family}, group {number}: the export: {found}")
-                    wrong += [
-                        f"{family}, group {number}: {why}"
-                        for why in by_command(family, tensors, theirs, model)
-                    ]
             except errors.SpectralAdapterError as error:
                 wrong.append(f"{family}, group {number}, {style}: {error}")
     print(json.dumps({"family": family, "names": names, "files": files, "wrong": len(wrong)}))
     return wrong
-
-
-def by_command(family, tensors, theirs, model):
-    """What is wrong with the export that the command makes, which has no model to ask."""
-    if family == "demo" or kind_of(family) == "UNets":  # its names depend on the UNet's blocks
-        return
-    save_file({k: v.contiguous() for k, v in tensors.items()}, SOURCE)
-    export.export_lora(reading.read_lora(SOURCE).adapter, FILE, "kohya", torch.float32, overwrite=True)
-    if found := differ(theirs, by_the_host(model, FILE)):
-        yield f"the command's export: {found}"
 
 
 def vectors(model, generator):
