@@ -30,6 +30,7 @@ from .common import (
     average_gradients,
     batches,
     contact_sheet,
+    forget_this_machine,
     pictures,
     to_tensor,
     update_average,
@@ -209,5 +210,6 @@ def export(trainer: Trainer) -> None:
     model = copy.deepcopy(trainer.average).cpu().float()
     if trainer.part != "decoder":
         fold(model, encode(model, pictures()[:1000], "cpu"))
-    model.register_to_config(_name_or_path="demo_model/vae", sample_size=PIXELS)  # not this machine's path
+    model.register_to_config(sample_size=PIXELS)
     model.half().save_pretrained(MODEL / "vae", safe_serialization=True)
+    forget_this_machine()

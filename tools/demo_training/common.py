@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
@@ -25,6 +26,7 @@ CACHE = Path(os.environ.get("DEMO_MODEL_CACHE", ROOT / ".cache" / "demo_model"))
 START = ROOT / "demo_model"  # the first version, whose autoencoder the training goes on with
 MODEL = ROOT / "demo_model_next"
 SEED = 20251
+LOCAL_NOTES = ("_name_or_path", "is_local", "local_files_only")
 DRAWN, DOODLES = 8_000, 4_000  # pictures for the autoencoder and the classifier; the denoiser's are latents
 
 
@@ -74,6 +76,15 @@ def draw_data() -> None:
 def known(count: int = DRAWN) -> list[Picture]:
     """What the first ``count`` training pictures show."""
     return [random_picture(np.random.default_rng([SEED, i])) for i in range(count)]
+
+
+def forget_this_machine() -> None:
+    """Take out of the configurations what the libraries note about the machine that saved them."""
+    for path in MODEL.glob("*/*.json"):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        kept = {k: v for k, v in found.items() if k not in LOCAL_NOTES}
+        if kept != found:
+            path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def pictures(name: str = "pictures") -> np.ndarray:

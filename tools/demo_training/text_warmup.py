@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from demo_model import draw, pictures
 from demo_model.grounds import PHRASES
 
-from .common import CACHE, SEED, Budget, known
+from .common import CACHE, MODEL, SEED, Budget, forget_this_machine, known
 from .text import load_tokenizer, text_model
 
 TEXTURES = "|".join(draw.TEXTURES)
@@ -74,7 +74,7 @@ def said(caption: str) -> dict[str, int]:
 
 
 def train(device: str, steps: int = 700, size: int = 32) -> None:
-    """Train the fresh text encoder with linear readers on its last states; leave it in the cache."""
+    """Train the fresh text encoder with linear readers on its last states; write it into the folder."""
     torch.manual_seed(SEED + 9)
     rng, shown, tokenizer = np.random.default_rng(SEED + 9), known(), load_tokenizer()
     text = text_model(tokenizer).to(device).train()
@@ -108,5 +108,6 @@ def train(device: str, steps: int = 700, size: int = 32) -> None:
                 f"text {step} loss {loss:.4f} worst {worst} {right[worst]:.3f} {budget.seconds():.0f}s",
                 flush=True,
             )
-    torch.save(text.state_dict(), CACHE / "text.pt")
+    text.half().save_pretrained(MODEL / "text_encoder", safe_serialization=True)
+    forget_this_machine()
     (CACHE / "text_time.json").write_text(json.dumps({"steps": steps, "seconds": round(budget.seconds())}))

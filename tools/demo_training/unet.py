@@ -38,12 +38,13 @@ from .common import (
     average_gradients,
     batches,
     contact_sheet,
+    forget_this_machine,
     known,
     picture,
     update_average,
 )
 from .quick import quicken
-from .text import load_tokenizer, text_model
+from .text import load_tokenizer
 
 CHECKPOINT = CACHE / "unet.pt"
 PROGRESS = MODEL / "training.json"  # how far the weights beside it are
@@ -73,7 +74,6 @@ SCHEDULE = {
     "timestep_spacing": "trailing",
 }
 GUIDANCE, STEPS = 4.0, 20
-LOCAL_NOTES = ("_name_or_path", "is_local", "local_files_only")
 EMPTY_CAPTIONS = 0.1
 LOOK_EVERY = 500
 STEPS_TRAINED, BATCH, LEARNING_RATE, DECAY = 20_000, 16, 1e-3, 0.999
@@ -108,7 +108,7 @@ class Trainer:
         torch.manual_seed(SEED)
         self.device, self.lr, self.step, self.spent = device, lr, 0, 0.0
         self.tokenizer = load_tokenizer()
-        self.text = load_text(self.tokenizer).to(device)
+        self.text = load_text().to(device)
         self.unet = UNet2DConditionModel(**CONFIG).to(device).train()
         self.unet.set_attn_processor(AttnProcessor())  # so small, plain products are quicker on a processor
         quicken(self.unet)
@@ -204,13 +204,9 @@ class Trainer:
         (CACHE / "look.txt").write_text("\n".join(prompts))
 
 
-def load_text(tokenizer: object) -> CLIPTextModel:
-    """The frozen text encoder: of its first lesson, else of the folder."""
-    if (CACHE / "text.pt").exists():
-        model = text_model(tokenizer)
-        model.load_state_dict(torch.load(CACHE / "text.pt", map_location="cpu", weights_only=True))
-    else:
-        model = CLIPTextModel.from_pretrained(MODEL / "text_encoder").float()
+def load_text() -> CLIPTextModel:
+    """The frozen text encoder as its first lesson left it in the folder."""
+    model = CLIPTextModel.from_pretrained(MODEL / "text_encoder").float()
     return model.eval().requires_grad_(False)
 
 
@@ -285,9 +281,5 @@ def export(trainer: Trainer, seconds: float) -> None:
     pipeline = build_pipeline(unet.half().cpu(), text.half().cpu())
     pipeline.vae.half()
     pipeline.save_pretrained(MODEL, safe_serialization=True)
-    for path in MODEL.glob("*/*.json"):  # what the libraries note about the machine that saved it
-        found = json.loads(path.read_text(encoding="utf-8"))
-        kept = {k: v for k, v in found.items() if k not in LOCAL_NOTES}
-        if kept != found:
-            path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    forget_this_machine()
     write_whole(PROGRESS, json.dumps(times) + "\n")

@@ -154,7 +154,7 @@ def test_a_bare_machine_goes_on_from_the_folder(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(unet, "PROGRESS", tmp_path / "training.json")
     monkeypatch.setattr(unet, "CHECKPOINT", tmp_path / "unet.pt")
     monkeypatch.setattr(unet, "load_tokenizer", lambda: None)
-    monkeypatch.setattr(unet, "load_text", lambda _: nn.Identity())
+    monkeypatch.setattr(unet, "load_text", nn.Identity)
     fresh = unet.Trainer("cpu", 1e-3)
     fresh.resume()
     assert fresh.step == 0, "nothing to go on from"
