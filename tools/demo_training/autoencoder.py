@@ -9,7 +9,6 @@ convolutions. Later the decoder alone can be trained longer ("decoder"): then th
 from __future__ import annotations
 
 import copy
-import json
 
 import numpy as np
 import torch
@@ -31,7 +30,9 @@ from .common import (
     batches,
     contact_sheet,
     forget_this_machine,
+    note,
     pictures,
+    progress,
     to_tensor,
     update_average,
 )
@@ -95,8 +96,11 @@ class Trainer:
     def __init__(self, device: str, part: str) -> None:
         self.device, self.part, self.step, self.spent = device, part, 0, 0.0
         self.checkpoint = CACHE / f"{part}.pt"
-        start = MODEL if part == "decoder" else START
+        found = progress()
+        start = MODEL if "autoencoder" in found else START
         self.model = AutoencoderKL.from_pretrained(start / "vae").float().to(device)
+        if part in found:
+            self.step, self.spent = found[part]["steps"], float(found[part]["seconds"])
         quicken(self.model)
         if part == "decoder":
             self.model.encoder.requires_grad_(False)
@@ -176,13 +180,10 @@ def train(
             print(f"{part} {trainer.step} loss {loss:.4f} {budget.seconds():.0f}s", flush=True)
         if rank == 0 and (trainer.step in (50, steps) or trainer.step % 100 == 0):
             print(f"{part} {trainer.step} dB {trainer.look()} {budget.seconds():.0f}s", flush=True)
+            export(trainer, budget.seconds())
         if rank == 0 and (budget.seconds() - saved > 60 or trainer.step == steps):
             trainer.save(budget.seconds())
             saved = budget.seconds()
-    if rank == 0:
-        times = {"steps": trainer.step, "seconds": round(budget.seconds())}
-        (CACHE / f"{part}_time.json").write_text(json.dumps(times))
-        export(trainer)
 
 
 @torch.no_grad()
@@ -206,10 +207,12 @@ def fold(model: AutoencoderKL, latents: Tensor) -> None:
     post.weight /= gain[None, :, None, None]
 
 
-def export(trainer: Trainer) -> None:
+def export(trainer: Trainer, seconds: float) -> None:
+    """The averaged weights in half precision into the folder."""
     model = copy.deepcopy(trainer.average).cpu().float()
     if trainer.part != "decoder":
-        fold(model, encode(model, pictures()[:1000], "cpu"))
+        fold(model, encode(model, pictures()[:300], "cpu"))
     model.register_to_config(sample_size=PIXELS)
     model.half().save_pretrained(MODEL / "vae", safe_serialization=True)
     forget_this_machine()
+    note(trainer.part, trainer.step, seconds)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from demo_model import draw
 from demo_model.figures import draw_figure
 from demo_model.pictures import PIXELS, Picture, draw_picture, random_picture
-from spectral_core.whole_file import whole_file
+from spectral_core.whole_file import whole_file, write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("DEMO_MODEL_CACHE", ROOT / ".cache" / "demo_model"))
@@ -76,6 +76,19 @@ def draw_data() -> None:
 def known(count: int = DRAWN) -> list[Picture]:
     """What the first ``count`` training pictures show."""
     return [random_picture(np.random.default_rng([SEED, i])) for i in range(count)]
+
+
+def progress() -> dict[str, dict[str, int]]:
+    """How far each stage's weights in the folder are: ``{"unet": {"steps": 500, "seconds": 300}}``."""
+    path = MODEL / "training.json"
+    found: dict[str, dict[str, int]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+def note(stage: str, steps: int, seconds: float) -> None:
+    """Write this stage's progress beside the weights."""
+    known_so_far = progress() | {stage: {"steps": steps, "seconds": round(seconds)}}
+    write_whole(MODEL / "training.json", json.dumps(known_so_far, indent=2) + "\n")
 
 
 def forget_this_machine() -> None:

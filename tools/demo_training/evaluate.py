@@ -16,7 +16,7 @@ from demo_model.classifier import Classifier, load_classifier
 from demo_model.pictures import Picture, draw_picture, full_caption, random_picture
 
 from .autoencoder import examples, psnr
-from .common import CACHE, MODEL, to_tensor
+from .common import MODEL, progress, to_tensor
 from .quick import quicken
 from .reader import applies
 from .unet import GUIDANCE, STEPS, sample
@@ -125,7 +125,7 @@ def evaluate(device: str, count: int = SAMPLES, pairs: int = PAIRS, batch: int =
         said += prompts[:18]
     report["seconds_per_sample"] = round((time.monotonic() - started) / (count + pairs), 3)
     report["autoencoder"] = reconstruction(pipeline)
-    report["training"] = {f.stem[:-5]: json.loads(f.read_text()) for f in sorted(CACHE.glob("*_time.json"))}
+    report["training"] = progress()
     sheet(torch.stack(shown), said).save(MODEL / "samples.jpg", quality=85)
     (MODEL / "quality.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=1), f"{folder_bytes() / 1e6:.2f} MB", flush=True)

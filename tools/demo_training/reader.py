@@ -14,7 +14,7 @@ from demo_model import draw
 from demo_model.classifier import FEATURES, Classifier
 from demo_model.pictures import OBJECTS, PIXELS, PLACES, POSITIONS, Picture
 
-from .common import CACHE, MODEL, SEED, Budget, batches, known, pictures, to_tensor
+from .common import MODEL, SEED, Budget, batches, known, note, pictures, to_tensor
 
 LABELS: dict[str, list[str]] = {
     "shape": [*OBJECTS, draw.NONE],
@@ -87,7 +87,8 @@ def train(device: str, steps: int = 1500, size: int = 40) -> None:
         if step % 50 == 0:
             print(f"classifier {step} loss {loss:.4f} {budget.seconds():.0f}s", flush=True)
     centre(model.eval(), to_tensor(drawn[:2000]).to(device))
-    save(model, {"steps": steps, "seconds": round(budget.seconds())})
+    save(model)
+    note("classifier", steps, budget.seconds())
 
 
 @torch.no_grad()
@@ -96,11 +97,10 @@ def centre(model: Classifier, images: Tensor) -> None:
     model.centre.copy_(torch.cat([model._hidden(part) for part in images.split(200)]).mean(0))
 
 
-def save(model: Classifier, times: dict[str, int]) -> None:
+def save(model: Classifier) -> None:
     folder = MODEL / "classifier"
     folder.mkdir(exist_ok=True)
     state = {k: v.half() if v.is_floating_point() else v for k, v in model.cpu().state_dict().items()}
     save_file({k: v.contiguous() for k, v in state.items()}, folder / "model.safetensors")
     config = {"labels": LABELS, "features": FEATURES, "image_size": PIXELS}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (CACHE / "classifier_time.json").write_text(json.dumps(times))

@@ -7,7 +7,6 @@ something to listen to.
 
 from __future__ import annotations
 
-import json
 import re
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch.nn import functional as F
 from demo_model import draw, pictures
 from demo_model.grounds import PHRASES
 
-from .common import CACHE, MODEL, SEED, Budget, forget_this_machine, known
+from .common import MODEL, SEED, Budget, forget_this_machine, known, note
 from .text import load_tokenizer, text_model
 
 TEXTURES = "|".join(draw.TEXTURES)
@@ -110,4 +109,4 @@ def train(device: str, steps: int = 700, size: int = 32) -> None:
             )
     text.half().save_pretrained(MODEL / "text_encoder", safe_serialization=True)
     forget_this_machine()
-    (CACHE / "text_time.json").write_text(json.dumps({"steps": steps, "seconds": round(budget.seconds())}))
+    note("text", steps, budget.seconds())

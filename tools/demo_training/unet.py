@@ -15,7 +15,6 @@ lowers the loss) and forgot shape and position, from 19 % and 16 % of its states
 from __future__ import annotations
 
 import copy
-import json
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from transformers import CLIPTextModel
 
 from demo_model import pictures
 from demo_model.pictures import PIXELS
-from spectral_core.whole_file import whole_file, write_whole
+from spectral_core.whole_file import whole_file
 
 from .autoencoder import SCALING, encode
 from .common import (
@@ -40,14 +39,15 @@ from .common import (
     contact_sheet,
     forget_this_machine,
     known,
+    note,
     picture,
+    progress,
     update_average,
 )
 from .quick import quicken
 from .text import load_tokenizer
 
 CHECKPOINT = CACHE / "unet.pt"
-PROGRESS = MODEL / "training.json"  # how far the weights beside it are
 ENCODED = 24_000  # pictures
 CHANNELS = (64, 64, 128, 128)  # whole multiples of the first: hosts write them so
 CONFIG = {
@@ -184,9 +184,9 @@ class Trainer:
 
     def start_from_export(self) -> None:
         """On a machine without the checkpoint: the averaged weights of the folder, if they are this model."""
-        if not PROGRESS.exists():
+        found = progress().get("unet")
+        if found is None:
             return
-        found = json.loads(PROGRESS.read_text(encoding="utf-8"))
         weights = UNet2DConditionModel.from_pretrained(MODEL / "unet").float().state_dict()
         self.unet.load_state_dict(weights)
         self.average.load_state_dict(weights)
@@ -275,11 +275,9 @@ def train(device: str, steps: int = STEPS_TRAINED, *, rank: int = 0, workers: in
 
 def export(trainer: Trainer, seconds: float) -> None:
     """The averaged weights in half precision and all that they need, into the folder."""
-    times = {"steps": trainer.step, "seconds": round(seconds)}
-    (CACHE / "unet_time.json").write_text(json.dumps(times))
     unet, text = copy.deepcopy(trainer.average), copy.deepcopy(trainer.text)
     pipeline = build_pipeline(unet.half().cpu(), text.half().cpu())
     pipeline.vae.half()
     pipeline.save_pretrained(MODEL, safe_serialization=True)
     forget_this_machine()
-    write_whole(PROGRESS, json.dumps(times) + "\n")
+    note("unet", trainer.step, seconds)

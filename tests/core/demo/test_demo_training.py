@@ -19,7 +19,7 @@ from demo_model.grounds import GROUNDS
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from tools.demo_training import autoencoder, reader, text_warmup, unet  # noqa: E402
+from tools.demo_training import autoencoder, common, reader, text_warmup, unet  # noqa: E402
 from tools.demo_training.quick import QuickGroupNorm  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -151,7 +151,7 @@ def test_grounds_differ_from_each_other_and_from_seed_to_seed(ground: str) -> No
 def test_a_bare_machine_goes_on_from_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a checkpoint the averaged weights and their step are the start; with one it is."""
     monkeypatch.setattr(unet, "MODEL", tmp_path)
-    monkeypatch.setattr(unet, "PROGRESS", tmp_path / "training.json")
+    monkeypatch.setattr(common, "MODEL", tmp_path)
     monkeypatch.setattr(unet, "CHECKPOINT", tmp_path / "unet.pt")
     monkeypatch.setattr(unet, "load_tokenizer", lambda: None)
     monkeypatch.setattr(unet, "load_text", nn.Identity)
@@ -161,7 +161,9 @@ def test_a_bare_machine_goes_on_from_the_folder(tmp_path: Path, monkeypatch: pyt
     with torch.no_grad():
         fresh.average.conv_out.bias.fill_(0.25)
     fresh.average.save_pretrained(tmp_path / "unet")
-    unet.PROGRESS.write_text('{"steps": 700, "seconds": 9}', encoding="utf-8")
+    common.note("text", 3, 2.0)
+    common.note("unet", 700, 9.2)
+    assert common.progress()["text"] == {"steps": 3, "seconds": 2}
     on = unet.Trainer("cpu", 1e-3)
     on.resume()
     assert (on.step, on.spent) == (700, 9)
