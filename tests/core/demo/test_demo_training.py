@@ -185,3 +185,25 @@ def test_the_intermediate_weights_stay_in_the_repository() -> None:
     assert "demo_model_next/" in (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()
     files = [f for f in (ROOT / "demo_model_next").rglob("*") if f.is_file()]
     assert files and sum(f.stat().st_size for f in files) <= 24e6
+
+
+def test_the_autoencoder_goes_on_from_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first version's weights at first, then those of the folder and their step."""
+    monkeypatch.setattr(autoencoder, "MODEL", tmp_path)
+    monkeypatch.setattr(common, "MODEL", tmp_path)
+    monkeypatch.setattr(autoencoder, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(autoencoder, "examples", dict)
+    monkeypatch.setattr(autoencoder, "pictures", lambda: np.zeros((2, 128, 128, 3), dtype=np.uint8) + 99)
+    monkeypatch.setattr(autoencoder, "fold", lambda *_: None)
+    fresh = autoencoder.Trainer("cpu", "autoencoder")
+    assert fresh.step == 0
+    with torch.no_grad():
+        fresh.average.decoder.conv_out.bias.fill_(0.25)
+    fresh.step = 300
+    autoencoder.export(fresh, 12.0)
+    for part, step in (("autoencoder", 300), ("decoder", 0)):
+        on = autoencoder.Trainer("cpu", part)
+        on.resume()
+        assert on.step == step and (on.model.decoder.conv_out.bias == 0.25).all()
+        frozen = not on.model.encoder.conv_in.weight.requires_grad
+        assert frozen == (part == "decoder"), "the denoiser has learned this encoder's latents"
