@@ -116,7 +116,7 @@ const STYLES = `
 .spectral input, .spectral select { font: inherit; color: inherit; background: var(--comfy-menu-bg, #333);
   border: 1px solid var(--border-color, #555); border-radius: 3px; min-width: 0; }
 .spectral-training { display: flex; flex-direction: column; gap: 4px; }
-.spectral-training .spectral-report { flex: none; height: auto; min-height: 0; padding: 2px 4px; }
+.spectral-training .spectral-report { flex: none; height: auto; min-height: 0; max-height: 110px; padding: 2px 4px; }
 .spectral-training .spectral-report[data-kind=hint] { display: none; }
 .spectral-training[data-state=new] > :not([role=status]) { display: none; }
 .spectral-training .spectral-report[data-kind=error] { order: -1; } .spectral-training > .spectral-buttons { order: -2; }
