@@ -19,7 +19,7 @@ HUNYUAN_3D = {
 OTHERS = {
     "stable-audio": Family(
         "StableAudio", AUDIO | {"io_channels": 64, "global_cond_dim": 1536}, (1, 64, 16), 768,
-        state=seconds(),
+        state=seconds(), rate=0.001,
     ),
     "stable-audio-3": Family(
         "StableAudio3", AUDIO | {"io_channels": 256, "global_cond_dim": 768,
