@@ -1,7 +1,7 @@
 """Train, distil, and fuse by what layers see, on the model that the webui has loaded.
 
-Runs and adapters lie in the library's first folder; the same settings under the same name go on where they
-stopped, or give what is finished (:mod:`spectral_core.training.engine.named_run`).
+Adapters lie in the library's first folder and runs beside it; the same settings under the same name go on
+where they stopped, or give what is finished (:mod:`spectral_core.training.engine.named_run`).
 """
 
 from __future__ import annotations
@@ -110,8 +110,10 @@ def _only(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _output(library: Library, name: str, values: Mapping[str, Any], job: Job) -> Output:
     every = {key: values[key] for key in ("checkpoint_every", "sample_every") if key in values}
-    stem = tools.file_name(name, library.folders[0])
-    return Output(library.folders[0], stem, extend=True, listener=job, cancel=job.cancel, **every)
+    adapters = library.folders[0]
+    runs = adapters.with_name(adapters.name + "_runs")  # beside them: the cards list every folder below
+    stem = tools.file_name(name, adapters)
+    return Output(adapters, stem, True, job, job.cancel, runs=runs, **every)
 
 
 @contextmanager
@@ -261,12 +263,13 @@ def _size(pipe: HostPipeline) -> tuple[int, int]:
 
 def _ended(done: Trained, config: TrainConfig, library: Library) -> tuple[str, Any]:
     steps = len(done.result.losses)
-    name = tools.shown_name(done.path, library)
     if done.reused:
+        name = tools.shown_name(done.path, library)
         lines = [f"{done.place.name} is finished already ({done.place.step} steps): {name}"]
     elif done.result.stopped:
         lines = [f"stopped at step {steps} of {config.steps}; the same settings go on from there"]
     else:
+        name = tools.shown_name(done.path, library)
         lines = [
             f"saved as {name}: {done.adapter.parameter_count:,} parameters, {done.result.seconds:.0f} s",
             *done.notes,

@@ -165,6 +165,8 @@ def test_train_is_resumed_and_then_known(pipe: Any, library: Library, tmp_path: 
     assert "saved as star" in run(4)
     assert "finished already" in run(4)
     assert "star" in [entry.name for entry in library.entries()]
+    below = [path.name for path in library.folders[0].iterdir() if path.is_dir()]
+    assert not below or below == [".locks"], "the cards would list a run's folders"
     assert library.load(library.find("star")).tokens.keys() == {"<star>"}
 
 
