@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from spectral_core.errors import SpectralAdapterError
+
 ROOT = Path(__file__).resolve().parents[2]
 PACK_NAME = "comfyui-spectral-adapters"
 NO_HOST = "no ComfyUI found; set COMFYUI_PATH to a checkout"
@@ -233,4 +235,7 @@ class Host:
         lines = [line for line in self.log_at_start.splitlines() if any(sign in line for sign in signs)]
         later = self.log[len(self.log_at_start) :]
         raised = re.findall(r"Traceback \(most recent call last\):\n((?:[ \t].*\n)*)(\S.*)", later)
-        return lines + [error for frames, error in raised if PACK_NAME in frames and PACK_NAME not in error]
+        own = f"{SpectralAdapterError.__module__}."
+        return lines + [
+            error for frames, error in raised if PACK_NAME in frames and not error.startswith(own)
+        ]
