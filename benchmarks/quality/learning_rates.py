@@ -44,11 +44,11 @@ RATES = {
 }
 
 
-def draw(folder: Path, first: int) -> Path:
-    """Twelve pictures of the character, with captions."""
+def draw(folder: Path, first: int, concept: str = CONCEPT) -> Path:
+    """Twelve pictures of a character, with captions."""
     folder.mkdir()
     for seed in range(first, first + PICTURES):
-        picture, caption = draw_concept(CONCEPT, seed, token="<TOK>")
+        picture, caption = draw_concept(concept, seed, token="<TOK>")
         picture.save(folder / f"{seed:03d}.png")
         (folder / f"{seed:03d}.txt").write_text(caption, encoding="utf-8")
     return folder

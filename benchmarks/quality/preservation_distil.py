@@ -22,8 +22,8 @@ from statistics import fmean, median
 from typing import Any
 
 from benchmarks.common import finish
+from benchmarks.quality.learning_rates import draw
 from benchmarks.quality.preservation import EVERY, OF_ITS_WORLD, Looks, _spread, at_fidelity
-from demo_model.draw import draw_concept
 from spectral_core.adapter.adapter import Adapter
 from spectral_core.demo.run import EMBEDDED_TARGETS, open_model
 from spectral_core.fusion import fuse
@@ -37,26 +37,16 @@ from spectral_core.training.engine.named_run import Output
 from spectral_core.training.objectives.distillation import DISTIL
 
 CONCEPTS = {"bot": "<bot>", "fish": "<fish>"}
-PICTURES, SAMPLES, BATCH = 12, 16, 4
+SAMPLES, BATCH = 16, 4
 CASES: dict[str, tuple[str, ...]] = {"without": (), "default": PRESERVE, "its world": OF_ITS_WORLD}
-
-
-def draw(folder: Path, concept: str, first: int) -> Path:
-    """Twelve pictures of a character, with captions."""
-    folder.mkdir()
-    for seed in range(first, first + PICTURES):
-        picture, caption = draw_concept(concept, seed, token="<TOK>")
-        picture.save(folder / f"{seed:03d}.png")
-        (folder / f"{seed:03d}.txt").write_text(caption, encoding="utf-8")
-    return folder
 
 
 class Bench:
     def __init__(self, root: Path, steps: int) -> None:
         self.root, self.steps, self.pipe = root, steps, open_model(None)
-        self.seen = {name: draw(root / name, name, 0) for name in CONCEPTS}
+        self.seen = {name: draw(root / name, 0, name) for name in CONCEPTS}
         self.looks = [
-            Looks(self.pipe, draw(root / f"other {name}", name, 500), word) for name, word in CONCEPTS.items()
+            Looks(self.pipe, draw(root / f"other {name}", 500, name), word) for name, word in CONCEPTS.items()
         ]
         self.start = [looks.loss() for looks in self.looks]
 
