@@ -13,7 +13,6 @@ import math
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ from ..runs.memory_errors import ADVICE, is_out_of_memory
 from ..runs.outcome import Best
 from ..runs.place import Run, differences, locked
 from . import checkpointing as memory
-from . import checks, divergence, gates, validation
+from . import checks, divergence, gate_judgement, gates, validation
 from .stepper import Moment, Stepper
 from .ungated import ungated_loss
 
@@ -158,13 +157,11 @@ class Trainer:
         result.held_out = self.validation.losses
         if self._saved_at != self.step:
             self._checkpoint("stopped" if result.stopped else "finished")
-        for attachment in self.setup.attachments:
-            own = attachment.to_adapter().only([name for name, _ in attachment.modules()])
-            result.gates = gates.joined(result.gates, gates.gate_report(own, self.stepper.open_gates))
+        learned = gate_judgement.learned(self.setup, self.stepper)
         self.stepper.averaging.apply()
         self._offer_best()
-        if result.gates is not None:
-            self._judge_gates(result.gates)
+        if learned is not None:
+            self._judge_gates(learned)
         result.seconds = self.clock.seconds
         kind = "stopped" if result.stopped else "finished"
         self.log.say(kind, self.step, {"seconds": result.seconds, "loss": self.smoothed.value})
@@ -190,18 +187,11 @@ class Trainer:
 
     def _judge_gates(self, learned: GateReport) -> None:
         """The gates' share, and the loss with and without their decisions; what should be known of both."""
-        counted = self.stepper.open_gates
-        found = replace(
-            learned,
-            target=self.stepper.target,
-            share=counted.calibrated_share(),
-            effective_rank=counted.effective_rank(),
-        )
-        if not self.result.stopped and (losses := self.stepper.compared_gates()) is not None:
-            found = replace(found, loss=losses[0], loss_frozen=losses[1], loss_ungated=self._ungated())
+        compares = not self.result.stopped
+        found = gate_judgement.judged(learned, self.stepper, compares, self._ungated)
         self.result.gates = found
         self.log.say("gates", self.step, found.as_dict())
-        if not self.result.stopped:
+        if compares:
             self.result.notes += found.lines()
             for line in found.warnings():
                 self._warn(line)
