@@ -108,7 +108,7 @@ class Trainer:
         self.average = copy.deepcopy(self.model).eval()
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
-            self.trained, lr=LEARNING_RATE, weight_decay=0.0, betas=(0.9, 0.99)
+            self.trained, lr=LEARNING_RATE, weight_decay=0.0, betas=(0.9, 0.99), fused=True
         )
         self.examples = {name: x.to(device) for name, x in examples().items()}
 

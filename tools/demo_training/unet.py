@@ -118,7 +118,7 @@ class Trainer:
                 nn.init.zeros_(module.bias)
         self.average = copy.deepcopy(self.unet).eval()
         self.optimiser = torch.optim.AdamW(
-            self.unet.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01
+            self.unet.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
         )
         alphas = DDIMScheduler(**SCHEDULE).alphas_cumprod
         self.a, self.s = alphas.sqrt().to(device), (1 - alphas).sqrt().to(device)
