@@ -8,8 +8,7 @@ from . import inputs
 
 DESCRIPTION = """The demo model: a miniature Stable Diffusion, drawn and trained by this project.
 
-Size: set Empty Latent Image to 128 x 128. That node divides by 8 and this model's VAE enlarges by 4, so 128
-gives pictures of 64 x 64, the size it was trained on.
+Size: connect its latent to KSampler's latent_image: 64 x 64 pixels, the size it was trained on.
 KSampler: 20 steps, cfg 4, sampler ddim, scheduler simple.
 Prompt: one shape on a background, such as "a large red striped star on a blue background, on the left".
 Shapes: circle, square, triangle, star, heart, ring, cross, moon. Sizes: small, large.
@@ -27,13 +26,15 @@ class LoadDemoModel:
     HAS_INTERMEDIATE_OUTPUT = inputs.REPORTS
     DESCRIPTION = "A tiny model that comes with this pack: try every node without a download. 64 x 64 pixels."
     SEARCH_ALIASES = ["spectral demo", "example model", "test model", "tiny model"]
-    RETURN_TYPES = ("MODEL", "CLIP", "VAE", "STRING")
-    RETURN_NAMES = ("MODEL", "CLIP", "VAE", "description")
+    RETURN_TYPES = ("MODEL", "CLIP", "VAE", "STRING", "LATENT")
+    RETURN_NAMES = ("MODEL", "CLIP", "VAE", "description", "LATENT")
     OUTPUT_TOOLTIPS = (
         "The demo model's UNet (v-prediction). KSampler: 20 steps, cfg 4, ddim, simple.",
         "The demo model's text encoder: knows the words in the description and those that adapters bring.",
-        "The demo model's VAE, 4 pixels per latent cell: Empty Latent Image 128 x 128 gives 64 x 64 pixels.",
+        "The demo model's VAE, 4 pixels per latent cell.",
         "What the model draws, the words it knows and the sizes and settings to use.",
+        "An empty latent of its size, 64 x 64 pixels, in place of Empty Latent Image. For more pictures: "
+        "Repeat Latent Batch.",
     )
     FUNCTION = "load"
 
@@ -44,4 +45,5 @@ class LoadDemoModel:
     def load(self) -> dict[str, Any]:
         from .host.demo import model as demo_model
 
-        return {"ui": {"text": (DESCRIPTION,)}, "result": (*demo_model.load(), DESCRIPTION)}
+        model, clip, vae, latent = demo_model.load()
+        return {"ui": {"text": (DESCRIPTION,)}, "result": (model, clip, vae, DESCRIPTION, latent)}

@@ -121,13 +121,12 @@ def trained(
         "said": node("CLIPTextEncode", clip=["demo", 1], text=MOON),
         "shown": node("CLIPTextEncode", clip=["demo", 1], text=STAR),
         "none": node("CLIPTextEncode", clip=["demo", 1], text=""),
-        "size": node("EmptyLatentImage", width=128, height=128, batch_size=1),
         "taught": node(
             "KSampler",
             model=["demo", 0],
             positive=["shown", 0],
             negative=["none", 0],
-            latent_image=["size", 0],
+            latent_image=["demo", 4],
             seed=4,
             steps=20,
             cfg=4.0,
@@ -167,7 +166,7 @@ def worded(init_words: str) -> tuple[Graph, list[Any]]:
     graph["train"]["inputs"] |= {"trigger_word": "<bot>"}
     for name in ("latents", "conditioning"):
         del graph["train"]["inputs"][name]
-    for name in ("said", "shown", "none", "size", "taught"):
+    for name in ("said", "shown", "none", "taught"):
         del graph[name]
     return graph, source
 

@@ -82,7 +82,7 @@ def picture(
             model=model,
             positive=(names["prompt"], 0),
             negative=("negative", 0),
-            latent_image=("size", 0),
+            latent_image=("demo", 4),
             **SAMPLER,
         ),
         names["decode"]: node(
@@ -106,19 +106,11 @@ def picture(
 
 
 def start(x: int, y: int) -> dict[str, Node]:
-    """The demo model, the empty prompt and the size."""
+    """The demo model with its latent, and the empty prompt."""
     return {
         "demo": node(PREFIX + "LoadDemoModel", (x, y, 380, 330)),
         "negative": node(
             "CLIPTextEncode", (x, y + 380, 380, 90), "Negative prompt", clip=("demo", 1), text=""
-        ),
-        "size": node(
-            "EmptyLatentImage",
-            (x, y + 520, 380, 110),
-            "Empty Latent Image: 128 gives 64 x 64 pixels here",
-            width=128,
-            height=128,
-            batch_size=1,
         ),
     }
 

@@ -30,7 +30,6 @@ WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN")
 
 HOST_NODES = {
     "CLIPTextEncode": Slots((("clip", "CLIP"),), ("text",), (("CONDITIONING", "CONDITIONING"),)),
-    "EmptyLatentImage": Slots((), ("width", "height", "batch_size"), (("LATENT", "LATENT"),)),
     "KSampler": Slots(
         (
             ("model", "MODEL"),

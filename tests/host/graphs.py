@@ -30,7 +30,7 @@ def demo_graph(prompt: str = PROMPT, seed: int = 1, steps: int = 20, **more: Any
     return {
         "demo": node("SpectralAdapters_LoadDemoModel"),
         **more,
-        **picture(["demo", 0], ["demo", 1], ["demo", 2], prompt, seed, steps),
+        **picture(["demo", 0], ["demo", 1], ["demo", 2], prompt, seed, steps, latent=["demo", 4]),
     }
 
 
@@ -43,19 +43,24 @@ def picture(
     steps: int = 20,
     tag: str = "",
     size: int = 128,
+    latent: list[Any] | None = None,
 ) -> Graph:
-    """The host's own nodes from prompt to saved picture. ``tag`` sets several apart in one graph."""
+    """The host's own nodes from prompt to saved picture. ``tag`` sets several apart in one graph.
+
+    ``latent``: in place of an empty one of ``size``.
+    """
     ids = {name: name + tag for name in ("positive", "negative", "latent", "sampler", "decode", "save")}
+    empty = node("EmptyLatentImage", width=size, height=size, batch_size=1)
     return {
+        **({} if latent else {ids["latent"]: empty}),
         ids["positive"]: node("CLIPTextEncode", clip=clip, text=prompt),
         ids["negative"]: node("CLIPTextEncode", clip=clip, text=NEGATIVE),
-        ids["latent"]: node("EmptyLatentImage", width=size, height=size, batch_size=1),
         ids["sampler"]: node(
             "KSampler",
             model=model,
             positive=[ids["positive"], 0],
             negative=[ids["negative"], 0],
-            latent_image=[ids["latent"], 0],
+            latent_image=latent or [ids["latent"], 0],
             seed=seed,
             steps=steps,
             cfg=4.0,

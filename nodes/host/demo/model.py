@@ -23,9 +23,16 @@ from ....spectral_core.errors import SpectralAdapterError
 from . import weights as demo
 
 
-def load() -> tuple[Any, Any, Any]:
-    """(MODEL, CLIP, VAE), new objects with weights of their own at every call."""
-    return load_model(), load_clip(), load_vae()
+def load() -> tuple[Any, Any, Any, dict[str, torch.Tensor]]:
+    """(MODEL, CLIP, VAE, LATENT), new objects with weights of their own at every call."""
+    return load_model(), load_clip(), load_vae(), empty_latent()
+
+
+def empty_latent() -> dict[str, torch.Tensor]:
+    """One empty latent of the model's own size, (1, 4, H, W): the host's node divides by 8, this VAE by 4."""
+    config = demo.read_config("unet")
+    shape = (1, config["in_channels"], config["sample_size"], config["sample_size"])
+    return {"samples": torch.zeros(shape, device=comfy.model_management.intermediate_device())}
 
 
 def load_model() -> Any:

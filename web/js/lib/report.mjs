@@ -10,7 +10,7 @@ const HINT = word("The report appears here once the node has run.");
 const HINTS = {
   SpectralAdapters_LoadDemoModel: [
     word("A miniature Stable Diffusion that comes with the pack."),
-    word("Empty Latent Image: 128 × 128, which gives 64 × 64 pixels here. KSampler: 20 steps, cfg 4, ddim, simple."),
+    word("Its latent goes to KSampler: 20 steps, cfg 4, ddim, simple."),
     word("Prompts such as: a large red striped star on a blue background"),
   ],
 };
