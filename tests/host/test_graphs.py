@@ -204,7 +204,7 @@ def test_base_is_bit_identical_and_strengths_come_from_the_cache(host: Host) -> 
     full = succeed(host, adapted())
     assert not np.array_equal(array(full, host), base)
     half = succeed(host, adapted(strength_model=0.5))
-    assert {"demo", "latent"} <= half.cached and "sampler" not in half.cached
+    assert "demo" in half.cached and "sampler" not in half.cached
     assert not np.array_equal(array(half, host), array(full, host))
     off = succeed(host, adapted(strength_model=0.0, strength_clip=0.0))
     assert np.array_equal(array(off, host), base)
