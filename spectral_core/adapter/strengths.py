@@ -6,12 +6,15 @@ from collections import Counter
 from dataclasses import replace
 
 from ..names.layer_name import LayerName
-from ..names.spellings import KOHYA_PART
+from ..names.spellings import BARE_PART, KOHYA_PART
 from . import schedule_words as schedule_curves
 from .adapter import Adapter
 from .schedule import Schedule
 
-_MODEL_PARTS = ("unet", "diffusion_model", "transformer", "lora_unet", "lora_transformer")
+_MODEL_PARTS = (
+    *("unet", "diffusion_model", "transformer", "lora_unet", "lora_transformer"),
+    *("base_model", BARE_PART, "lycoris", "lora_prior_unet"),
+)
 
 
 def is_text_encoder(name: str) -> bool:

@@ -50,6 +50,7 @@ __all__ = [
 
 Naming = Literal["kohya", "diffusers"]
 NAMINGS: tuple[Naming, ...] = get_args(Naming)
+_FLAT = ("lora_", "lycoris_")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -178,6 +179,13 @@ def export_lora(
     bundled = _bundled(adapter, path) if words else {}
     tensors |= bundled
     notes = _notes(adapter, layers, bool(bundled))
+    own = [name for name, (written, _) in named.items() if not next(iter(written)).startswith(_FLAT)]
+    if own and naming == "kohya":
+        notes += (
+            f"{len(own)} layers have no name of kohya's that "
+            + ("the model knows" if names else "is sure without the model")
+            + f" and are written with dots, such as {own[0]}: ComfyUI, Forge and diffusers read such names",
+        )
     safewrite.write(tensors, _metadata(adapter, path, layers, tensors), path, overwrite)
     return ExportReport(path, naming, layers, omitted, notes)
 

@@ -49,15 +49,6 @@ def _old_name(module: str, weight: str) -> str:
     return "to_out.0" if weight == "to_out" else weight
 
 
-_UNET_STARTS = (
-    "down_blocks.",
-    "up_blocks.",
-    "mid_block.",
-    "conv_in",
-    "conv_out",
-    "time_embedding.",
-    "add_embedding.",
-)
 _TEXT_ENCODERS = {  # ComfyUI's prefixes of generic LoRA files; clip_g is SDXL's second
     "text_encoders.clip_l.transformer.": "text_encoder.",
     "text_encoders.clip_h.transformer.": "text_encoder.",
@@ -108,12 +99,14 @@ def layer_name(module: str, unet: UNetLayout | None = None) -> str:
             if found := keys.from_native(path, keys.ModelLayout.sd1(layout)):
                 return found
         return path
-    if path.startswith(_UNET_STARTS):
+    if path.startswith(keys.UNET_STARTS):
         return f"unet.{path}"
     canonical = keys.canonical_path(path)
     if canonical.startswith("text_model."):
         return f"text_encoder.{canonical}"
     part, dot, rest = path.partition(".")
-    if not dot:
-        return f"{keys.BARE_PART}.{path}"
-    return f"{part}.{keys.canonical_path(rest)}" if part.startswith("text_encoder") else path
+    if dot and part.startswith("text_encoder"):
+        return f"{part}.{keys.canonical_path(rest)}"
+    if "." not in module:
+        return f"{keys.BARE_PART}.{module}"
+    return module  # PEFT's prefix is a part of the names that hosts' maps have

@@ -196,20 +196,40 @@ def to_kohya(name: str, two_encoders: bool) -> str:
     return prefixes[layer.part] + path.replace(".", "_")
 
 
-_DIFFUSERS_WORDS = re.compile(r"(?:^|\.)(?:to_[qkv]|to_out\.0|to_add_out|add_[qkv]_proj)$")
+UNET_STARTS = (
+    "down_blocks.",
+    "up_blocks.",
+    "mid_block.",
+    "conv_in",
+    "conv_out",
+    "time_embedding.",
+    "add_embedding.",
+)
 
 
 def in_lora_file(name: str, two_encoders: bool) -> str:
-    """A layer's name in a LoRA file of kohya's kind: kohya's where it has one that readers know, and with its
-    dots where it has none: other parts than a UNet's, and diffusers' words for rows of a native model's fused
-    weights. Raises as :func:`to_kohya` does.
+    """A layer's name in a LoRA file of kohya's kind: kohya's where every reader knows it, of a UNet and of CLIP
+    text encoders; any other keeps its dots.
+
+    A name without dots is not told apart again, and ``diffusion_model.…`` may be a host's weight or an alias
+    that only its map knows; with its dots a reader of the file that it came from knows it in either case.
+    Raises as :func:`to_kohya` does.
     """
     layer = LayerName.parse(name)
-    is_alias = layer.part == NATIVE_PART and _DIFFUSERS_WORDS.search(layer.path) is not None
-    has_none = layer.part not in ("unet", NATIVE_PART, KOHYA_PART, "text_encoder", "text_encoder_2")
-    if layer.rows is None and (is_alias or has_none):
-        return layer.path if layer.part == BARE_PART else name
-    return to_kohya(name, two_encoders)
+    if layer.part == BARE_PART and "." not in layer.path:
+        return layer.path
+    if layer.rows is not None or has_kohya_name(layer):
+        return to_kohya(name, two_encoders)
+    return name
+
+
+def has_kohya_name(layer: LayerName) -> bool:
+    """Whether kohya's name of the layer is one that readers know, whichever model it is for."""
+    if layer.part == "unet":
+        return layer.path.startswith(UNET_STARTS) or unflatten(layer.path.replace(".", "_")) == layer.path
+    if layer.part in ("text_encoder", "text_encoder_2"):
+        return canonical_path(layer.path).startswith("text_")
+    return layer.part == KOHYA_PART
 
 
 _KOHYA = re.compile(r"lora_(unet|te1?|te2)_(.+)")

@@ -25,7 +25,7 @@ from ....spectral_core.files.lora_import import ImportedLoRA
 from ....spectral_core.files.lora_layers import layer_of_difference
 from ....spectral_core.maths.layers import LayerShape
 from ....spectral_core.names.layer_name import LayerName
-from ....spectral_core.names.spellings import KOHYA_PART, NATIVE_PART
+from ....spectral_core.names.spellings import KOHYA_PART, NATIVE_PART, in_lora_file
 from ....spectral_core.names.unet_blocks import UNetLayout
 from ..model import compat
 from ..model import places as keys
@@ -95,15 +95,26 @@ def fitted(read: ImportedLoRA, model: Any, clip: Any) -> tuple[Adapter, tuple[st
 
 
 def file_names(adapter: Adapter, model: Any) -> dict[str, str]:
-    """Layers that are rows of a fused weight -> what the model's own map calls them, for files that the host
-    reads whole.
+    """Layers -> what the model's own map calls them, for files that the host reads whole: kohya's name where
+    it has one; where the name that they have anyhow is right, they are left out.
     """
+    known = compat.model_keys(model)
     by_target: dict[Any, str] = {}
-    for name, value in compat.model_keys(model).items():
-        if not isinstance(value, str) and len(value) == 2:  # no function: the host turns nothing around
-            by_target.setdefault((value[0], value[1]), name)
-    targets = {place.name: (place.key, place.offset) for place in keys.place(adapter, model, None).model}
-    return {name: by_target[target] for name, target in targets.items() if target in by_target}
+    for name, value in known.items():
+        parts = (value, None) if isinstance(value, str) else value
+        if len(parts) == 2:  # no function: the host turns nothing around
+            by_target.setdefault(parts, name)
+            if name.startswith("lora_unet_"):
+                by_target[parts] = name
+    found = {}
+    for place in keys.place(adapter, model, None).model:
+        layer = LayerName.parse(place.name)
+        module = str(layer) if layer.vector is None else f"{layer.part}.{layer.vector[0]}"
+        target = (f"{place.module_path}.weight", place.offset)
+        is_right = layer.rows is None and known.get(in_lora_file(module, False)) == target[0]
+        if place.function is None and target in by_target and not (layer.part == "unet" and is_right):
+            found[module] = by_target[target]
+    return found
 
 
 def layout_of(model: Any) -> UNetLayout | None:

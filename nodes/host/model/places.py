@@ -12,15 +12,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ....spectral_core.adapter.adapter import Adapter, AdapterLayer
+from ....spectral_core.adapter.strengths import is_text_encoder
 from ....spectral_core.attach.targets import layer_shape
 from ....spectral_core.errors import SpectralAdapterError
 from ....spectral_core.maths.layers import LayerShape
 from ....spectral_core.names.layer_name import LayerName
-from ....spectral_core.names.spellings import KOHYA_PART, canonical_path, to_kohya, unflatten
+from ....spectral_core.names.spellings import BARE_PART, KOHYA_PART, canonical_path, to_kohya, unflatten
 from . import compat
 
 MODEL, CLIP = "MODEL", "CLIP"
-_MODEL_PARTS = ("unet", "diffusion_model", "transformer", "lora_unet", "lora_transformer")
 _CLIP_PREFIXES = {"text_encoder": ("clip_l", "clip_h", "clip_g"), "text_encoder_2": ("clip_g",)}
 
 
@@ -197,9 +197,7 @@ def _find(name: str, layer: AdapterLayer, maps: dict[str, _Map]) -> tuple[str, P
 
 def side_of(name: str) -> str:
     """Whether a layer is the MODEL's or the CLIP's, told from its name alone."""
-    layer = LayerName.parse(name)
-    text = layer.path if layer.part == KOHYA_PART else layer.part
-    return MODEL if text.startswith(_MODEL_PARTS) else CLIP
+    return CLIP if is_text_encoder(name) else MODEL
 
 
 def candidates(name: str) -> Iterator[str]:
@@ -218,6 +216,8 @@ def candidates(name: str) -> Iterator[str]:
         for prefix in _CLIP_PREFIXES[part]:
             yield f"text_encoders.{prefix}.transformer.{path}"
     yield f"{part}.{path}"
+    if part == BARE_PART:
+        yield path
     yield f"text_encoders.{part}.{path}"
 
 

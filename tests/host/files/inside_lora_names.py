@@ -22,6 +22,7 @@ from inside_lora_lib import (
     by_the_host,
     differ,
     lora,
+    loras,
     opened,
     target,
 )
@@ -85,13 +86,29 @@ def check_names(family, model):
                 if found := differ(theirs, by_ours(model, adapter)):
                     wrong.append(f"{family}, group {number}, {style}: ours: {found}")
                 if style == "kohya":
-                    named = fitting.file_names(adapter, model)
-                    export.export_lora(adapter, FILE, "kohya", torch.float32, overwrite=True, names=named)
-                    if found := differ(theirs, by_the_host(model, FILE)):
-                        wrong.append(f"{family}, group {number}: the export: {found}")
+                    save_file({k: v.contiguous() for k, v in tensors.items()}, SOURCE)
+                    wrong += [f"{family}, group {number}: {w}" for w in exports(model, adapter, theirs)]
             except errors.SpectralAdapterError as error:
                 wrong.append(f"{family}, group {number}, {style}: {error}")
     print(json.dumps({"family": family, "names": names, "files": files, "wrong": len(wrong)}))
+    return wrong
+
+
+def exports(model, adapter, theirs):
+    """What the host does with our export is what it did with the file (in ``SOURCE``): of the fitted adapter
+    and of the file as it is read without the model, each exported with the model and without."""
+    alone, wrong = loras.open_lora(str(SOURCE), None, None, None).adapter, []
+    for read, of in (("fitted", adapter), ("read alone", alone)):
+        for how, named in (("", fitting.file_names(of, model)), (" without the model", None)):
+            try:
+                export.export_lora(of, FILE, "kohya", torch.float32, overwrite=True, names=named)
+            except errors.SpectralAdapterError as error:
+                if named is None and "connect the model" in str(error):
+                    continue  # rows of a fused weight
+                wrong.append(f"{read}, the export{how}: {error}")
+                continue
+            if found := differ(theirs, by_the_host(model, FILE)):
+                wrong.append(f"{read}, the export{how}: {found}")
     return wrong
 
 
