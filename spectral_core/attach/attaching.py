@@ -203,7 +203,7 @@ def attach(
             for p in placements:
                 layer = _trainable_copy(p.layer, p.parameter, device) if trainable else p.layer
                 strength = adapter.strength_of(str(p.name))
-                update = update_of(p.name)(p.name, layer, strength, control, p.module, trainable)
+                update = update_of(p.name, p.module)(p.name, layer, strength, control, p.module, trainable)
                 dispatcher = Dispatcher.on(p.module)
                 attachment._updates.append((dispatcher, update))
                 dispatcher.insert(update)

@@ -18,7 +18,7 @@ from ..maths.layers import LayerShape
 from ..names.layer_name import LayerName
 from ..names.spellings import path_spellings
 from ..words import OneLine
-from .targets import bypassed_layers, layer_problem, layer_shape, modules_by_path
+from .targets import bypassed_layers, layer_shape, modules_by_path, update_problem
 from .vectors import vector_problem
 
 
@@ -95,7 +95,7 @@ def place(
         if module is None:
             unmatched[text] = f"no such module here{_near(path, modules)}"
         elif why := bypassed.get(id(module)) or (
-            vector_problem(module, vector, live) if vector else layer_problem(module)
+            vector_problem(module, vector, live) if vector else _problem(module, layer, name.rows, live)
         ):
             unmatched[text] = why
         elif why := _shape_problem(name, layer.shape, module):
@@ -112,6 +112,15 @@ def place(
     if not placements or (strict and report.problems):
         raise SpectralAdapterError(_refusal(report, chosen, root))
     return placements, report
+
+
+def _problem(module: nn.Module, layer: AdapterLayer, rows: object, live: bool) -> str | None:
+    """Why a module cannot take a layer, or these rows of it, or None."""
+    if layer_shape(module) is not None and not live:
+        return None
+    if rows is not None and getattr(module, "groups", 1) != 1:
+        return "some rows of a grouped convolution; merge the adapter"
+    return update_problem(module, layer)
 
 
 def tied(layers: Mapping[str, nn.Module], modules: Mapping[str, nn.Module]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..adapter.adapter import AdapterLayer
 from ..errors import SpectralAdapterError
 from ..maths.layers import LayerShape
 from ..names.layer_name import LayerName, check_glob, matches
@@ -84,31 +85,43 @@ def modules_by_path(root: nn.Module) -> dict[str, nn.Module]:
 
 
 def layer_shape(module: nn.Module) -> LayerShape | None:
-    """Shape of a linear or convolution layer, from its attributes: a quantised weight's own shape says
-    nothing."""
+    """Shape of a linear or convolution layer's weight, from its attributes: a quantised weight's own shape
+    says nothing."""
     if getattr(module, "weight", None) is None:
         return None
     if hasattr(module, "kernel_size") and hasattr(module, "in_channels"):
         size: Any = module.kernel_size
         kernel = (size,) if isinstance(size, int) else tuple(size)
-        return LayerShape(int(module.out_channels), int(module.in_channels), kernel)  # type: ignore[arg-type]
+        sides = int(module.out_channels), int(module.in_channels)  # type: ignore[arg-type]
+        one, other = sides[::-1] if getattr(module, "transposed", False) else sides
+        return LayerShape(one, other // int(getattr(module, "groups", 1)), kernel)
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
         return LayerShape(int(module.out_features), int(module.in_features))  # type: ignore[arg-type]
     return None
 
 
 def layer_problem(module: nn.Module) -> str | None:
-    """Why a module's forward cannot take an adapter, or None."""
+    """Why an adapter cannot be made for a module, or None."""
+    if getattr(module, "transposed", False):
+        return "a transposed convolution; only plain ones can be adapted"
+    if getattr(module, "groups", 1) != 1 and hasattr(module, "kernel_size"):
+        return f"a convolution with groups={module.groups}; only groups=1 can be adapted"
+    return update_problem(module)
+
+
+def update_problem(module: nn.Module, layer: AdapterLayer | None = None) -> str | None:
+    """Why a module's forward cannot take an update of its weight, or None; this layer's where it is given."""
     shape = layer_shape(module)
     if shape is None:
         weight = getattr(module, "weight", None)
         if isinstance(weight, Tensor) and weight.dim() < 2:
             return f"its weight has {weight.dim()} dimension(s); linear and convolution layers can be adapted"
         return f"{type(module).__name__} is neither a linear nor a convolution layer"
-    if getattr(module, "transposed", False):
-        return "a transposed convolution; only plain ones can be adapted"
-    if getattr(module, "groups", 1) != 1:
-        return f"a convolution with groups={module.groups}; only groups=1 can be adapted"
+    groups, is_transposed = int(getattr(module, "groups", 1)), bool(getattr(module, "transposed", False))
+    if is_transposed and groups != 1:
+        return f"a transposed convolution with groups={groups}; merge the adapter"
+    if (is_transposed or groups != 1) and layer is not None and not layer.mergeable:
+        return "its gate adapts to the input, and the layer is a grouped or transposed convolution"
     if len(shape.kernel) > 3:
         return f"a convolution over {len(shape.kernel)} axes; 1 to 3 can be adapted"
     return None

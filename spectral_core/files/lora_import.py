@@ -31,7 +31,7 @@ from . import other_kinds as foreign
 from .container import open_safely
 from .lora_alphas import PEFT_PREFIX, AlphaOf, alphas_beside, alphas_in_metadata
 from .lora_layers import build_layer, layer_of_vector
-from .lora_names import layer_name, role_of
+from .lora_names import layer_name, layout_of, role_of
 
 MOST_MULTIPLIED = 96 << 20  # bytes that ``lora_mid`` may become, all layers together
 
@@ -86,8 +86,8 @@ def read_lora(
 ) -> ImportedLoRA:
     """A LoRA file as an adapter, with everything that was assumed or did not match.
 
-    unet: layout for native block names (``lora_unet_input_blocks_…``), by default SDXL's, or the embedded
-    model's where the file says that it is for that. Changed biases and
+    unet: layout for native block names (``lora_unet_input_blocks_…``), by default SDXL's or SD 1's, whichever
+    has them all, or the embedded model's where the file says that it is for that. Changed biases and
     norms become layers of their own, ``<layer>.bias`` and ``<layer>.weight``. PEFT files take alpha and
     ranks from the ``adapter_config.json`` beside them. with_dependent: hand out layers that need the model's
     weights instead of refusing the file. Raises SpectralAdapterError, with file and layer, for other kinds
@@ -109,7 +109,7 @@ def read_lora(
     )
     if unet is None and file.metadata.get("modelspec.architecture", "").startswith("mini/"):
         unet = UNetLayout.mini()
-    return _read(source, lambda module: layer_name(module, unet), with_dependent)
+    return _read(source, unet, with_dependent)
 
 
 def lora_from_tensors(
@@ -133,7 +133,7 @@ def lora_from_tensors(
 
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     source = _Source(name, name, shapes, copies, {}, lambda: None)
-    return _read(source, str if keep_names else layer_name, with_dependent)
+    return _read(source, None, with_dependent, keep_names)
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,9 @@ class _Source:
     alphas: Callable[[], AlphaOf | None]
 
 
-def _read(source: _Source, name_of: Callable[[str], str], with_dependent: bool) -> ImportedLoRA:
+def _read(
+    source: _Source, unet: UNetLayout | None, with_dependent: bool, keep_names: bool = False
+) -> ImportedLoRA:
     vectors = {key: found for key, shape in source.shapes.items() if (found := _vector(key, shape))}
     kept = [key for key in source.shapes if key not in vectors]
     modules = {m[1] for key in kept if (m := _DEPENDENT.fullmatch(key))} if with_dependent else set()
@@ -164,6 +166,12 @@ def _read(source: _Source, name_of: Callable[[str], str], with_dependent: bool) 
                 f"{source.place}: tensor {key!r} belongs to a {kind} adapter; expected LoRA, LoHa, LoKr or "
                 "full differences. Convert it with the tool that made it, or use the host's own loader"
             )
+    modules_ = [found[0] for key in kept if (found := role_of(key))] + [m for m, _ in vectors.values()]
+    layout = unet or layout_of(modules_)
+
+    def name_of(module: str) -> str:
+        return module if keep_names else layer_name(module, layout)
+
     try:
         collected, unmatched = _collect(kept, name_of)
     except SpectralAdapterError as error:

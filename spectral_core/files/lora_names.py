@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from ..errors import SpectralAdapterError
 from ..names import spellings as keys
 from ..names.layer_name import LayerName
-from ..names.unet_blocks import UNetLayout, unet_table
+from ..names.unet_blocks import ATTENTION, RESNET, TRANSFORMER, UNetLayout, inverse_unet_table, unet_table
 from . import lycoris
 from .lora_alphas import PEFT_PREFIX
 
@@ -49,6 +49,15 @@ def _old_name(module: str, weight: str) -> str:
     return "to_out.0" if weight == "to_out" else weight
 
 
+_UNET_STARTS = (
+    "down_blocks.",
+    "up_blocks.",
+    "mid_block.",
+    "conv_in",
+    "conv_out",
+    "time_embedding.",
+    "add_embedding.",
+)
 _TEXT_ENCODERS = {  # ComfyUI's prefixes of generic LoRA files; clip_g is SDXL's second
     "text_encoders.clip_l.transformer.": "text_encoder.",
     "text_encoders.clip_h.transformer.": "text_encoder.",
@@ -84,22 +93,49 @@ def by_block_numbers(layers: Iterable[str], layout: UNetLayout) -> dict[str, str
     return found
 
 
+_BLOCK = re.compile(
+    r"(?:lora_unet_|(?:base_model\.model\.)?diffusion_model\.)"
+    r"(?P<path>(?:(?:in|out)put_blocks[._]\d+|middle_block)[._]\d+[._]"
+    r"(?:transformer_blocks[._]\d+[._])?(?P<leaf>.+))"
+)
+_BLOCK_LEAVES = {
+    leaf.replace(".", "_") for leaf in (*RESNET.values(), *ATTENTION, *TRANSFORMER, "op", "conv")
+}
+
+
+def layout_of(modules: Iterable[str]) -> UNetLayout:
+    """Whose numbers of blocks a file's modules have: SDXL's or SD 1's, whichever has all of them; a layout
+    without blocks where neither has, so that such names stay as they are.
+
+    The same number is another block in a smaller UNet, whose updates may fit there by their shape.
+    """
+    found = (match for module in modules if (match := _BLOCK.fullmatch(module)))
+    paths = [m["path"].replace(".", "_") for m in found if m["leaf"].replace(".", "_") in _BLOCK_LEAVES]
+    for layout in (UNetLayout.sdxl(), UNetLayout.sd1()):
+        known = inverse_unet_table(layout, True)
+        if all(path in known for path in paths):
+            return layout
+    return UNetLayout((), None, ())
+
+
+_PROCESSOR = re.compile(r"\.processor\.(to_[qkv]|to_out)$")
+
+
 def layer_name(module: str, unet: UNetLayout | None = None) -> str:
     """This project's name for a module as LoRA files spell it; in the part ``kohya`` where only a host can
-    tell.
+    tell. unet: whose numbers of blocks native names have, by default SDXL's.
     """
     if module.startswith(("lora_", "lycoris_")) and "." not in module:
         return keys.from_kohya(module, unet) or f"{keys.KOHYA_PART}.{module}"
+    if match := _PROCESSOR.search(module):
+        module = module.removesuffix(match[0]) + "." + _old_name(module, match[1])
     path = module.removeprefix(PEFT_PREFIX)
     for prefix, part in _TEXT_ENCODERS.items():
         if path.startswith(prefix):
             return part + keys.canonical_path(path.removeprefix(prefix))
     if path.startswith(keys.NATIVE_PART + "."):
-        for layout in (unet or UNetLayout.sdxl(), UNetLayout.sd1()):
-            if found := keys.from_native(path, keys.ModelLayout.sd1(layout)):
-                return found
-        return path
-    if path.startswith(keys.UNET_STARTS):
+        return keys.from_native(path, keys.ModelLayout.sd1(unet or UNetLayout.sdxl())) or path
+    if path.startswith(_UNET_STARTS):
         return f"unet.{path}"
     canonical = keys.canonical_path(path)
     if canonical.startswith("text_model."):

@@ -1,6 +1,7 @@
-"""Shapes and geometry of the layers that an adapter can change: linear and convolution (groups = 1).
+"""Shapes and geometry of the layers that an adapter can change: linear and convolution.
 
-Shapes: a linear weight is (out, in); a convolution's is (out, in, *kernel), kernel of length 1, 2 or 3.
+Shapes: a linear weight is (out, in); a convolution's is (out, in, *kernel), kernel of length 1, 2 or 3. In a
+grouped one ``in`` is a group's; a transposed one's weight has them the other way round, (in, out, *kernel).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import SpectralAdapterError
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
 @dataclass(frozen=True)
@@ -64,29 +66,28 @@ class Geometry:
     pad_sides: tuple[
         int, ...
     ] = ()  # both sides of each axis, last axis first, for the modes that F.pad serves
+    groups: int = 1
 
     @classmethod
     def of(cls, module: nn.Module) -> Geometry:
         """Geometry of any module with a weight; told by attributes, not by class (hosts have their own)."""
         if not hasattr(module, "kernel_size"):
             return cls()
-        if getattr(module, "groups", 1) != 1:
-            raise SpectralAdapterError(
-                f"a convolution with groups={module.groups} cannot be adapted: only groups=1 is supported"
-            )
         return cls(
             stride=tuple(module.stride),  # type: ignore[arg-type]
             padding=module.padding if isinstance(module.padding, str) else tuple(module.padding),  # type: ignore[arg-type]
             dilation=tuple(module.dilation),  # type: ignore[arg-type]
             padding_mode=str(getattr(module, "padding_mode", "zeros")),
             pad_sides=tuple(getattr(module, "_reversed_padding_repeated_twice", ())),
+            groups=int(getattr(module, "groups", 1)),
         )
 
 
 def project(x: Tensor, down: Tensor, geometry: Geometry) -> Tensor:
     """z = down · x, the layer's own walk over x with ``down`` (R, in, *kernel) in place of its weight.
 
-    x is (…, in) for a linear ``down`` and (B, in, *space) for a convolution; z has R in that place.
+    x is (…, in) for a linear ``down`` and (B, in, *space) for a convolution; z has R in that place, and where
+    the convolution is grouped R for each group.
     """
     if down.dim() == 2:
         return F.linear(x, down)
@@ -95,15 +96,30 @@ def project(x: Tensor, down: Tensor, geometry: Geometry) -> Tensor:
         x = F.pad(x, geometry.pad_sides, mode=geometry.padding_mode)
         padding = (0,) * (down.dim() - 2)
     convolve = _CONVOLUTIONS[down.dim() - 2]
-    return convolve(x, down, None, geometry.stride, padding, geometry.dilation)
+    if geometry.groups != 1:
+        down = down.repeat(geometry.groups, *(1,) * (down.dim() - 1))
+    return convolve(x, down, None, geometry.stride, padding, geometry.dilation, geometry.groups)
 
 
 def expand(z: Tensor, up: Tensor, is_convolution: bool) -> Tensor:
-    """y = up · z with ``up`` (out, R): a linear layer, or a convolution with a 1×1 kernel."""
+    """y = up · z with ``up`` (out, R): a linear layer, or a convolution with a 1×1 kernel, in as many groups
+    as z has R."""
     if not is_convolution:
         return F.linear(z, up)
     space = z.dim() - 2
-    return _CONVOLUTIONS[space](z, up.reshape(*up.shape, *(1,) * space))
+    groups = max(1, z.shape[1] // max(1, up.shape[1]))
+    return _CONVOLUTIONS[space](z, up.reshape(*up.shape, *(1,) * space), groups=groups)
+
+
+def spread(z: Tensor, down: Tensor, geometry: Geometry, size: tuple[int, ...]) -> Tensor:
+    """down · z as a transposed convolution walks, onto a space of this size; ``down`` (R, out, *kernel)."""
+    assert isinstance(geometry.padding, tuple)
+    steps = zip(
+        size, z.shape[2:], down.shape[2:], geometry.stride, geometry.padding, geometry.dilation, strict=True
+    )
+    more = [n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, k, s, p, d in steps]
+    transposed = _TRANSPOSED[down.dim() - 2]
+    return transposed(z, down, None, geometry.stride, geometry.padding, more, 1, geometry.dilation)
 
 
 def channel_view(values: Tensor, z: Tensor, is_convolution: bool) -> Tensor:

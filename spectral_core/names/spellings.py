@@ -196,20 +196,9 @@ def to_kohya(name: str, two_encoders: bool) -> str:
     return prefixes[layer.part] + path.replace(".", "_")
 
 
-UNET_STARTS = (
-    "down_blocks.",
-    "up_blocks.",
-    "mid_block.",
-    "conv_in",
-    "conv_out",
-    "time_embedding.",
-    "add_embedding.",
-)
-
-
 def in_lora_file(name: str, two_encoders: bool) -> str:
-    """A layer's name in a LoRA file of kohya's kind: kohya's where every reader knows it, of a UNet and of CLIP
-    text encoders; any other keeps its dots.
+    """A layer's name in a LoRA file of kohya's kind: kohya's where every reader knows it, of a UNet and of
+    CLIP text encoders; any other keeps its dots.
 
     A name without dots is not told apart again, and ``diffusion_model.…`` may be a host's weight or an alias
     that only its map knows; with its dots a reader of the file that it came from knows it in either case.
@@ -226,7 +215,7 @@ def in_lora_file(name: str, two_encoders: bool) -> str:
 def has_kohya_name(layer: LayerName) -> bool:
     """Whether kohya's name of the layer is one that readers know, whichever model it is for."""
     if layer.part == "unet":
-        return layer.path.startswith(UNET_STARTS) or unflatten(layer.path.replace(".", "_")) == layer.path
+        return not layer.path.startswith("base_model.")  # PEFT's, which hosts' maps know with it
     if layer.part in ("text_encoder", "text_encoder_2"):
         return canonical_path(layer.path).startswith("text_")
     return layer.part == KOHYA_PART

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from ..adapter.adapter import Adapter, AdapterLayer
 from ..attach.placement import place
+from ..attach.targets import layer_problem
 from ..errors import SpectralAdapterError
 from ..gates import formula as gates
 from ..gates.formula import GateRuntime
@@ -43,7 +44,7 @@ LIMIT_BYTES = 8 << 30
 
 def modules_of(root: nn.Module, adapters: Sequence[Adapter], part: str) -> dict[str, nn.Module]:
     """Layer name -> module of ``root`` for every weight of this part that any adapter changes; biases and
-    norms have no input to speak of.
+    norms have no input to speak of, and grouped convolutions are not watched.
 
     Raises SpectralAdapterError where a layer has no place there.
     """
@@ -51,7 +52,9 @@ def modules_of(root: nn.Module, adapters: Sequence[Adapter], part: str) -> dict[
     for adapter in adapters:
         if part in adapter.parts:
             placed = place(root, adapter, part, strict=True)[0]
-            found |= {str(p.name): p.module for p in placed if p.name.vector is None}
+            found |= {
+                str(p.name): p.module for p in placed if p.name.vector is None and not layer_problem(p.module)
+            }
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import nn
 
 from ....spectral_core.attach.dispatcher import Dispatcher
-from ....spectral_core.attach.targets import bypassed_layers, layer_problem
+from ....spectral_core.attach.targets import bypassed_layers, update_problem
 from ....spectral_core.attach.update import LayerUpdate
 from ....spectral_core.attach.vectors import vector_problem
 from ....spectral_core.errors import SpectralAdapterError
@@ -157,12 +157,14 @@ def _problem(place: Place, module: Any | None, bypassed: dict[int, str]) -> str 
         return f"{place.module_path} is not in this model any more"
     if place.function is not None:
         return f"the host rearranges what is added to {place.key}"
+    if place.offset is not None and getattr(module, "groups", 1) != 1:
+        return f"it is some rows of {place.key}, a grouped convolution"
     if place.offset is not None and place.offset[0] != 0:
         return f"it is some columns of {place.key}"
     vector = LayerName.parse(place.name).vector
     if vector is not None:
         return bypassed.get(id(module)) or vector_problem(module, vector[1], live=True)
-    return bypassed.get(id(module)) or layer_problem(module)
+    return bypassed.get(id(module)) or update_problem(module, place.layer)
 
 
 def _walk(

@@ -149,8 +149,9 @@ class Stack:
         for entry, control, pieces in zip(self.entries, self.controls, self._pieces, strict=True):
             for place, strength, kept in zip(entry.places, entry.strengths, pieces, strict=True):
                 name = plans.layer_name(place)
-                kind = update_of(name)
-                update = kind(name, place.layer, strength, control, next(modules), trained=False)
+                module = next(modules)
+                kind = update_of(name, module)
+                update = kind(name, place.layer, strength, control, module, trained=False)
                 update.pieces = kept
                 update._digest = factors.digest(place.layer)
                 updates.append(update)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ....spectral_core.adapter.adapter import Adapter
+from ....spectral_core.attach.targets import layer_problem
 from ....spectral_core.errors import SpectralAdapterError
 from ....spectral_core.names.layer_name import LayerName
 from ....spectral_core.statistics.collect import LIMIT_BYTES, collect, exact_bytes
@@ -171,7 +172,7 @@ def _modules(adapters: Sequence[Adapter], request: Request) -> tuple[dict[str, n
             is_slice_of_inputs = place.offset is not None and place.offset[0] != 0
             if LayerName.parse(place.name).vector is not None:
                 continue  # a bias or a norm has no input to speak of
-            if module is None or is_slice_of_inputs or place.function is not None:
+            if module is None or is_slice_of_inputs or place.function is not None or layer_problem(module):
                 skipped[place.name] = None
             else:
                 modules[place.name] = module

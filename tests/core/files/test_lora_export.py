@@ -365,8 +365,67 @@ def test_native_names_by_another_layout(tmp_path: Path) -> None:
     safetensors.torch.save_file(
         {f"{key}.lora_down.weight": DOWN, f"{key}.lora_up.weight": UP}, tmp_path / "a.safetensors"
     )
-    assert set(import_lora(tmp_path / "a.safetensors").layers) == {f"kohya.{key}"}
-    assert set(import_lora(tmp_path / "a.safetensors", UNetLayout.sd1()).layers) == {Q}
+    assert set(import_lora(tmp_path / "a.safetensors").layers) == {Q}, "SD 1's, as SDXL has no such block"
+    assert set(import_lora(tmp_path / "a.safetensors", UNetLayout.sdxl()).layers) == {f"kohya.{key}"}
+
+
+def test_block_numbers_of_another_unet_stay_as_they_are(tmp_path: Path) -> None:
+    """Of KOALA, say: one block that SDXL and SD 1 have not, and none of the file's numbers is theirs."""
+    flat = [f"lora_unet_input_blocks_{block}_1_transformer_blocks_0_attn1_to_q" for block in ("3", "4")]
+    dotted = "diffusion_model.output_blocks.1.1.transformer_blocks.0.attn1.to_k"
+    pairs = {f"{k}.lora_down.weight": DOWN.clone() for k in (*flat, dotted)}
+    pairs |= {f"{k}.lora_up.weight": UP.clone() for k in (*flat, dotted)}
+    safetensors.torch.save_file(pairs, tmp_path / "a.safetensors")
+    read = import_lora(tmp_path / "a.safetensors")
+    assert set(read.layers) == {*(f"kohya.{key}" for key in flat), dotted}
+    export_lora(read, tmp_path / "b.safetensors")
+    assert {k.partition(".lora_")[0] for k in pairs} == {
+        k.partition(".lora_")[0].removesuffix(".alpha")
+        for k in open_safely(tmp_path / "b.safetensors").entries
+    }
+
+
+ALIASES = (
+    *(
+        "base_model.model.context_embedder",
+        "base_model.model.layers.0.self_attn.q_proj",
+    ),  # SD 3, ACE-Step 1.5
+    *(
+        "context_embedder",
+        "model.layers.0.q",
+        "transformer.norm_out.linear",
+        "unet.base_model.model.proj_out",
+    ),
+    *("diffusion_model.all_final_layer.2-1.linear", "all_final_layer.2-1.linear"),  # Z-Image
+    *("diffusion_model.single_blocks.0.linear1_qkv", "double_blocks.0.img_attn.qkv"),  # Flux
+    *("lora_unet_single_blocks_0_linear1", "lora_transformer_x_embedder", "lycoris_context_embedder"),
+    *("lora_te3_encoder_block_0_layer_0_SelfAttention_q", "text_encoders.t5xxl.transformer.shared"),
+    *("lora_unet__blocks_0_self_attn_q", "lora_prior_unet_down_blocks_0_1_mapper", "blocks.0.self_attn.q"),
+)
+
+
+@pytest.mark.parametrize("module", ALIASES)
+def test_a_name_that_only_a_hosts_map_knows_is_exported_as_it_came(tmp_path: Path, module: str) -> None:
+    """Without the model nobody can tell what it is: any other spelling of it is read by none."""
+    tensors = {
+        f"{module}.lora_down.weight": DOWN,
+        f"{module}.lora_up.weight": UP,
+        f"{module}.diff_b": UP[:, 0].clone(),
+    }
+    safetensors.torch.save_file(tensors, tmp_path / "a.safetensors")
+    report = export_lora(import_lora(tmp_path / "a.safetensors"), tmp_path / "b.safetensors")
+    found = set(open_safely(tmp_path / "b.safetensors").entries)
+    assert found == {*tensors, f"{module}.alpha"}
+    assert ("written with dots" in str(report)) == (not module.startswith(("lora_", "lycoris_")))
+
+
+def test_names_of_old_attention_processors(tmp_path: Path) -> None:
+    for weight, ours in (("to_q", "to_q"), ("to_out", "to_out.0")):
+        module = Q.replace("to_q", f"processor.{weight}")
+        safetensors.torch.save_file(
+            {f"{module}.lora_A.weight": DOWN, f"{module}.lora_B.weight": UP}, tmp_path / "a.safetensors"
+        )
+        assert set(import_lora(tmp_path / "a.safetensors").layers) == {Q.replace("to_q", ours)}
 
 
 def test_convolutions_and_their_cp_form(tmp_path: Path) -> None:

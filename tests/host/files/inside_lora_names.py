@@ -43,8 +43,6 @@ def batches(model):
             continue
         if offset is not None and offset[1] + offset[2] > weight.shape[offset[0]]:
             continue  # the host's own map is wrong for this shape, and its loader fails on it
-        if getattr(places.module_at(model.model, key.removesuffix(".weight")), "groups", 1) != 1:
-            continue  # files with updates of grouped convolutions are refused by name
         shape = tuple(weight.shape if offset is None else weight.narrow(*offset).shape)
         for group in groups:
             if all(key != other or (offset and theirs and offset != theirs and disjoint(offset, theirs))
