@@ -18,6 +18,7 @@ from inside_lora_lib import (
     SOURCE,
     SUFFIXES,
     WAN_FUN,
+    applying,
     by_ours,
     by_the_host,
     differ,
@@ -28,7 +29,7 @@ from inside_lora_lib import (
 )
 from safetensors.torch import save_file
 
-places = pack("nodes.host.model.places")
+places, stack = pack("nodes.host.model.places"), pack("nodes.host.apply.stack")
 fitting = pack("nodes.host.files.fitting")
 export, errors = pack("spectral_core.files.lora_export"), pack("spectral_core.errors")
 
@@ -146,6 +147,37 @@ def check_vectors(family, model):
     return [f"{family}, biases and norms: {why}" for why in wrong if why]
 
 
+def check_convolutions(family, model):
+    """Grouped and transposed convolutions: a live update is what the host's merged one makes of each."""
+    modules = {
+        name: module
+        for name, module in model.model.named_modules()
+        if hasattr(module, "kernel_size")
+        and getattr(module, "weight", None) is not None
+        and (getattr(module, "groups", 1) != 1 or getattr(module, "transposed", False))
+    }
+    if not modules:
+        return []
+    generator, tensors = torch.Generator().manual_seed(4), {}
+    for name, module in modules.items():
+        tensors |= lora(name, tuple(module.weight.shape), "peft", generator)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, SOURCE)
+    theirs = by_the_host(model, SOURCE)
+    live = applying.apply(opened(model, SOURCE), model, None, 1.0, 1.0, "live").model
+    far = 0.0
+    for name, module in modules.items():
+        x = torch.randn(2, module.in_channels, *[9] * len(module.kernel_size), generator=generator)
+        with stack.stack_of(live).on(live.model):
+            ours = module(x)
+        base, kept = module(x), module.weight.clone()
+        module.weight.data.add_(theirs[f"{name}.weight"])
+        whole = module(x)
+        module.weight.data.copy_(kept)
+        far = max(far, float((ours - whole).norm() / (whole - base).norm()))
+    print(json.dumps({"family": family, "convolutions": len(modules), "live": far}))
+    return [] if far <= 1e-5 else [f"{family}, grouped and transposed convolutions live: {far:.1e}"]
+
+
 if __name__ == "__main__":
     trouble = []
     with torch.inference_mode():
@@ -157,6 +189,7 @@ if __name__ == "__main__":
             before = {key: value.clone() for key, value in patcher.model.state_dict().items()}
             trouble += check_names(family, patcher)
             trouble += check_vectors(family, patcher)
+            trouble += check_convolutions(family, patcher)
             after = patcher.model.state_dict()
             assert all(torch.equal(before[key], after[key]) for key in before), family
     assert not trouble, "\n".join(trouble)
