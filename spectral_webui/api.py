@@ -64,12 +64,10 @@ def register(extension: Extension, app: Any) -> None:
         name: str = Body(default=""),
     ) -> dict[str, Any]:
         def done() -> dict[str, Any]:
+            asked = tools.FuseSettings(names, weights, method, rank, freeze_gates, prompts, name)
             if method in training.METHODS:
-                begun = work.fuse(extension, names, weights, method, rank, freeze_gates, prompts, name)
-                return begun.values()
-            saved, text, picture = tools.fused(
-                extension.library, names, weights, method, rank, freeze_gates, name
-            )
+                return work.fuse(extension, asked).values()
+            saved, text, picture = tools.fused(extension.library, asked)
             return {"name": saved, "report": text, "picture": as_base64(picture)}
 
         return checked(done)
@@ -109,7 +107,8 @@ def register(extension: Extension, app: Any) -> None:
     ) -> dict[str, Any]:
         def done() -> dict[str, Any]:
             given = training.read(settings, training.distil_settings())
-            return work.distil(extension, names, weights, rank, prompts, name, given).values()
+            asked = tools.FuseSettings(names, weights, rank=rank, prompts=prompts, name=name)
+            return work.distil(extension, asked, given).values()
 
         return checked(done)
 

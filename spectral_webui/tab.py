@@ -89,9 +89,9 @@ def _fuse_tab(extension: Extension, names: Sequence[str]) -> Any:
     def begin(
         names: list[str], weights: str, method: str, rank: float, freeze: bool, prompts: str, name: str
     ) -> None:
-        work.fuse(
-            extension, names or [], numbers(weights or ""), method, int(rank or 0), freeze, prompts, name
-        )
+        each = numbers(weights or "")
+        asked = tools.FuseSettings(names or [], each, method, int(rank or 0), freeze, prompts, name)
+        work.fuse(extension, asked)
 
     _job(extension, "fuse", "Fuse", begin, [chosen, weights, method, rank, freeze, prompts, name])
     return chosen
@@ -110,7 +110,9 @@ def _distil_tab(extension: Extension, names: Sequence[str]) -> Any:
 
     def begin(names: list[str], weights: str, rank: float, prompts: str, name: str, *values: Any) -> None:
         given = training.read(dict(zip(rows, values, strict=True)), rows)
-        work.distil(extension, names or [], numbers(weights or ""), int(rank or 0), prompts, name, given)
+        each = numbers(weights or "")
+        asked = tools.FuseSettings(names or [], each, rank=int(rank or 0), prompts=prompts, name=name)
+        work.distil(extension, asked, given)
 
     _job(extension, "distil", "Distil, or go on", begin, [chosen, weights, rank, prompts, name, *fields])
     return chosen

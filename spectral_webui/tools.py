@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,40 +24,52 @@ PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float
 _FORBIDDEN = set('<>:"|?*\\')
 
 
-def fused(
-    library: Library,
-    names: Sequence[str],
-    weights: Sequence[float],
-    method: str = "sum",
-    rank: int = 0,
-    freeze_gates: bool = False,
-    name: str = "",
-) -> tuple[str, str, Image.Image]:
+@dataclass(frozen=True)
+class FuseSettings:
+    """weights: none, or one for each name. rank 0: everything is kept. prompts: a line for each name, for
+    what looks at layers. name: of the new file."""
+
+    names: Sequence[str]
+    weights: Sequence[float] = ()
+    method: str = "sum"
+    rank: int = 0
+    freeze_gates: bool = False
+    prompts: str = ""
+    name: str = ""
+
+    def weight_of_each(self) -> list[float]:
+        """1 where none is given. Raises SpectralAdapterError for another number of them."""
+        if len(self.names) < 2:
+            raise SpectralAdapterError(f"found {len(self.names)} adapters to fuse, expected two or more")
+        if self.weights and len(self.weights) != len(self.names):
+            raise SpectralAdapterError(
+                f"found {len(self.weights)} weights for {len(self.names)} adapters: expected one each"
+            )
+        return list(self.weights) or [1.0] * len(self.names)
+
+
+def fused(library: Library, asked: FuseSettings) -> tuple[str, str, Image.Image]:
     """Fuse files to a new one in the library's first folder: its name, the report, the overlap picture."""
-    given = weights_for(names, weights)
-    if method not in METHODS:
-        raise SpectralAdapterError(f"method {method!r}: expected one of {', '.join(METHODS)}")
+    given = asked.weight_of_each()
+    if asked.method not in METHODS:
+        raise SpectralAdapterError(f"method {asked.method!r}: expected one of {', '.join(METHODS)}")
     with torch.inference_mode(False), torch.no_grad():
-        adapters = [_loaded(library, each) for each in names]
-        path = new_file(library.folders[0], name or "fused")
-        result = fuse(adapters, method, given, rank=rank or None, freeze_gates=freeze_gates, name=path.stem)
+        adapters = [_loaded(library, each) for each in asked.names]
+        path = new_file(library.folders[0], asked.name or "fused")
+        result = fuse(
+            adapters,
+            asked.method,
+            given,
+            rank=asked.rank or None,
+            freeze_gates=asked.freeze_gates,
+            name=path.stem,
+        )
         adapter_file.save(result.adapter, path)
         found = overlap_picture.examine(adapters, given)
         picture = overlap_picture.draw(adapters, found, result.report)
     shown = shown_name(path, library)
     text = "\n".join([f"saved as {shown}", result.report.text, *(f"before: {w}" for w in found.warnings)])
     return shown, text, picture
-
-
-def weights_for(names: Sequence[str], weights: Sequence[float]) -> list[float]:
-    """One for each adapter, 1 where none is given. Raises SpectralAdapterError for another number of them."""
-    if len(names) < 2:
-        raise SpectralAdapterError(f"found {len(names)} adapters to fuse, expected two or more")
-    if weights and len(weights) != len(names):
-        raise SpectralAdapterError(
-            f"found {len(weights)} weights for {len(names)} adapters: expected one each"
-        )
-    return list(weights) or [1.0] * len(names)
 
 
 def shown_name(path: Path, library: Library) -> str:

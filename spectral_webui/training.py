@@ -138,25 +138,14 @@ def train(
     return _ended(done, config, library)
 
 
-def fuse_seen(
-    library: Library,
-    opened: Opened,
-    names: Sequence[str],
-    weights: Sequence[float],
-    method: str,
-    rank: int,
-    freeze_gates: bool,
-    prompts: str,
-    name: str,
-    job: Job,
-) -> tuple[str, Any]:
+def fuse_seen(library: Library, opened: Opened, asked: tools.FuseSettings, job: Job) -> tuple[str, Any]:
     """Fuse by what each concept does to its own inputs; the report and the overlap picture."""
-    method = chosen(method, METHODS, "method")
-    given = tools.weights_for(names, weights)
-    path = tools.new_file(library.folders[0], name or "fused")
+    method = chosen(asked.method, METHODS, "method")
+    given = asked.weight_of_each()
+    path = tools.new_file(library.folders[0], asked.name or "fused")
     with _trains(), opened() as pipe:
-        adapters = [library.load(library.find(each)) for each in names]
-        told = _prompts(adapters, given, prompts)
+        adapters = [library.load(library.find(each)) for each in asked.names]
+        told = _prompts(adapters, given, asked.prompts)
         found = _looked_at(pipe, adapters, given, told, job)
         with torch.no_grad():
             done = fuse_in_rounds(
@@ -165,8 +154,8 @@ def fuse_seen(
                     adapters,
                     method,
                     given,
-                    rank or None,
-                    freeze_gates=freeze_gates,
+                    asked.rank or None,
+                    freeze_gates=asked.freeze_gates,
                     name=path.stem,
                     statistics=seen,
                 ),
@@ -180,27 +169,19 @@ def fuse_seen(
 
 
 def distilled(
-    library: Library,
-    opened: Opened,
-    names: Sequence[str],
-    weights: Sequence[float],
-    rank: int,
-    prompts: str,
-    name: str,
-    values: Mapping[str, Any],
-    job: Job,
+    library: Library, opened: Opened, asked: tools.FuseSettings, values: Mapping[str, Any], job: Job
 ) -> tuple[str, Any]:
     """Fuse in closed form, and train the result to draw what each draws."""
-    given = tools.weights_for(names, weights)
+    given = asked.weight_of_each()
     config = replace(DISTIL, **_only(TrainConfig, values))
-    output = _output(library, name or "distilled", values, job)
+    output = _output(library, asked.name or "distilled", values, job)
     with _trains(), opened() as pipe:
         own = _only(DistilJob, values)
         own.setdefault("size", _size(pipe))
-        asked = DistilJob(**own)
-        loaded = [library.load(library.find(each)) for each in names]
+        settings = DistilJob(**own)
+        loaded = [library.load(library.find(each)) for each in asked.names]
         adapters = [a.scaled(w) for a, w in zip(loaded, given, strict=True)]
-        told = _prompts(adapters, [1.0] * len(adapters), prompts)
+        told = _prompts(adapters, [1.0] * len(adapters), asked.prompts)
 
         def begin() -> Adapter:
             ones = [1.0] * len(adapters)
@@ -208,7 +189,7 @@ def distilled(
             with torch.no_grad():
                 done = fuse_in_rounds(
                     look,
-                    lambda seen: fuse(adapters, "closed-form", rank=rank or None, statistics=seen),
+                    lambda seen: fuse(adapters, "closed-form", rank=asked.rank or None, statistics=seen),
                     ROUNDS,
                 )
             return done.fused.adapter
@@ -221,7 +202,8 @@ def distilled(
             job.say(f"{drawn} samples drawn")
             job.check()
 
-        done = distil(pipe, begin, adapters, told, asked, config, output, {"rank": rank}, sampled)
+        rank = {"rank": asked.rank}
+        done = distil(pipe, begin, adapters, told, settings, config, output, rank, sampled)
     return _ended(done, config, library)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,61 +22,23 @@ def train(extension: Extension, images: str, token: str, name: str, values: Mapp
     return extension.jobs.start("train", name, work)
 
 
-def fuse(
-    extension: Extension,
-    names: Sequence[str],
-    weights: Sequence[float],
-    method: str,
-    rank: int,
-    freeze_gates: bool,
-    prompts: str,
-    name: str,
-) -> Job:
+def fuse(extension: Extension, asked: tools.FuseSettings) -> Job:
     """Any method; only those that look at layers need the model."""
 
     def work(job: Job) -> tuple[str, Any]:
-        if method not in training.METHODS:
-            found = tools.fused(extension.library, names, weights, method, rank, freeze_gates, name)
+        if asked.method not in training.METHODS:
+            found = tools.fused(extension.library, asked)
             return found[1], found[2]
-        return training.fuse_seen(
-            extension.library,
-            lambda: _opened(extension),
-            names,
-            weights,
-            method,
-            rank,
-            freeze_gates,
-            prompts,
-            name,
-            job,
-        )
+        return training.fuse_seen(extension.library, lambda: _opened(extension), asked, job)
 
-    return extension.jobs.start("fuse", name or "fused", work)
+    return extension.jobs.start("fuse", asked.name or "fused", work)
 
 
-def distil(
-    extension: Extension,
-    names: Sequence[str],
-    weights: Sequence[float],
-    rank: int,
-    prompts: str,
-    name: str,
-    values: Mapping[str, Any],
-) -> Job:
+def distil(extension: Extension, asked: tools.FuseSettings, values: Mapping[str, Any]) -> Job:
     def work(job: Job) -> tuple[str, Any]:
-        return training.distilled(
-            extension.library,
-            lambda: _opened(extension),
-            names,
-            weights,
-            rank,
-            prompts,
-            name,
-            values,
-            job,
-        )
+        return training.distilled(extension.library, lambda: _opened(extension), asked, values, job)
 
-    return extension.jobs.start("distil", name or "distilled", work)
+    return extension.jobs.start("distil", asked.name or "distilled", work)
 
 
 @contextmanager

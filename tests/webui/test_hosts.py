@@ -16,6 +16,7 @@ from PIL import Image
 from tests.webui.booted import Webui
 
 HIRES = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6}
+HIRES |= {"hr_additional_modules": ["Use same choices"]}  # Forge's API fails without
 UPSCALER = {"A1111": "Latent", "FORGE": "Latent", "NEO": "None"}  # Neo has no others without files
 
 

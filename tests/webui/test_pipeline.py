@@ -21,6 +21,7 @@ from spectral_webui.jobs import Job, Jobs
 from spectral_webui.library import Library
 from spectral_webui.open_clip import OpenCLIPTree
 from spectral_webui.pipeline import HostPipeline, OpenTokens, Parts, TextPart
+from spectral_webui.tools import FuseSettings
 
 pytest.importorskip("diffusers")
 ROOT = Path(__file__).resolve().parents[2]
@@ -172,13 +173,13 @@ def test_train_is_resumed_and_then_known(pipe: Any, library: Library, tmp_path: 
 
 def test_closed_form_and_distil(pipe: Any, library: Library) -> None:
     names, weights = ["bot_spectral", "fish_spectral"], [1.0, 0.8]
-    text, picture = training.fuse_seen(
-        library, lambda: opened(pipe), names, weights, "closed-form", 0, False, "", "seen", Job("fuse", "")
-    )
+    asked = FuseSettings(names, weights, "closed-form", name="seen")
+    text, picture = training.fuse_seen(library, lambda: opened(pipe), asked, Job("fuse", ""))
     assert "saved as seen" in text and picture.width > 100
     values = training.read({"steps": 2, "samples": 1, "sample_steps": 2}, training.distil_settings())
     job = Job("distil", "both")
-    text, _ = training.distilled(library, lambda: opened(pipe), names, weights, 0, "", "both", values, job)
+    asked = FuseSettings(names, weights, name="both")
+    text, _ = training.distilled(library, lambda: opened(pipe), asked, values, job)
     assert "saved as both" in text and job.step == 2
     assert set(library.load(library.find("both")).tokens) == {"<bot>", "<fish>"}
 

@@ -275,15 +275,16 @@ def test_files_are_found_by_name_base_name_and_hash(library: Library) -> None:
 
 
 def test_fuse_and_report(library: Library) -> None:
-    name, text, picture = tools.fused(library, ["bot_spectral", "fish_spectral"], [1, 0.5], name="both")
+    asked = tools.FuseSettings(["bot_spectral", "fish_spectral"], [1, 0.5], name="both")
+    name, text, picture = tools.fused(library, asked)
     assert name == "both" and "both" in text and picture.width > 100
     assert set(library.load(library.find("both")).tokens) == {"<bot>", "<fish>"}
-    assert tools.fused(library, ["bot_spectral", "fish_spectral"], [], name="both")[0] == "both_2"
+    assert tools.fused(library, replace(asked, weights=()))[0] == "both_2"
     text, picture = tools.report(library, "bot_foura")
     assert "<bot>" in text and picture.width > 100
     for names, weights in ((["bot_foura"], []), (["bot_foura", "fish_spectral"], [1.0])):
         with pytest.raises(SpectralAdapterError, match="expected"):
-            tools.fused(library, names, weights)
+            tools.fused(library, tools.FuseSettings(names, weights))
 
 
 @pytest.mark.parametrize("name", ["../out", "/etc/x", "a:b", "", "."])
