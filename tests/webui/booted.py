@@ -25,8 +25,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.webui.checkpoints import narrow_adapters, write_narrow
-from tests.webui.demo_checkpoint import ROOT, write
+from tests.webui.checkpoints import narrow_adapters, rotated, write_narrow
+from tests.webui.demo_checkpoint import LAYOUT, ROOT, write
 
 KINDS = ("A1111", "FORGE", "NEO")
 BOOT_SECONDS = 400
@@ -46,7 +46,8 @@ NARROW |= {"scheduler": "Automatic"}
 
 @dataclass(frozen=True)
 class Webui:
-    """concept: a prompt; live: an adapter with gates; plain: one without; picture: what is asked for."""
+    """concept: a prompt; live: an adapter with gates; plain: one without; rotated: one by rotations;
+    asked: the pictures' settings."""
 
     kind: str
     address: str
@@ -54,6 +55,7 @@ class Webui:
     concept: str
     live: str
     plain: str
+    rotated: str
     word: str
     names: tuple[str, ...]
     asked: dict[str, Any]
@@ -129,11 +131,13 @@ def _models(kind: str, data: Path) -> dict[str, Any]:
         shutil.copy(first, models / "second.safetensors")
         shutil.copy(first.with_suffix(".yaml"), models / "second.yaml")
         _settings(data, "demo.safetensors")
-        names = ("bot_foura", "bot_spectral", "fish_spectral", "house_spectral")
+        rotated(first, LAYOUT, adapters / "bot_rotated.safetensors")
+        names = ("bot_foura", "bot_rotated", "bot_spectral", "fish_spectral", "house_spectral")
         return {
             "concept": "a photo of <bot>",
             "live": "bot_foura",
             "plain": "bot_spectral",
+            "rotated": "bot_rotated",
             "word": "<bot>",
             "names": names,
             "asked": DEMO,
@@ -150,8 +154,9 @@ def _models(kind: str, data: Path) -> dict[str, Any]:
         "concept": "a photo of <narrow>",
         "live": "foura",
         "plain": "lora",
+        "rotated": "rotated",
         "word": "<narrow>",
-        "names": ("foura", "lora", "spectral"),
+        "names": ("foura", "lora", "rotated", "spectral"),
         "asked": NARROW,
     }
 

@@ -17,6 +17,8 @@ from torch import Tensor
 import spectral_core as sc
 from spectral_core.adapter.adapter import Adapter, Provenance
 from spectral_core.files import adapter_file
+from spectral_core.methods import method_of
+from spectral_core.names.unet_blocks import UNetLayout, unet_table
 from tests.webui.demo_checkpoint import _demo_weights
 
 UNET = {
@@ -61,9 +63,18 @@ def write_narrow(path: Path, seed: int = 0) -> Path:
     return path
 
 
+def rotated(checkpoint: Path, layout: UNetLayout, file: Path) -> None:
+    """A rotational Spectral Adapter, whose words nobody trained, so that it does not go with its name."""
+    made = sc.create(_weights(checkpoint, layout), sc.SpectralRConfig(columns=tuple(range(8))))
+    generator = torch.Generator().manual_seed(0)
+    moved = made.map_terms(lambda _, term: _moved(term, generator, 0.3))
+    adapter_file.save(Adapter(moved.layers, Provenance(name=file.stem, family="sd1")), file)
+
+
 def narrow_adapters(checkpoint: Path, folder: Path) -> None:
-    """``foura`` (with a trained word), ``spectral`` and ``lora`` for it, on both sides, none of them zero."""
-    weights = _weights(checkpoint)
+    """``foura`` (with a trained word), ``spectral``, ``rotated`` and ``lora`` for it, on both sides, none of
+    them zero."""
+    weights = _weights(checkpoint, UNetLayout.sd1())
     folder.mkdir(parents=True, exist_ok=True)
     made: dict[str, Any] = {
         "foura": sc.FouRAConfig(rank=4),
@@ -81,27 +92,25 @@ def narrow_adapters(checkpoint: Path, folder: Path) -> None:
             folder / f"{name}.safetensors",
             overwrite=True,
         )
+    rotated(checkpoint, UNetLayout.sd1(), folder / "rotated.safetensors")
 
 
-def _moved(term: Any, generator: torch.Generator) -> Any:
+def _moved(term: Any, generator: torch.Generator, spread: float = 0.05) -> Any:
     """Off zero, so that the adapter does something."""
-    noise = {k: torch.randn(v.shape, generator=generator) * 0.05 for k, v in term.params.items()}
-    fixed = {k for k in term.params if k.startswith(("gate", "basis"))}
+    learned = {k for k in method_of(term.config).trainable(term.config) if not k.startswith("gate")}
     params = {
-        k: v if k in fixed or not v.is_floating_point() else v + noise[k].to(v.dtype)
+        k: v + (torch.randn(v.shape, generator=generator) * spread).to(v.dtype) if k in learned else v
         for k, v in term.params.items()
     }
     return type(term)(term.config, params)
 
 
-def _weights(checkpoint: Path) -> dict[str, Tensor]:
+def _weights(checkpoint: Path, layout: UNetLayout) -> dict[str, Tensor]:
     from safetensors import safe_open
-
-    from spectral_core.names.unet_blocks import UNetLayout, unet_table
 
     wanted = {
         f"unet.{path}": f"model.diffusion_model.{native}.weight"
-        for path, native in unet_table(UNetLayout.sd1()).items()
+        for path, native in unet_table(layout).items()
         if path.endswith(("attn2.to_k", "attn2.to_v", "attn1.to_q")) or ".resnets.1.conv1" in path
     }
     layers = "text_model.encoder.layers."

@@ -17,7 +17,12 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from spectral_core.names.unet_blocks import UNetLayout
+
 ROOT = Path(__file__).resolve().parents[2]
+LAYOUT = UNetLayout.from_config(
+    json.loads((ROOT / "demo_model/unet/config.json").read_text(encoding="utf-8"))
+)
 TEMPLATE = """model:
   target: ldm.models.diffusion.ddpm.LatentDiffusion
   params:

@@ -82,10 +82,24 @@ def test_the_tab_reports_and_fuses(webui: Webui, page: Any) -> None:
     assert "by_hand" in [a["name"] for a in webui.call("/spectral/v1/adapters")]
 
 
+def test_pasted_parameters_find_a_renamed_adapter(webui: Webui, page: Any) -> None:
+    text = f"{webui.concept} <spectral:{webui.live}:0.7>"
+    _, info = webui.draw(text, steps=2)
+    prompt = page.locator("#txt2img_prompt textarea")
+    prompt.fill(info["infotexts"][0].replace(webui.live, "former_name"))
+    page.locator("#txt2img_tools #paste").click()
+    page.wait_for_function(
+        "text => document.querySelector('#txt2img_prompt textarea').value == text", arg=text
+    )
+    assert page.locator("#txt2img_steps input[type=number]").input_value() == "2"
+
+
 def choose(page: Any, where: str, name: str) -> None:
-    page.locator(f"{where} input").first.click()
+    """A list opens when its field is entered: gradio 3 does not open it again while the field has the focus."""
+    field = page.locator(f"{where} input").first
+    field.click()
     page.locator(f"{where} ul [role=option], ul.options li").filter(has_text=name).first.click()
-    page.keyboard.press("Escape")
+    field.blur()
 
 
 def said(page: Any, where: str, text: str) -> None:

@@ -91,8 +91,29 @@ def test_hashes_are_in_the_parameters(webui: Webui) -> None:
     assert f"{webui.live}: {known[webui.live]}" in info["infotexts"][0]
 
 
-def test_an_exported_lora_draws_the_same(webui: Webui) -> None:
-    prompt, plain = webui.concept, webui.plain
+def test_the_grids_axes_set_strengths(webui: Webui) -> None:
+    """X/Y/Z plot: each picture is that of its tag."""
+    plot = next(
+        script
+        for script in webui.call("/sdapi/v1/script-info")
+        if script["name"] == "x/y/z plot" and not script["is_img2img"]
+    )
+    labels = [argument["label"] for argument in plot["args"]]
+    values = [argument["value"] for argument in plot["args"]]
+    axes = plot["args"][labels.index("X type")]["choices"]
+    changes = {"X type": axes.index("[Spectral] Strength"), "X values": "0.5,1", "Include Sub Images": True}
+    for label, value in {**changes, "Y type": 0, "Z type": 0}.items():
+        values[labels.index(label)] = value
+    prompt = f"{webui.concept} <spectral:{webui.live}:{{}}>"
+    asked = {"script_name": "x/y/z plot", "script_args": values}
+    pictures, _ = webui.draw(prompt.format(0.2), **asked)
+    for picture, strength in zip(pictures[-2:], ("0.5", "1"), strict=True):
+        assert np.array_equal(picture, webui.picture(prompt.format(strength)))
+
+
+@pytest.mark.parametrize("which", ["plain", "rotated"])
+def test_an_exported_lora_draws_the_same(webui: Webui, which: str) -> None:
+    prompt, plain = webui.concept, getattr(webui, which)
     file = webui.call("/spectral/v1/export", {"name": plain, "precision": "fp32"})["file"]
     webui.call("/sdapi/v1/refresh-loras", {})
     name = file.removesuffix(".safetensors")
