@@ -17,6 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,22 @@ PICTURE = {"negative_prompt": "", "seed": 7, "do_not_save_samples": True, "do_no
 DEMO = PICTURE | {"sampler_name": "DDIM", "steps": 8, "cfg_scale": 4, "width": 128, "height": 128}
 NARROW = PICTURE | {"sampler_name": "Euler", "steps": 3, "cfg_scale": 4, "width": 64, "height": 64}
 NARROW |= {"scheduler": "Automatic"}
+# Another extension, in which pictures fail after their last step while a file "fail" lies beside it.
+FAULTY = """from pathlib import Path
+
+from modules import processing
+
+kept = processing.decode_latent_batch
+
+
+def decode(*args, **given):
+    if Path(__file__).with_name("fail").exists():
+        raise RuntimeError("asked to fail")
+    return kept(*args, **given)
+
+
+processing.decode_latent_batch = decode
+"""
 
 
 @dataclass(frozen=True)
@@ -74,6 +91,16 @@ class Webui:
         pictures = [Image.open(io.BytesIO(base64.b64decode(text))) for text in answer["images"]]
         return [np.asarray(picture.convert("RGB"), int) for picture in pictures], json.loads(answer["info"])
 
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Pictures raise after their last step."""
+        flag = self.data / "extensions" / "faulty" / "scripts" / "fail"
+        flag.touch()
+        try:
+            yield
+        finally:
+            flag.unlink()
+
     def picture(self, prompt: str, **changes: Any) -> np.ndarray:
         return self.draw(prompt, **changes)[0][-1]
 
@@ -99,6 +126,9 @@ def boot(kind: str, data: Path) -> Iterator[Webui]:
         pytest.skip(f"set {kind}_PATH and {kind}_PYTHON to try the extension there")
     (data / "extensions").mkdir(parents=True)
     (data / "extensions" / "spectral-adapters").symlink_to(ROOT, target_is_directory=True)
+    faulty = data / "extensions" / "faulty" / "scripts"
+    faulty.mkdir(parents=True)
+    (faulty / "faulty.py").write_text(FAULTY, encoding="utf-8")
     described = _models(kind, data)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -147,6 +147,14 @@ def test_an_interrupt_leaves_the_model(webui: Webui) -> None:
     assert np.array_equal(webui.picture(webui.concept), base)
 
 
+def test_a_failed_picture_leaves_the_model(webui: Webui) -> None:
+    """The host does not say that a picture is over when it ends in an exception."""
+    base = webui.picture(webui.concept)
+    with webui.failing(), pytest.raises(urllib.error.HTTPError, match="500"):
+        webui.picture(f"{webui.concept} <spectral:{webui.live}:1>")
+    assert np.array_equal(webui.picture(webui.concept), base)
+
+
 def test_a_hundred_requests_leave_the_model(webui: Webui) -> None:
     """Adapters in any order, mistakes, second passes, batches, other samplers, LoRAs beside them."""
     rng = random.Random(0)
