@@ -95,7 +95,7 @@ def test_pasted_parameters_find_a_renamed_adapter(webui: Webui, page: Any) -> No
 
 
 def choose(page: Any, where: str, name: str) -> None:
-    """A list opens when its field is entered: gradio 3 does not open it again while the field has the focus."""
+    """A list opens when its field is entered; gradio 3 does not open it again while the focus is there."""
     field = page.locator(f"{where} input").first
     field.click()
     page.locator(f"{where} ul [role=option], ul.options li").filter(has_text=name).first.click()
