@@ -137,7 +137,8 @@ def boot(kind: str, data: Path) -> Iterator[Webui]:
     command = [os.path.abspath(python), "launch.py", *FLAGS, *OWN_FLAGS[kind], "--port", str(port)]
     with open(data / "log.txt", "w") as log:
         process = subprocess.Popen(
-            [*command, "--data-dir", str(data)],
+            # With a data folder of its own, gradio 4 refuses to serve the host's own scripts and styles.
+            [*command, "--data-dir", str(data), "--gradio-allowed-path", path],
             cwd=path,
             stdout=log,
             stderr=subprocess.STDOUT,
