@@ -27,6 +27,7 @@ from spectral_core.files.lora_export import export_lora
 from spectral_core.files.lora_import import import_lora
 from spectral_core.pipelines import apply, generate
 from spectral_core.pipelines.job import Job
+from spectral_core.pipelines.loading import native_size
 from spectral_core.pipelines.train import evaluate, train_adapter
 from spectral_core.training.config.adapter import Method
 from spectral_core.training.config.config import TrainConfig
@@ -83,7 +84,7 @@ def train_example(pipe: Any, example: Example, concept: DemoConcept, steps: int,
     job = Job(
         str(concept.folder),
         concept.token,
-        size=(64, 64),
+        size=native_size(pipe),
         method=example.method,
         rank=example.rank,
         columns=example.columns,
@@ -113,7 +114,7 @@ def draw_sheet(pipe: Any, examples: list[Example]) -> Path:
         prompts = [f"a <{concept}> on a {colour} background" for colour in BACKGROUNDS]
         chosen = [] if example is None else [read(example)]
         with apply(pipe, *chosen):
-            rows.append(generate(pipe, prompts, [1, 2, 3, 4], steps=20, guidance=4.0, size=(64, 64)))
+            rows.append(generate(pipe, prompts, [1, 2, 3, 4], steps=20, guidance=4.0, size=native_size(pipe)))
     sheet = Image.new("RGB", (4 * 130, len(rows) * 130), "white")
     for y, row in enumerate(rows):
         for x, picture in enumerate(row):
@@ -134,7 +135,7 @@ def main() -> None:
     pipe = open_model(None)
     with tempfile.TemporaryDirectory() as folder:
         for example in examples:
-            concept = drawn_concept(example.concept, Path(folder) / example.concept)
+            concept = drawn_concept(example.concept, Path(folder) / example.concept, native_size(pipe)[0])
             train_example(pipe, example, concept, chosen.steps, Path(folder) / "runs")
     print(draw_sheet(pipe, examples))
 

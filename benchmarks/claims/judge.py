@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from benchmarks.claims.drawings import CHARACTERS, STYLES, styled
 from demo_model import draw
 from demo_model.classifier import Classifier
+from spectral_core.demo.scores import as_tensor
 from spectral_core.pipelines.dataset import encode_pictures
 from spectral_core.whole_file import write_whole
 from tools.demo_training.reader import centre, roughen
@@ -38,12 +39,6 @@ LABELS = {
 FIRST_SEED = 1_000_000  # far from every training picture's
 IGNORED = -100
 CHUNK = 50
-
-
-def as_tensor(pictures: Sequence[Image.Image]) -> Tensor:
-    """(N, 3, 64, 64) in [0, 1]."""
-    arrays = np.stack([np.asarray(p.convert("RGB"), dtype=np.float32) for p in pictures])
-    return torch.from_numpy(arrays / 255).permute(0, 3, 1, 2)
 
 
 @torch.no_grad()

@@ -25,11 +25,11 @@ from benchmarks.common import finish
 from spectral_core.adapter.adapter import Adapter
 from spectral_core.demo import run as demo_run
 from spectral_core.demo.command import parser as demo_parser
-from spectral_core.demo.concepts import DemoConcept, choose_concepts
+from spectral_core.demo.concepts import DemoConcept, fill_up
 from spectral_core.demo.scores import Scorer
 from spectral_core.fusion import fuse
 from spectral_core.pipelines import apply
-from spectral_core.pipelines.loading import EMBEDDED
+from spectral_core.pipelines.loading import EMBEDDED, native_size
 
 
 def scores(
@@ -59,7 +59,7 @@ def cell(pipe: Any, options: argparse.Namespace, rate: float, seed: int, folder:
     if options.steps is not None:
         train = replace(train, steps=options.steps)
     settings = replace(settings, train={options.method: train}, per_prompt=options.per_prompt)
-    concepts = choose_concepts(demo_options)
+    concepts = fill_up([], demo_options.output, native_size(pipe)[0])
     trained, losses = [], []
     for position, concept in enumerate(concepts):
         job = demo_run.job_of(concept, options.method, position, settings)

@@ -28,7 +28,7 @@ from spectral_core.errors import SpectralAdapterError
 from spectral_core.pipelines import apply
 from spectral_core.pipelines.dataset import Captions, encode_dataset, find_dataset
 from spectral_core.pipelines.job import Job
-from spectral_core.pipelines.loading import diffusion_of
+from spectral_core.pipelines.loading import diffusion_of, native_size
 from spectral_core.pipelines.train import Output, denoiser_of, train_adapter
 from spectral_core.training.config.config import TrainConfig
 from spectral_core.training.data.folder import Order
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     pipe = open_model(None)
-    size = (pipe.unet.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1),) * 2
+    size = native_size(pipe)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)

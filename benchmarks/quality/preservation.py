@@ -35,7 +35,7 @@ from spectral_core.pipelines import generate
 from spectral_core.pipelines.conditioning import encode
 from spectral_core.pipelines.dataset import encode_dataset, encode_pictures, find_dataset
 from spectral_core.pipelines.job import Job
-from spectral_core.pipelines.loading import diffusion_of
+from spectral_core.pipelines.loading import diffusion_of, native_size
 from spectral_core.pipelines.train import Output, train_adapter
 from spectral_core.training.config.config import TrainConfig
 
@@ -68,8 +68,7 @@ class Looks:
 
     def __init__(self, pipe: Any, concept: Path) -> None:
         self.pipe, self.noise = pipe, diffusion_of(pipe)
-        side = pipe.unet.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-        self.size = (side, side)
+        self.size = native_size(pipe)
         data = find_dataset(pipe, Job(str(concept), WORD, init_words="", size=self.size))
         self.concept = torch.stack(encode_dataset(pipe, data, None)), [e.caption for e in data.examples]
         rng = np.random.default_rng(77)

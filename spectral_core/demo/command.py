@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SpectralAdapterError
-from .concepts import DemoConcept, choose_concepts
+from ..pipelines.loading import native_size
+from .concepts import DemoConcept, fill_up, user_concepts
 from .report import write_report
 from .run import DemoSettings, default_settings, generate_rows, open_model, train_all
 
@@ -121,8 +122,10 @@ def _run(options: argparse.Namespace) -> int:
 
 def run(options: argparse.Namespace) -> None:
     started = time.perf_counter()
-    concepts = choose_concepts(options)
+    concepts = user_concepts(options)
     pipe = open_model(options.model)
+    if options.model is None:
+        concepts = fill_up(concepts, options.output, native_size(pipe)[0])
     settings: DemoSettings = default_settings(pipe, options)
     options.output.mkdir(parents=True, exist_ok=True)
     trained = train_all(pipe, concepts, settings, options.output, fresh=options.fresh)

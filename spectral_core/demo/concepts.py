@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,29 +33,27 @@ class DemoConcept:
         return [f"a {self.token} on a {BACKGROUNDS[i % len(BACKGROUNDS)]} background" for i in range(count)]
 
 
-def choose_concepts(options: argparse.Namespace) -> list[DemoConcept]:
-    """The user's concepts; with the embedded model, filled up to two with drawn characters."""
-    concepts = user_concepts(options.images, options.token, options.init)
-    if options.model is not None:
-        if not concepts:
-            raise SpectralAdapterError("--model needs pictures of your own: add --images DIR --token NAME")
-        return concepts
+def fill_up(concepts: list[DemoConcept], output: Path, pixels: int) -> list[DemoConcept]:
+    """With the embedded model: the user's concepts, and up to two with drawn characters."""
     for name in ("bot", "fish"):
         if len(concepts) >= 2:
             break
-        concepts.append(drawn_concept(name, options.output / "pictures" / name))
+        concepts.append(drawn_concept(name, output / "pictures" / name, pixels))
     return concepts
 
 
-def user_concepts(images: Sequence[str], tokens: Sequence[str], inits: Sequence[str]) -> list[DemoConcept]:
+def user_concepts(options: argparse.Namespace) -> list[DemoConcept]:
     """One concept per --images; --token and --init in the same order. Folders are checked before anything
-    trains."""
+    is loaded or trained."""
+    images, tokens, inits = options.images, options.token, options.init
     if len(tokens) != len(images):
         raise SpectralAdapterError(
             f"{len(images)} --images and {len(tokens)} --token: give each folder of pictures its own token"
         )
     if len(set(tokens)) != len(tokens):
         raise SpectralAdapterError(f"--token {' '.join(tokens)}: each concept needs a token of its own")
+    if options.model is not None and not images:
+        raise SpectralAdapterError("--model needs pictures of your own: add --images DIR --token NAME")
     concepts = []
     for i, (folder, token) in enumerate(zip(images, tokens, strict=True)):
         name = "".join(c for c in token if c.isalnum() or c in "-_") or f"concept{i + 1}"
@@ -66,13 +63,13 @@ def user_concepts(images: Sequence[str], tokens: Sequence[str], inits: Sequence[
     return concepts
 
 
-def drawn_concept(name: str, folder: Path) -> DemoConcept:
-    """Draw a character's pictures (once) into a folder in kohya layout."""
+def drawn_concept(name: str, folder: Path, pixels: int) -> DemoConcept:
+    """Draw a character's pictures (once), that many pixels wide, into a folder in kohya layout."""
     from demo_model.draw import draw_concept
 
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(DRAWN_PICTURES):
-        picture, caption = draw_concept(name, seed, token="<TOK>")
+        picture, caption = draw_concept(name, seed, token="<TOK>", pixels=pixels)
         path = folder / f"{seed:02d}.png"
         if not path.exists():
             write_whole(path.with_suffix(".txt"), caption + "\n")

@@ -21,7 +21,7 @@ from ..gates.record import GateRecorder
 from ..pipelines import apply, generate, load_pipeline
 from ..pipelines.inputs import recorded_inputs
 from ..pipelines.job import Job
-from ..pipelines.loading import quiet_libraries
+from ..pipelines.loading import native_size, quiet_libraries
 from ..pipelines.train import evaluate, train_adapter
 from ..training.config.adapter import Method
 from ..training.config.config import TrainConfig
@@ -82,10 +82,10 @@ def open_model(path: Path | None) -> Any:
 
 
 def default_settings(pipe: Any, options: argparse.Namespace) -> DemoSettings:
-    """The embedded model trains all layers at its own 64 pixels; a real one its attention layers."""
+    """The embedded model trains all layers at its own size; a real one its attention layers."""
     embedded = options.model is None
-    factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-    size = pipe.unet.config.sample_size * factor if options.size is None else options.size
+    factor = int(pipe.vae_scale_factor)
+    size = native_size(pipe)[0] if options.size is None else options.size
     steps = options.steps
     if steps is None:
         steps = 2 if options.quick else 120 if embedded else 300

@@ -1,7 +1,7 @@
 """Numbers about pictures, read by the classifier that ships with the embedded model.
 
 Concept score: mean cosine similarity between the features of samples and of the concept's own pictures, −1
-… 1. Shapes: pictures become (N, 3, 64, 64) in [0, 1].
+… 1. Shapes: pictures become (N, 3, H, W) in [0, 1]; the classifier brings them to its own size.
 """
 
 from __future__ import annotations
@@ -18,13 +18,10 @@ from torch import Tensor
 from ..training.data.folder import find_examples, load_pictures
 from .concepts import BACKGROUNDS, DemoConcept
 
-CLASSIFIER_SIZE = 64
-
 
 def as_tensor(pictures: Sequence[Image.Image]) -> Tensor:
-    """(N, 3, 64, 64) in [0, 1]."""
-    resized = [p.convert("RGB").resize((CLASSIFIER_SIZE,) * 2, Image.Resampling.LANCZOS) for p in pictures]
-    arrays = np.stack([np.asarray(p, dtype=np.float32) for p in resized])
+    """Pictures of one size -> (N, 3, H, W) in [0, 1]."""
+    arrays = np.stack([np.asarray(p.convert("RGB"), dtype=np.float32) for p in pictures])
     return torch.from_numpy(arrays / 255).permute(0, 3, 1, 2)
 
 
@@ -40,7 +37,8 @@ class Scorer:
     def _features_of(self, concept: DemoConcept) -> Tensor:
         if concept.name not in self._known:
             examples = find_examples(concept.folder, concept.token)
-            pictures = load_pictures(examples, CLASSIFIER_SIZE, CLASSIFIER_SIZE) / 2 + 0.5
+            size = self._classifier.image_size
+            pictures = load_pictures(examples, size, size) / 2 + 0.5
             self._known[concept.name] = self._classifier.features(pictures)
         return self._known[concept.name]
 

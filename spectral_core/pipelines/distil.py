@@ -45,7 +45,7 @@ from ..training.objectives.towards_prediction import ResidualNoise
 from ..training.runs.place import Place
 from .applying import apply
 from .conditioning import Conditioning, encode, joined_rows
-from .loading import diffusion_of
+from .loading import diffusion_of, native_size
 
 _DRAWN_TOGETHER = 8
 
@@ -193,8 +193,7 @@ def _texts(
 ) -> dict[tuple[int | None, str], Conditioning]:
     """(concept, or None for the student, prompt) -> what the denoiser is told, under that adapter's text
     encoder and words."""
-    side = int(pipe.unet.config.sample_size) * int(pipe.vae_scale_factor)
-    size = job.size or (side, side)
+    size = job.size or native_size(pipe)
     found: dict[tuple[int | None, str], Conditioning] = {}
     for concept in (None, *dict.fromkeys(e.concept for e in shown)):
         adapter = student if concept is None else None if concept == BASE else taught[concept]

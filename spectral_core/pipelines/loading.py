@@ -40,8 +40,8 @@ EMBEDDED = Path(__file__).resolve().parents[2] / "demo_model"
 def load_pipeline(path: str | Path | None = None, dtype: torch.dtype = torch.float32) -> Any:
     """A diffusers text-to-image pipeline from a diffusers folder or one .safetensors checkpoint; no network.
 
-    Without a path it is the embedded model, whose pictures have 64 × 64 pixels. Raises SpectralAdapterError
-    where the path is neither, or diffusers is not installed.
+    Without a path it is the embedded model. Raises SpectralAdapterError where the path is
+    neither, or diffusers is not installed.
 
     >>> import spectral_core as sc
     >>> type(sc.load_pipeline()).__name__
@@ -51,6 +51,12 @@ def load_pipeline(path: str | Path | None = None, dtype: torch.dtype = torch.flo
         # The older name, because it is the one that every supported release of diffusers understands.
         warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)
         return _quiet(_open(EMBEDDED if path is None else Path(path), dtype))
+
+
+def native_size(pipe: Any) -> tuple[int, int]:
+    """(width, height) in pixels that the pipeline was trained for."""
+    side = int(pipe.unet.config.sample_size) * int(pipe.vae_scale_factor)
+    return side, side
 
 
 def quiet_libraries() -> None:

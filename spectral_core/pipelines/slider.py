@@ -40,7 +40,7 @@ from ..training.objectives.slider import (
 )
 from ..training.runs.place import Place
 from .conditioning import CaptionCache
-from .loading import diffusion_of, family_of, parts_of
+from .loading import diffusion_of, family_of, native_size, parts_of
 
 
 class SliderJob(SliderSettings):
@@ -76,7 +76,7 @@ def train_slider(
         shown = examples(job.neutral, job.positive, job.negative, job.preserve, job.samples)
         latents = _samples(pipe, job, shown[::2], config.seed)
         noise = SliderNoise(diffusion_of(pipe), job.start)
-        captions = CaptionCache(pipe, job.size or _size(pipe), keep=True)
+        captions = CaptionCache(pipe, job.size or native_size(pipe), keep=True)
 
         def predict(noisy: Tensor, timesteps: Tensor, prompts: Sequence[str]) -> Tensor:
             conditioning = captions.encode(prompts)
@@ -104,15 +104,10 @@ def train_slider(
     return named_run(output, config, known, begin, prepare, notes)
 
 
-def _size(pipe: Any) -> tuple[int, int]:
-    side = int(pipe.unet.config.sample_size) * int(pipe.vae_scale_factor)
-    return side, side
-
-
 @torch.no_grad()
 def _samples(pipe: Any, job: SliderJob, shown: Sequence[SliderExample], seed: int) -> Tensor:
     """Latents (N, C, h, w) of the frozen model's own pictures of the neutral prompts."""
-    width, height = job.size or _size(pipe)
+    width, height = job.size or native_size(pipe)
     parts = []
     for start in range(0, len(shown), 8):
         chunk = shown[start : start + 8]
