@@ -27,7 +27,6 @@ from spectral_core.demo import run as demo_run
 from spectral_core.demo.command import parser as demo_parser
 from spectral_core.demo.concepts import DemoConcept, fill_up
 from spectral_core.demo.scores import Scorer
-from spectral_core.fusion import fuse
 from spectral_core.pipelines import apply
 from spectral_core.pipelines.loading import EMBEDDED, native_size
 
@@ -67,7 +66,7 @@ def cell(pipe: Any, options: argparse.Namespace, rate: float, seed: int, folder:
         done = demo_run.train_one(pipe, concept, job, train, folder, name)
         losses.append(done.record["loss_after"])
         trained.append(done.adapter)
-    fused = fuse(trained, method=demo_run.FUSION_OF[options.method]).adapter
+    fused = demo_run.keep_each(pipe, concepts, trained, settings).adapter
     scorer = Scorer(EMBEDDED)
     drawn = {
         "alone": [[a] for a in trained],

@@ -16,9 +16,10 @@ from ..adapter.adapter import Adapter
 from ..analysis.spectra import layer_spectra
 from ..pipelines.loading import EMBEDDED
 from ..plots import contact_sheet, heatmap, line_plot, save_picture
+from ..training.data.folder import find_examples, load_pictures
 from ..whole_file import write_whole
 from .concepts import DemoConcept
-from .run import METHOD_NAMES, DemoSettings, Row, TrainedAdapter, columns
+from .run import METHOD_NAMES, DemoSettings, Row, TrainedAdapter, columns, own_columns
 from .scores import Scorer
 
 
@@ -49,7 +50,7 @@ def write_report(
         "concepts": concept_scores(concepts, rows, settings),
         "fusions": [fusion_record(row, concepts) for row in rows if row.fusion is not None],
     }
-    files = draw(output, rows, trained, prompts, settings)
+    files = draw(output, concepts, rows, trained, prompts, settings)
     report["files"] = {path.name: path.stat().st_size for path in files}
     report["seconds"] = time.perf_counter() - started
     write_whole(output / "report.json", json.dumps(report, indent=1))
@@ -72,7 +73,7 @@ def concept_scores(
     scorer = Scorer(EMBEDDED)
     found = []
     for position, concept in enumerate(concepts):
-        own = slice(position * settings.per_prompt, (position + 1) * settings.per_prompt)
+        own = own_columns(position, settings)
         scores = []
         for row in rows:
             pictures = row.pictures[own]
@@ -107,6 +108,7 @@ def fusion_record(row: Row, concepts: Sequence[DemoConcept]) -> dict[str, Any]:
 
 def draw(
     output: Path,
+    concepts: Sequence[DemoConcept],
     rows: Sequence[Row],
     trained: Sequence[TrainedAdapter],
     prompts: Sequence[str],
@@ -115,10 +117,10 @@ def draw(
     """The three pictures."""
     pictures = {
         "contact_sheet.png": contact_sheet(
-            [row.pictures for row in rows],
-            row_labels=[row.label for row in rows],
+            [learned_from(concepts, settings), *(row.pictures for row in rows)],
+            row_labels=["learned from", *(row.label for row in rows)],
             column_labels=list(prompts),
-            title="Two concepts, two methods: the same prompts and seeds in every row",
+            title="Two concepts, two methods: the same prompts and seeds in every row but the first",
         ),
         "spectrum.png": spectrum_plot(trained),
     }
@@ -129,6 +131,16 @@ def draw(
         save_picture(picture, output / name)
         paths.append(output / name)
     return paths
+
+
+def learned_from(concepts: Sequence[DemoConcept], settings: DemoSettings) -> list[Any]:
+    """Above each column a picture that its concept was trained on; a gap where there are too few."""
+    shown: list[Any] = []
+    for concept in concepts:
+        examples = find_examples(concept.folder, concept.token)[: settings.per_prompt]
+        tensors = load_pictures(examples, settings.size, settings.size) / 2 + 0.5
+        shown += [*tensors, *[None] * (settings.per_prompt - len(examples))]
+    return shown
 
 
 def gate_plot(rows: Sequence[Row]) -> Any | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -16,19 +16,21 @@ from ..adapter.adapter import Adapter
 from ..analysis.interference import crosstalk, retention
 from ..errors import SpectralAdapterError
 from ..files.adapter_file import load
-from ..fusion import FusionMethod, FusionReport, freeze, fuse
+from ..fusion import Fused, FusionReport, freeze, fuse
+from ..fusion.rounds import fuse_in_rounds
 from ..gates.record import GateRecorder
 from ..pipelines import apply, generate, load_pipeline
 from ..pipelines.inputs import recorded_inputs
 from ..pipelines.job import Job
 from ..pipelines.loading import native_size, quiet_libraries
+from ..pipelines.statistics import Looking, concept_statistics
 from ..pipelines.train import evaluate, train_adapter
+from ..statistics.moments import Statistics
 from ..training.config.adapter import Method
 from ..training.config.config import TrainConfig
 from ..training.engine.named_run import RUNS, START, Output
 from .concepts import DemoConcept
 
-FUSION_OF: dict[str, FusionMethod] = {"foura": "sum", "spectral_a": "spectral"}
 EMBEDDED_TARGETS = "down_blocks.*, mid_block.*, up_blocks.*"  # all but the four-channel layers at both ends
 METHOD_NAMES: dict[Method, str] = {"foura": "FouRA", "spectral_a": "Spectral A"}
 KEPT_EVERY = 20  # steps between checkpoints; writing one takes less than a step
@@ -64,12 +66,13 @@ class TrainedAdapter:
 
 @dataclass
 class Row:
-    """One row of the contact sheet: which adapters were on, and a picture per column."""
+    """One row of the contact sheet: the adapters that are on in each concept's columns, and a picture per
+    column."""
 
     label: str
-    adapters: list[Adapter]
+    adapters: list[list[Adapter]]
     pictures: list[Image.Image] = field(default_factory=list)
-    recorder: GateRecorder | None = None
+    recorder: GateRecorder | None = None  # of the first concept's pictures
     fusion: FusionReport | None = None
     retention: tuple[float | None, ...] = ()
     crosstalk: tuple[tuple[float | None, ...], ...] = ()
@@ -185,28 +188,44 @@ def train_one(
 def generate_rows(
     pipe: Any, concepts: list[DemoConcept], trained: list[TrainedAdapter], settings: DemoSettings
 ) -> list[Row]:
-    """Base, each adapter alone, stacked and fused: the same prompts and seeds in every row."""
-    rows = [Row("base model", [])]
-    rows += [
-        Row(f"{METHOD_NAMES[t.method]} {t.concept.token}", [t.adapter], recorder=_recorder(t.method))
-        for t in trained
-    ]
+    """The base model, then per method: each concept by its own adapter, both in one adapter, both simply
+    added. The same prompts and seeds in every row."""
+    rows = [Row("base model", [[]] * len(concepts))]
     fusions = []
-    if len(concepts) > 1:
-        for method, name in METHOD_NAMES.items():
-            alone = [t.adapter for t in trained if t.method == method]
-            fused = fuse(alone, method=FUSION_OF[method])
-            rows.append(Row(f"{name}: stacked", alone))
-            rows.append(Row(f"{name}: fused", [fused.adapter], fusion=fused.report))
+    for method, name in METHOD_NAMES.items():
+        alone = [t.adapter for t in trained if t.method == method]
+        each = "each alone" if len(concepts) > 1 else concepts[0].token
+        rows.append(Row(f"{name}: {each}", [[a] for a in alone], recorder=_recorder(method)))
+        if len(concepts) > 1:
+            fused = keep_each(pipe, concepts, alone, settings)
+            rows.append(
+                Row(f"{name}: in one adapter", [[fused.adapter]] * len(concepts), fusion=fused.report)
+            )
             fusions.append((rows[-1], fused.adapter, alone))
+            rows.append(Row(f"{name}: simply added", [alone] * len(concepts)))
     prompts, seeds = columns(concepts, settings)
     with tqdm(total=len(rows) * len(prompts), desc="pictures", unit="picture") as bar:
         for row in rows:
-            with apply(pipe, *row.adapters, recorder=row.recorder):
-                row.pictures = draw_pictures(pipe, prompts, seeds, settings, bar.update)
+            for position, adapters in enumerate(row.adapters):
+                own = own_columns(position, settings)
+                with apply(pipe, *adapters, recorder=None if position else row.recorder):
+                    row.pictures += draw_pictures(pipe, prompts[own], seeds[own], settings, bar.update)
     for row, adapter, alone in fusions:
         measure_fusion(pipe, concepts, settings, row, adapter, alone)
     return rows
+
+
+def keep_each(pipe: Any, concepts: list[DemoConcept], alone: list[Adapter], settings: DemoSettings) -> Fused:
+    """Both in one adapter that does what each does on what its layers see then: closed form, two looks."""
+    prompts = [c.prompts(settings.per_prompt, settings.embedded) for c in concepts]
+    looking = Looking(
+        guidance=settings.guidance, size=(settings.size, settings.size), seed=settings.seed, rounds=2
+    )
+
+    def look(under: Adapter | None) -> list[Mapping[str, Statistics]]:
+        return concept_statistics(pipe, alone, prompts, looking, under=under)
+
+    return fuse_in_rounds(look, lambda seen: fuse(alone, "closed-form", statistics=seen)).fused
 
 
 def draw_pictures(
@@ -249,6 +268,11 @@ def columns(concepts: list[DemoConcept], settings: DemoSettings) -> tuple[list[s
     """Prompts and seeds of the columns: per_prompt pictures for each concept."""
     prompts = [p for c in concepts for p in c.prompts(settings.per_prompt, settings.embedded)]
     return prompts, [1000 + settings.seed + i for i in range(len(prompts))]
+
+
+def own_columns(position: int, settings: DemoSettings) -> slice:
+    """Those of the concept at this position."""
+    return slice(position * settings.per_prompt, (position + 1) * settings.per_prompt)
 
 
 def _recorder(method: Method) -> GateRecorder | None:

@@ -55,12 +55,18 @@ def test_the_whole_job_and_its_reuse(tmp_path: Path) -> None:
     ]
     assert used[0] and used[1] and not used[0] & used[1], "each concept must have columns of its own"
     for fusion in report["fusions"]:
-        assert set(fusion["retention"]) == {"<bot>", "<fish>"}
+        assert set(fusion["retention"]) == {"<bot>", "<fish>"} and fusion["method"] == "closed-form"
+        assert all(kept > 0.5 for kept in fusion["retention"].values()), "adding them keeps less"
     assert {r["row"] for r in report["concepts"][0]["rows"]} >= {
         "base model",
-        "FouRA: stacked",
-        "Spectral A: fused",
+        "FouRA: each alone",
+        "FouRA: simply added",
+        "Spectral A: in one adapter",
     }
+
+    with Image.open(output / "contact_sheet.png") as sheet:
+        drawn = len(report["concepts"][0]["rows"])
+        assert sheet.height > (drawn + 1) * 192, "one row more: the pictures that were learned from"
 
     made = {path: path.read_bytes() for path in (output / "adapters").glob("*.safetensors")}
     assert demo.main(["--output", str(output), "--steps", "4"]) == 0
