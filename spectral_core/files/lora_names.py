@@ -118,6 +118,8 @@ def layout_of(modules: Iterable[str]) -> UNetLayout:
     return UNetLayout((), None, ())
 
 
+# what ComfyUI knows of a CLIP text encoder by kohya's names too; its other layers by their own alone
+_OF_KOHYA = re.compile(r"text_model\.encoder\.layers\.\d+\.(?:self_attn\.(?:[qkv]|out)_proj|mlp\.fc[12])")
 _PROCESSOR = re.compile(r"\.processor\.(to_[qkv]|to_out)$")
 
 
@@ -131,8 +133,9 @@ def layer_name(module: str, unet: UNetLayout | None = None) -> str:
         module = module.removesuffix(match[0]) + "." + _old_name(module, match[1])
     path = module.removeprefix(PEFT_PREFIX)
     for prefix, part in _TEXT_ENCODERS.items():
-        if path.startswith(prefix):
-            return part + keys.canonical_path(path.removeprefix(prefix))
+        inner = keys.canonical_path(path.removeprefix(prefix))
+        if path.startswith(prefix) and _OF_KOHYA.fullmatch(inner):
+            return part + inner
     if path.startswith(keys.NATIVE_PART + "."):
         return keys.from_native(path, keys.ModelLayout.sd1(unet or UNetLayout.sdxl())) or path
     if path.startswith(_UNET_STARTS):

@@ -193,6 +193,8 @@ def to_kohya(name: str, two_encoders: bool) -> str:
             f"layer {name}: kohya has no prefix for part {layer.part!r}, only for {', '.join(prefixes)}"
         )
     path = canonical_path(layer.path) if layer.part.startswith("text_encoder") else layer.path
+    if path == "text_projection":  # which readers know with a number alone
+        prefixes["text_encoder"] = "lora_te1_"
     return prefixes[layer.part] + path.replace(".", "_")
 
 

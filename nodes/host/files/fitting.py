@@ -23,6 +23,7 @@ from ....spectral_core.attach.targets import layer_shape
 from ....spectral_core.errors import SpectralAdapterError
 from ....spectral_core.files.lora_import import ImportedLoRA
 from ....spectral_core.files.lora_layers import layer_of_difference
+from ....spectral_core.files.lora_names import layer_name
 from ....spectral_core.maths.layers import LayerShape
 from ....spectral_core.names.layer_name import LayerName
 from ....spectral_core.names.spellings import KOHYA_PART, NATIVE_PART, in_lora_file
@@ -33,7 +34,9 @@ from ..model import places as keys
 
 @dataclass(frozen=True)
 class _Side:
-    """MODEL or CLIP: its patcher, the host's map of names, and this pack's names of its weights."""
+    """MODEL or CLIP: its patcher, the host's map of names, and this pack's names of its weights.
+
+    renames_all: it is the MODEL, whose weights all get this pack's names."""
 
     patcher: Any
     known: Mapping[str, Any]
@@ -57,6 +60,8 @@ class _Weight:
     @property
     def name(self) -> str:
         """This pack's name of the layer."""
+        if self.offset is None and not self.side.renames_all:
+            return layer_name(f"text_encoders.{self.path}")
         if self.offset is None:
             return self.side.ours.get(self.key, self.path)
         return f"{self.path}[{self.offset[1]}:{self.offset[1] + self.offset[2]}]"

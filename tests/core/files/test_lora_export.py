@@ -400,6 +400,7 @@ ALIASES = (
     *("diffusion_model.single_blocks.0.linear1_qkv", "double_blocks.0.img_attn.qkv"),  # Flux
     *("lora_unet_single_blocks_0_linear1", "lora_transformer_x_embedder", "lycoris_context_embedder"),
     *("lora_te3_encoder_block_0_layer_0_SelfAttention_q", "text_encoders.t5xxl.transformer.shared"),
+    *("text_encoders.clip_h.transformer.text_model.embeddings.token_embedding", "lora_te1_text_projection"),
     *("lora_unet__blocks_0_self_attn_q", "lora_prior_unet_down_blocks_0_1_mapper", "blocks.0.self_attn.q"),
 )
 

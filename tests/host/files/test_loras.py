@@ -24,6 +24,11 @@ def test_every_kind_is_what_it_is_to_the_host(checkout: Checkout, tmp_path: Path
     run_inside(checkout, "inside_lora_kinds.py", tmp_path)
 
 
+@pytest.mark.parametrize("checkout", checkouts())
+def test_every_name_of_a_text_encoder_is_read_as_by_the_host(checkout: Checkout, tmp_path: Path) -> None:
+    run_inside(checkout, "inside_lora_encoders.py", tmp_path)
+
+
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("checkout", checkouts())
 def test_every_name_is_read_as_by_the_host(checkout: Checkout, part: int, tmp_path: Path) -> None:
