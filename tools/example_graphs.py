@@ -254,8 +254,8 @@ def train_and_use() -> dict[str, Node]:
     on = ("apply", 0), ("apply", 1)
     nodes |= picture("trained", 1660, 0, *on, prompt, "The caption, with the trained adapter")
     nodes |= own_model(
-        420,
-        1200,
+        0,
+        1030,
         "Train Adapter: choose your folder as images, connect vae and clip, leave resolution and learning "
         "rate at 0. "
         "Little memory: Training: Memory with checkpointing full.",
@@ -278,23 +278,23 @@ def compare_adapters() -> dict[str, Node]:
     nodes = start(0, 0)
     nodes["stack"] = node(
         PREFIX + "AdapterStack",
-        (420, 0, 400, 360),
+        (420, 0, 460, 360),
         rows="examples/bot_spectral.safetensors | 1 | 1\nexamples/bot_foura.safetensors | 1 | 1",
     )
     nodes["compare"] = compared(
-        (860, 0, 900, 1150),
+        (920, 0, 900, 1150),
         adapters=("stack", 0),
         prompts="a <bot> on a red background\na large <bot> on a blue background, on the left",
         strengths="0.5, 1",
         methods="stacked, average, closed-form",
     )
     nodes["save"] = node(
-        "SaveImage", (1800, 0, 700, 560), images=("compare", 0), filename_prefix="spectral/compared"
+        "SaveImage", (1860, 0, 700, 560), images=("compare", 0), filename_prefix="spectral/compared"
     )
     nodes |= note(
         420,
         420,
-        400,
+        460,
         280,
         "**Which one is better?** Every column is drawn from the same prompts with the same noise, so that "
         "only the "

@@ -7,7 +7,7 @@ import { facts, mismatchOf, size } from "../../web/js/lib/card.mjs";
 import { asPoints, line, movedPoint, PRESETS, readPoints, SHAPES, widestGap, writePoints } from "../../web/js/lib/curve.mjs";
 import { isFree, nodeById } from "../../web/js/lib/page.mjs";
 import { exceptionText, inputErrors, keep, readKept, reports } from "../../web/js/lib/report.mjs";
-import { moved, readRows, writeRows } from "../../web/js/lib/stack.mjs";
+import { moved, readRows, shortName, writeRows } from "../../web/js/lib/stack.mjs";
 import { methodBehind, unread } from "../../web/js/lib/shown.mjs";
 import { columns, duration, emptyRun, gateCells, MOST_POINTS, numbers, sentence, short, take } from "../../web/js/lib/training.mjs";
 import { filesBehind, sentence as verdictOf } from "../../web/js/lib/verdict.mjs";
@@ -57,6 +57,11 @@ test("numbers say what there is, and nothing else", () => {
   assert.deepEqual(["held out", "best at step"].map((name) => Object.fromEntries(numbers(judged))[name]), ["0.25", "2"]);
   assert.deepEqual([short(0), short(1e-4), short(0.1234), short(null)], ["0", "1.0e-4", "0.123", "–"]);
   assert.deepEqual([duration(null), duration(59.6), duration(7260)], ["–", "1 min 0 s", "2 h 1 min"]);
+});
+
+test("a row calls its file by its bare name where that is the only one", () => {
+  const files = ["a/bot.safetensors", "b/bot.safetensors", "a/fish.v2.safetensors", "lora:c\\d.safetensors"];
+  assert.deepEqual(files.map((name) => shortName(name, files)), ["a/bot.safetensors", "b/bot.safetensors", "fish.v2", "d"]);
 });
 
 test("the rows of a stack and its text are the same", () => {

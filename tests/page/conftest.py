@@ -3,6 +3,8 @@
 Skipped with one line where there is no host with a front end, no Playwright, or no Chromium. The browser:
 $CHROMIUM, else ``chromium`` or ``google-chrome`` on the path. The front end is that of the host's Python;
 $COMFYUI_FRONT_END names folders of others, ``0.28.0=FOLDER``, several separated as in $PATH.
+Every wait is for something to be so, never for a time; $SPECTRAL_ADAPTERS_PATIENCE, a factor, makes what they
+wait at most longer on a slow machine.
 """
 
 from __future__ import annotations
@@ -23,6 +25,21 @@ from tests.host.booted import NO_HOST, Checkout, Host, HostUnusable, find_checko
 
 OLDEST = (0, 28)  # of the hosts whose front end these tests know
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu")
+PATIENCE = float(os.environ.get("SPECTRAL_ADAPTERS_PATIENCE", "1"))
+READY = """
+window.app?.graph && app.extensionManager?.workflow?.activeWorkflow?.changeTracker
+  && document.getElementById("spectral-styles")
+"""
+AT_REST = """
+() => {
+  const nodes = app.graph.nodes.map(n => [...n.pos, ...n.size, n.widgets?.length]);
+  const boxes = [...document.querySelectorAll(".spectral")].map(box => box.getBoundingClientRect());
+  const now = JSON.stringify([nodes, boxes]);
+  window.frames_at_rest = window.seen_before === now ? window.frames_at_rest + 1 : 0;
+  window.seen_before = now;
+  return window.frames_at_rest >= 10;
+}
+"""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -102,15 +119,23 @@ class Tab:
         for name, value in self.settings.items():
             url = f"http://127.0.0.1:{self.host.port}/settings/{name}"
             urllib.request.urlopen(urllib.request.Request(url, json.dumps(value).encode(), method="POST"))
-        self.page.goto(f"http://127.0.0.1:{self.host.port}/")
-        self.page.wait_for_function("window.app?.graph && window.app.extensionManager", timeout=60_000)
-        self.page.wait_for_timeout(1500)
+        self.page.goto(f"http://127.0.0.1:{self.host.port}/", timeout=60_000 * PATIENCE)
+        self.wait(READY)
+        self.settle()
+
+    def wait(self, condition: str, seconds: float = 60) -> None:
+        """Until a JavaScript expression is true."""
+        self.page.wait_for_function(f"() => {condition.strip()}", timeout=1000 * seconds * PATIENCE)
+
+    def settle(self) -> None:
+        """Until nothing of ours has moved or grown for ten frames."""
+        self.page.evaluate("() => void delete window.seen_before")
+        self.page.wait_for_function(AT_REST, timeout=60_000 * PATIENCE)
 
     def load(self, workflow: dict[str, Any]) -> None:
         self.page.evaluate("graph => window.app.loadGraphData(graph)", workflow)
-        count = len(workflow["nodes"])
-        self.page.wait_for_function(f"() => app.graph.nodes.length === {count}", timeout=60_000)
-        self.page.wait_for_timeout(800)
+        self.wait(f"app.graph.nodes.length === {len(workflow['nodes'])}")
+        self.settle()
 
     def node(self, kind: str, body: str) -> Any:
         """Run ``body`` with ``n``, the first node of a kind."""
@@ -119,9 +144,7 @@ class Tab:
 
     def until(self, kind: str, condition: str, seconds: float = 90) -> None:
         find = f"app.graph.nodes.find(n => n.comfyClass === 'SpectralAdapters_{kind}')"
-        self.page.wait_for_function(
-            f"() => {{ const n = {find}; return n && ({condition}); }}", timeout=1000 * seconds
-        )
+        self.wait(f"{{ const n = {find}; return n && ({condition}); }}", seconds)
 
     def put(self, kind: str, **values: Any) -> None:
         """Set widgets of the first node of a kind."""
@@ -150,7 +173,7 @@ class Tab:
         )
         sight = "app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; app.canvas.setDirty(true, true);"
         self.page.evaluate(f"() => {{ app.graph.clear(); {made} {sight} }}")
-        self.page.wait_for_timeout(800)
+        self.settle()
 
     def toggle_library(self) -> None:
         command = "Workspace.ToggleSidebarTab.spectral_adapters.library"
@@ -176,6 +199,7 @@ def opened(
         "Comfy.Graph.CanvasInfo": False,
     }
     context = chromium.new_context(viewport={"width": 1500, "height": 1000}, device_scale_factor=scale)
+    context.set_default_timeout(20_000 * PATIENCE)
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     try:
         tab = Tab(context, host, settings)

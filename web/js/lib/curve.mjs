@@ -4,7 +4,7 @@ import { addPageWidget, element, widgetNamed } from "./page.mjs";
 import { t, word } from "./words.mjs";
 
 export const STRENGTH = "SpectralAdapters_AdapterStrength";
-const [WIDTH, HEIGHT, EDGE] = [300, 84, 8];
+const [WIDTH, HEIGHT, EDGE] = [300, 84, 8]; // WIDTH: until it is seen
 const SVG = "http://www.w3.org/2000/svg";
 
 export const SHAPES = {
@@ -73,8 +73,8 @@ export function widestGap(points) {
 
 class Curve {
   constructor(node, host) {
-    Object.assign(this, { node, host });
-    this.svg = this.make("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, width: "100%", height: "100%", preserveAspectRatio: "none" });
+    Object.assign(this, { node, host, width: WIDTH });
+    this.svg = this.make("svg", { width: "100%", height: "100%", preserveAspectRatio: "none" });
     this.svg.setAttribute("aria-label", t("strength over the denoising"));
     const presets = Object.entries(PRESETS).map(([name, [curve, start, end, title]]) =>
       element("button", { type: "button", class: "spectral-preset", title: t(title), onclick: () => this.preset(curve, start, end) }, t(name)),
@@ -101,6 +101,15 @@ class Curve {
       };
     }
     addPageWidget(node, "strength_curve", this.box, 152);
+    new ResizeObserver(() => this.resize()).observe(this.plot);
+    this.draw();
+  }
+
+  // One unit is one pixel, so that points are round.
+  resize() {
+    const found = this.plot.clientWidth;
+    if (found < 50 || found === this.width) return;
+    this.width = found;
     this.draw();
   }
 
@@ -120,15 +129,15 @@ class Curve {
 
   at([place, strength]) {
     const low = this.low ?? 0;
-    return [EDGE + place * (WIDTH - 2 * EDGE), HEIGHT - EDGE - ((strength - low) / (this.high - low || 1)) * (HEIGHT - 2 * EDGE)];
+    return [EDGE + place * (this.width - 2 * EDGE), HEIGHT - EDGE - ((strength - low) / (this.high - low || 1)) * (HEIGHT - 2 * EDGE)];
   }
 
   placeOf(event) {
     const frame = this.svg.getBoundingClientRect();
-    const x = ((event.clientX - frame.left) / frame.width) * WIDTH;
+    const x = ((event.clientX - frame.left) / frame.width) * this.width;
     const y = ((event.clientY - frame.top) / frame.height) * HEIGHT;
     const strength = this.low + ((HEIGHT - EDGE - y) / (HEIGHT - 2 * EDGE)) * (this.high - this.low);
-    return [Math.min(1, Math.max(0, (x - EDGE) / (WIDTH - 2 * EDGE))), Math.round(20 * strength) / 20];
+    return [Math.min(1, Math.max(0, (x - EDGE) / (this.width - 2 * EDGE))), Math.round(20 * strength) / 20];
   }
 
   get points() {
@@ -175,6 +184,7 @@ class Curve {
   }
 
   draw() {
+    this.svg.setAttribute("viewBox", `0 0 ${this.width} ${HEIGHT}`);
     const drawn = line(this.value("curve"), this.value("start_percent"), this.value("end_percent"), this.value("custom_curve"));
     this.low = Math.min(0, ...drawn.map(([, strength]) => strength));
     this.high = Math.max(1, ...drawn.map(([, strength]) => strength));

@@ -6,6 +6,7 @@ import { t } from "./words.mjs";
 export const STACK = "SpectralAdapters_AdapterStack";
 export const SCHEDULES = ["", "linear in", "linear out", "cosine in", "cosine out", "bell"];
 const OFF = "#";
+const WIDTH = 460; // in which a row's file can be read
 
 export function readRows(text) {
   return text
@@ -34,6 +35,12 @@ export function moved(rows, from, to) {
   if (to < 0 || to >= found.length) return found;
   found.splice(to, 0, ...found.splice(from, 1));
   return found;
+}
+
+// What a row calls its file: without folder and ending, where no other file is called so.
+export function shortName(file, files) {
+  const bare = (name) => name.replace(/^lora:/, "").split(/[\\/]/).at(-1).replace(/\.[^.]*$/, "");
+  return files.some((other) => other !== file && bare(other) === bare(file)) ? file : bare(file);
 }
 
 class Stack {
@@ -83,8 +90,9 @@ class Stack {
         type: "number", step: "0.05", value: row[name], "aria-label": label, title: label, style: "width:48px",
         onchange: (event) => this.change(index, { [name]: Number(event.target.value) || 0 }),
       });
+    const label = (name) => (SCHEDULES.includes(name) ? name || t("always") : shortName(name, this.files));
     const options = (names, chosen) =>
-      [...new Set([...names, chosen])].map((name) => element("option", { value: name, selected: name === chosen }, name || t("always")));
+      [...new Set([...names, chosen])].map((name) => element("option", { value: name, selected: name === chosen }, label(name)));
     const select = (names, name, label, style) =>
       element(
         "select",
@@ -126,4 +134,5 @@ export function addStack(node, host) {
   widget.computeSize = () => [0, -4];
   if (widget.element) widget.element.style.display = "none";
   node.spectralStack = new Stack(node, host);
+  node.setSize([Math.max(WIDTH, node.size[0]), node.size[1]]);
 }
