@@ -5,7 +5,7 @@ import { test } from "node:test";
 
 import { facts, mismatchOf, size } from "../../web/js/lib/card.mjs";
 import { asPoints, line, movedPoint, PRESETS, readPoints, SHAPES, widestGap, writePoints } from "../../web/js/lib/curve.mjs";
-import { isFree, nodeById } from "../../web/js/lib/page.mjs";
+import { isFree, moveFree, nodeById } from "../../web/js/lib/page.mjs";
 import { exceptionText, inputErrors, keep, readKept, reports } from "../../web/js/lib/report.mjs";
 import { moved, readRows, shortName, writeRows } from "../../web/js/lib/stack.mjs";
 import { methodBehind, unread } from "../../web/js/lib/shown.mjs";
@@ -57,6 +57,15 @@ test("numbers say what there is, and nothing else", () => {
   assert.deepEqual(["held out", "best at step"].map((name) => Object.fromEntries(numbers(judged))[name]), ["0.25", "2"]);
   assert.deepEqual([short(0), short(1e-4), short(0.1234), short(null)], ["0", "1.0e-4", "0.123", "–"]);
   assert.deepEqual([duration(null), duration(59.6), duration(7260)], ["–", "1 min 0 s", "2 h 1 min"]);
+});
+
+test("a new node is put beside another where it lies over none", () => {
+  const graph = { nodes: [] };
+  const node = { graph, pos: [430, 100], size: [200, 100] };
+  graph.nodes.push({ pos: [430, 100], size: [300, 150] }, { pos: [600, 300], size: [100, 50] }, node);
+  moveFree(node);
+  assert.equal(node.pos[0], 430);
+  assert.ok(node.pos[1] >= 300 + 50 + 30 && node.pos[1] < 300 + 50 + 30 + 30);
 });
 
 test("a row calls its file by its bare name where that is the only one", () => {

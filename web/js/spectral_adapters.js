@@ -4,7 +4,7 @@
 
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
-import { allNodes, addStyles, isOurs, makeRoom, nodeById } from "./lib/page.mjs";
+import { allNodes, addStyles, isOurs, makeRoom, moveFree, nodeById } from "./lib/page.mjs";
 import { addReport, exceptionText, inputErrors, reports, restoreReport, showReport } from "./lib/report.mjs";
 import { addCard, LOADERS } from "./lib/card.mjs";
 import { addCurve, STRENGTH } from "./lib/curve.mjs";
@@ -60,6 +60,7 @@ const host = {
     const [x, y] = beside ? [beside.pos[0] + beside.size[0] + 30, beside.pos[1]] : app.canvas?.graph_mouse ?? [0, 0];
     node.pos = [x, y];
     (beside?.graph ?? app.canvas?.graph ?? app.graph).add(node);
+    if (beside) moveFree(node);
     const widget = node.widgets.find((each) => each.name === "adapter_name");
     widget.value = file;
     widget.callback?.(file);

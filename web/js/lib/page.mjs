@@ -87,14 +87,25 @@ export function makeRoom(node) {
   node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
 }
 
+const TITLE = 30; // the height of a node's title, which is above its place
+
 // Whether no other node of its graph reaches into a place, given as x, y, width and height.
 export function isFree(node, [x, y, width, height]) {
-  const title = 30;
   return (node.graph?.nodes ?? []).every((other) => {
-    const [left, top] = [other.pos[0], other.pos[1] - title];
+    const [left, top] = [other.pos[0], other.pos[1] - TITLE];
     const [right, bottom] = [left + other.size[0], other.pos[1] + other.size[1]];
     return other === node || left >= x + width || right <= x || top >= y + height || bottom <= y;
   });
+}
+
+// Moves a new node down until it lies over no other.
+export function moveFree(node) {
+  const [x, y] = node.pos;
+  const [width, height] = node.size;
+  const isOver = (top) => !isFree(node, [x, top - TITLE, width, height + TITLE]);
+  let top = y;
+  while (isOver(top) && top < y + 10000) top += TITLE;
+  node.pos = [x, top];
 }
 
 const STYLES = `
