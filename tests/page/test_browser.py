@@ -147,7 +147,7 @@ def test_a_report_is_kept_over_undo_and_reload(tab: Tab) -> None:
     tab.until("LoadFouRA", f"{TEXT}.includes('8 layers')")
     place = tab.node("LoadFouRA", "return n.pos[1]")
     tracked = "app.extensionManager.workflow.activeWorkflow.changeTracker"
-    tab.node("LoadFouRA", f"n.pos = [n.pos[0], n.pos[1] + 20]; {tracked}.checkState()")
+    tab.node("LoadFouRA", f"n.pos = [n.pos[0], n.pos[1] + 20]; {tracked}.captureCanvasState()")
     tab.page.evaluate("() => app.extensionManager.command.execute('Comfy.Undo')")
     tab.until("LoadFouRA", f"n.pos[1] === {place} && {TEXT}.includes('8 layers')", 10)
     tab.open()
