@@ -28,6 +28,7 @@ from ....spectral_core.training.objectives.diffusion import UNIFORM, Shares, dis
 from ..model import compat, noise, streaming
 
 _NO_DERIVATIVE = ("no autograd formula", "the derivative for", "not differentiable")
+_MISTAKES = (ValueError, TypeError, LookupError, AttributeError, AssertionError)
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -138,7 +139,7 @@ def ready(model: Any, precision: str, shape: Sequence[int], offload: str = "auto
         else:
             precision = DTYPES.get(compat.compute_dtype(patcher), "fp32")
         undo.enter_context(compat.in_training())
-        undo.enter_context(_kernels_explained(type(model.model).__name__))
+        undo.enter_context(_host_explained(type(model.model).__name__))
         options: dict[str, Any] = {"transformer_options": {"cond_or_uncond": [0]}}
         options["transformer_options"].update(patcher.model_options.get("transformer_options", {}))
         comfy.sampler_helpers.prepare_model_patcher(patcher, {}, options)
@@ -154,8 +155,9 @@ def ready(model: Any, precision: str, shape: Sequence[int], offload: str = "auto
 
 
 @contextmanager
-def _kernels_explained(name: str) -> Iterator[None]:
-    """A kernel without a derivative as an error that says what can be done; it stops the first step."""
+def _host_explained(name: str) -> Iterator[None]:
+    """A kernel without a derivative, and a model class that fails in code of its own (0.3.64's Hunyuan3D 2.1
+    only takes batches with a negative prompt), as errors that say so; they stop the first step."""
     try:
         yield
     except RuntimeError as error:  # NotImplementedError is one
@@ -167,6 +169,22 @@ def _kernels_explained(name: str) -> Iterator[None]:
             f"{name} cannot train on this ComfyUI: it computes with a kernel without a derivative ({said}). "
             "ComfyUI 0.28 and newer have a form of it for training: update ComfyUI"
         ) from error
+    except _MISTAKES as error:
+        where = _raised_in(error)
+        if not where.startswith("comfy."):
+            raise
+        raise SpectralAdapterError(
+            f"{name} cannot train on this ComfyUI: its own code failed in {where} "
+            f"({type(error).__name__}: {str(error)[:120]}). A newer ComfyUI may be able to: update it"
+        ) from error
+
+
+def _raised_in(error: BaseException) -> str:
+    """The module whose code raised it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
 
 
 def unload(patcher: Any) -> None:
