@@ -56,11 +56,14 @@ def find_host(pack):
 
 
 def find_webui(pack):
-    """The webui's folder that holds `pack` in its extensions, or None. A link counts at both ends."""
+    """The webui's folder that has `pack` among its extensions, or None. A link counts at both ends.
+
+    With --data-dir the extensions lie elsewhere; the webui runs this file with itself on PYTHONPATH.
+    """
     for folder in (pack.absolute(), pack.resolve()):
-        host = folder.parent.parent
-        if folder.parent.name == "extensions" and (host / "webui.py").is_file():
-            return host
+        for host in (folder.parent.parent, *map(Path, sys.path)):
+            if folder.parent.name == "extensions" and (host / "webui.py").is_file():
+                return host
     return None
 
 

@@ -136,6 +136,18 @@ def test_a_folder_called_extensions_alone_is_no_webui(install, tmp_path):
     assert install.find_webui(pack) is None
 
 
+def test_a_webui_whose_extensions_lie_elsewhere(install, tmp_path, monkeypatch, capsys):
+    """Its option --data-dir."""
+    webui(tmp_path)
+    pack = tmp_path / "data" / "extensions" / "spectral-adapters"
+    pack.mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", [str(pack), str(tmp_path / "webui"), "elsewhere"])
+    assert install.main(pack, (3, 10, 6), WEBUI.get) == 0
+    assert "ComfyUI" not in capsys.readouterr().out
+    monkeypatch.setattr(sys, "path", [str(pack)])
+    assert install.find_webui(pack) is None
+
+
 def test_as_the_manager_runs_it():
     run = subprocess.run([sys.executable, "install.py"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -199,7 +199,8 @@ def pictures(folder: Path) -> Path:
 
 def test_training_is_stopped_and_goes_on(webui: Webui) -> None:
     base = webui.picture(webui.concept)
-    settings = {"method": "lora", "rank": 2, "size": "64", "steps": 60, "targets": "*attn2.to_v"}
+    steps = 60 if webui.kind == "A1111" else 8  # the narrow model's take seconds
+    settings = {"method": "lora", "rank": 2, "size": "64", "steps": steps, "targets": "*attn2.to_v"}
     body = {
         "images": str(pictures(webui.data / "pictures")),
         "token": "<new>",
