@@ -21,6 +21,7 @@ from spectral_core.fusion.rounds import ROUNDS, ByConcept, fuse_in_rounds
 from spectral_core.fusion.sources import labels_of
 from spectral_core.pipelines.distil import DistilJob, distil
 from spectral_core.pipelines.job import Job as Concept
+from spectral_core.pipelines.loading import native_size
 from spectral_core.pipelines.statistics import Looking, concept_statistics
 from spectral_core.pipelines.train import train_adapter
 from spectral_core.plots.lines import line_plot
@@ -131,7 +132,7 @@ def train(
     output = _output(library, name, values, job)
     with _trains(), opened() as pipe:
         own = _only(Concept, values)
-        own.setdefault("size", _size(pipe))
+        own.setdefault("size", native_size(pipe))
         concept = Concept(images=images.strip(), token=token.strip(), cache=False, **own)
         job.say("looking at the pictures")
         done = train_adapter(pipe, concept, config, output)
@@ -177,7 +178,7 @@ def distilled(
     output = _output(library, asked.name or "distilled", values, job)
     with _trains(), opened() as pipe:
         own = _only(DistilJob, values)
-        own.setdefault("size", _size(pipe))
+        own.setdefault("size", native_size(pipe))
         settings = DistilJob(**own)
         loaded = [library.load(library.find(each)) for each in asked.names]
         adapters = [a.scaled(w) for a, w in zip(loaded, given, strict=True)]
@@ -224,7 +225,7 @@ def _looked_at(
     job: Job,
 ) -> Callable[[Adapter | None], ByConcept]:
     signs = [(w * a.strength > 0) - (w * a.strength < 0) for w, a in zip(weights, adapters, strict=True)]
-    looking = Looking(size=_size(pipe), rounds=ROUNDS)
+    looking = Looking(size=native_size(pipe), rounds=ROUNDS)
 
     def look(under: Adapter | None) -> ByConcept:
         def seen(place: int) -> None:
@@ -236,11 +237,6 @@ def _looked_at(
         return concept_statistics(pipe, adapters, prompts, looking, signs, seen, under)
 
     return look
-
-
-def _size(pipe: HostPipeline) -> tuple[int, int]:
-    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    return side, side
 
 
 def _ended(done: Trained, config: TrainConfig, library: Library) -> tuple[str, Any]:

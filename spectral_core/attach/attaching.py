@@ -27,9 +27,9 @@ from ..gates.formula import GateRuntime
 from ..methods import method_of
 from .dispatcher import Dispatcher
 from .factors import folded_together, term_name
+from .kinds import update_of
 from .placement import AttachReport, joined, place
 from .update import Control, LayerUpdate
-from .vectors import update_of
 
 
 class Attachment:

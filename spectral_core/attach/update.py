@@ -223,7 +223,7 @@ class LayerUpdate:
         rows, axis = self.name.rows, 1 if self.is_convolution else -1
         part = y if rows is None else y.narrow(axis, rows[0], rows[1] - rows[0])
         if self.is_convolution or z.dim() > 3 or z.dtype != y.dtype:
-            part.add_(expand(z, up, self.is_convolution).to(y.dtype), alpha=scale)
+            part.add_(expand(z, up, self.is_convolution, self.geometry.groups).to(y.dtype), alpha=scale)
         elif z.dim() == 3 and (per_row or torch.is_grad_enabled() or not part.is_contiguous()):
             part.baddbmm_(z, right, alpha=scale)
         elif z.dim() == 3:  # the product accumulates into y: no tensor of tokens × out besides y

@@ -1,4 +1,4 @@
-"""Updates of a module's vectors, a bias or the weight of a norm, and of transposed convolutions.
+"""Updates of a module's vectors: a bias, or the weight of a norm.
 
 LoRA files may hold such differences beside their matrices. Each is a layer of its own here, named after the
 parameter, with ΔW of one column; so strengths, schedules, fusion and files treat it as any other:
@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..maths.layers import as_fp32, channel_view, expand, spread
-from ..names.layer_name import LayerName
+from ..maths.layers import as_fp32
 from .update import LayerUpdate
 
 
@@ -97,27 +96,3 @@ class VectorUpdate(LayerUpdate):
 
 def _rows(y: Tensor, axis: int, rows: tuple[int, int]) -> Tensor:
     return y.narrow(axis, rows[0], rows[1] - rows[0])
-
-
-class TransposedUpdate(LayerUpdate):
-    """One adapter's update of a transposed convolution: up (in, R), then down (R, out, *kernel) walks."""
-
-    def _add(self, x: Tensor, y: Tensor, strength: float | Tensor, in_place: bool) -> Tensor:
-        x = x.to(y.device)
-        if self.name.rows is not None:  # of the weight, which begins with the inputs
-            x = _rows(x, 1, self.name.rows)
-        for piece in self.pieces:
-            scale, rows, folded = self._split(strength, piece)
-            down, up, _ = piece.ready(x.device, self._dtype_for(x), folded)
-            z = expand(x, up.mT, True)
-            if rows is not None:
-                z = z * channel_view(self._per_row(rows, z)[:, None], z, True)
-            y = y.add(spread(z, down, self.geometry, tuple(y.shape[2:])).to(y.dtype), alpha=scale)
-        return y
-
-
-def update_of(name: LayerName, module: nn.Module) -> type[LayerUpdate]:
-    """The class of the layer's update."""
-    if name.vector:
-        return VectorUpdate
-    return TransposedUpdate if getattr(module, "transposed", False) else LayerUpdate

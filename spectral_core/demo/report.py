@@ -120,7 +120,7 @@ def draw(
             [learned_from(concepts, settings), *(row.pictures for row in rows)],
             row_labels=["learned from", *(row.label for row in rows)],
             column_labels=list(prompts),
-            title="Two concepts, two methods: the same prompts and seeds in every row but the first",
+            title="The same prompts and seeds in every row but the first",
         ),
         "spectrum.png": spectrum_plot(trained),
     }

@@ -166,8 +166,8 @@ def _read(
                 f"{source.place}: tensor {key!r} belongs to a {kind} adapter; expected LoRA, LoHa, LoKr or "
                 "full differences. Convert it with the tool that made it, or use the host's own loader"
             )
-    modules_ = [found[0] for key in kept if (found := role_of(key))] + [m for m, _ in vectors.values()]
-    layout = unet or layout_of(modules_)
+    spelled = [found[0] for key in kept if (found := role_of(key))] + [m for m, _ in vectors.values()]
+    layout = unet or layout_of(spelled)
 
     def name_of(module: str) -> str:
         return module if keep_names else layer_name(module, layout)

@@ -101,13 +101,12 @@ def project(x: Tensor, down: Tensor, geometry: Geometry) -> Tensor:
     return convolve(x, down, None, geometry.stride, padding, geometry.dilation, geometry.groups)
 
 
-def expand(z: Tensor, up: Tensor, is_convolution: bool) -> Tensor:
-    """y = up · z with ``up`` (out, R): a linear layer, or a convolution with a 1×1 kernel, in as many groups
-    as z has R."""
+def expand(z: Tensor, up: Tensor, is_convolution: bool, groups: int = 1) -> Tensor:
+    """y = up · z with ``up`` (out, R): a linear layer, or a convolution with a 1×1 kernel, in ``groups``
+    groups of which z has R each."""
     if not is_convolution:
         return F.linear(z, up)
     space = z.dim() - 2
-    groups = max(1, z.shape[1] // max(1, up.shape[1]))
     return _CONVOLUTIONS[space](z, up.reshape(*up.shape, *(1,) * space), groups=groups)
 
 

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from ....spectral_core.adapter.schedule import Schedule
+from ....spectral_core.attach.kinds import update_of
 from ....spectral_core.attach.update import Control
-from ....spectral_core.attach.vectors import update_of
 from ....spectral_core.gates.formula import GateRuntime
 from ..model import compat, memory, noise
 from ..model.places import Place

@@ -8,7 +8,6 @@ Shapes: :mod:`..objectives.losses`.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import traceback
 from collections.abc import Iterator, Sequence
@@ -25,13 +24,13 @@ from ..config.config import TrainConfig
 from ..objectives.losses import Setup, held_out_loss
 from ..runs import checkpoint, distributed, rng, schema
 from ..runs.checkpoint import State
-from ..runs.events import Clock, EventLog, Listener, Smoothed
+from ..runs.events import EventLog, Listener
 from ..runs.interrupts import after_the_block
 from ..runs.memory_errors import ADVICE, is_out_of_memory
 from ..runs.outcome import Best
-from ..runs.place import Run, differences, locked
+from ..runs.place import Run, locked
 from . import checkpointing as memory
-from . import checks, divergence, gate_judgement, gates, validation
+from . import checks, divergence, gate_judgement, gates, progress, validation
 from .stepper import Moment, Stepper
 from .ungated import ungated_loss
 
@@ -58,10 +57,7 @@ class Trainer:
         self.setup, self.config, self.method, self.run, self.result = setup, config, method, run, result
         self.world = distributed.world(config.processes)
         self.stepper = Stepper(setup, config, method, self.world)
-        self.watch = divergence.Watch(config.explosion)
-        self.validation = validation.Validation()
-        self.smoothed = Smoothed()
-        self.clock = Clock()
+        self.progress = progress.Progress(divergence.Watch(config.explosion), result.losses)
         self.folder = run.folder if self.world.is_main else None  # where this process writes
         self.log = EventLog(self.folder, run.listener)
         self._step_listener = listener
@@ -79,7 +75,8 @@ class Trainer:
         """Train; see :func:`.loop.train`."""
         with self.under_way():
             try:
-                while self.step < self.config.steps and not self.validation.exhausted(self.config.patience):
+                checked, patience = self.progress.validation, self.config.patience
+                while self.step < self.config.steps and not checked.exhausted(patience):
                     self.advance()
             except KeyboardInterrupt:
                 self.result.stopped = True
@@ -128,33 +125,23 @@ class Trainer:
             ) from error
 
     def _taken_over(self, found: State) -> list[str]:
-        if unlike := differences(found.values["identity"], self._identity()):
-            raise SpectralAdapterError(
-                f"run folder {self.run.folder}: holds a run with other settings ({'; '.join(unlike[:4])}): "
-                "use those, or another folder"
-            )
-        done, planned, wanted = int(found.values["step"]), int(found.values["steps"]), self.config.steps
-        if done > wanted:
-            raise SpectralAdapterError(
-                f"steps {wanted}: the run in {self.run.folder} has made {done} already; ask for more, or use "
-                "another folder"
-            )
-        self._restore(found)
+        planned, wanted = int(found.values["steps"]), self.config.steps
+        done = progress.steps_done(found, self._identity(), wanted, self.run.folder)
+        self.stepper.restore(found)
+        self.progress.restore(found, bool(self.setup.held_out))
+        self.result.resumed_at = self._saved_at = done
+        self.good.keep(done)
         self.log.forget_after(done)
         self.log.say("resume", done, {"steps": wanted})
         if planned == wanted:
             return []
         self.stepper.start = done
-        self.validation.since = 0
-        return [
-            f"the run {'was finished' if done == planned else 'stood'} at step {done} of {planned}; going on "
-            f"to {wanted} is a new schedule: warm-up, learning rate and gate temperature start afresh at "
-            f"step {done}, so the result is not that of {wanted} steps in one go"
-        ]
+        self.progress.validation.since = 0
+        return [progress.new_schedule(done, planned, wanted)]
 
     def _finish(self) -> TrainResult:
         result = self.result
-        result.held_out = self.validation.losses
+        result.held_out = self.progress.validation.losses
         if self._saved_at != self.step:
             self._checkpoint("stopped" if result.stopped else "finished")
         learned = gate_judgement.learned(self.setup, self.stepper)
@@ -162,14 +149,14 @@ class Trainer:
         self._offer_best()
         if learned is not None:
             self._judge_gates(learned)
-        result.seconds = self.clock.seconds
+        result.seconds = self.progress.clock.seconds
         kind = "stopped" if result.stopped else "finished"
-        self.log.say(kind, self.step, {"seconds": result.seconds, "loss": self.smoothed.value})
+        self.log.say(kind, self.step, {"seconds": result.seconds, "loss": self.progress.smoothed.value})
         return result
 
     def _offer_best(self) -> None:
         """The best state to whoever asked for it; with patience it is the result."""
-        found, kept = self.validation, self.validation.kept
+        found, kept = self.progress.validation, self.progress.validation.kept
         if kept is None or found.best_step == self.step or self.result.stopped:
             return
         named, attachments = self.stepper.named, self.setup.attachments
@@ -220,9 +207,9 @@ class Trainer:
             raise
         with after_the_block():
             self.stepper.update()
-            self.result.losses.append(loss)
-            self.smoothed.add(loss)
-        pace = self.clock.tick()
+            self.progress.losses.append(loss)
+            self.progress.smoothed.add(loss)
+        pace = self.progress.clock.tick()
         self._report(loss, norm, pace, self._validate())
         every = self.run.checkpoint_every
         if every and self.step % every == 0 and self.step < self.config.steps:
@@ -264,9 +251,10 @@ class Trainer:
                 loss = float(mean)
             frozen_from = gates.plan(self.config, self.stepper.start).frozen_from
             counts = not self.config.freeze_gates or self.step >= frozen_from
-            if self.validation.add(self.step, loss, counts):
-                self.validation.kept = validation.snapshot(self.stepper.named, self.setup.attachments)
-        self.clock.skip()
+            found = self.progress.validation
+            if found.add(self.step, loss, counts):
+                found.kept = validation.snapshot(self.stepper.named, self.setup.attachments)
+        self.progress.clock.skip()
         return loss
 
     def _report(self, loss: float, norm: float, pace: float, held_out: float | None) -> None:
@@ -275,18 +263,18 @@ class Trainer:
         values: dict[str, Any] = {
             "steps": self.config.steps,
             "loss": loss,
-            "smoothed_loss": self.smoothed.value,
+            "smoothed_loss": self.progress.smoothed.value,
             "learning_rate": next(iter(rates.values())),
             "learning_rates": rates,
             "gradient_norm": norm,
-            "seconds": self.clock.seconds,
+            "seconds": self.progress.clock.seconds,
             "steps_per_second": 1 / pace if pace > 0 else 0.0,
             "seconds_left": pace * (self.config.steps - self.step),
         }
         if self.stepper.preserved is not None:
             values["preservation_loss"] = self.stepper.preserved
         if held_out is not None:
-            values |= {"held_out_loss": held_out, "best_step": self.validation.best_step}
+            values |= {"held_out_loss": held_out, "best_step": self.progress.validation.best_step}
         if opened:
             values["open_share"] = self.stepper.open_gates.share(opened)
             values["temperature"] = self.setup.attachments[0].gates.temperature
@@ -306,9 +294,9 @@ class Trainer:
             raise self._diverged(f"the loss became {loss}", self.stepper.culprit(before))
         if not math.isfinite(norm) and self.stepper.scaler is None:
             raise self._diverged("the gradient is not finite", self.stepper.culprit(before))
-        exploded, good = self.watch.add(loss, power)
+        exploded, good = self.progress.watch.add(loss, power)
         if exploded:
-            text = f"the loss explodes ({loss:.3g}, it began at {self.watch.first[0]:.3g})"
+            text = f"the loss explodes ({loss:.3g}, it began at {self.progress.watch.first[0]:.3g})"
             raise self._diverged(text, f", most changed {self.good.most_changed()}")
         if good:
             self.good.keep(self.step)
@@ -368,7 +356,7 @@ class Trainer:
         with self._as_used():
             pictures = self.run.sampler(self.step)
         self.log.say("sample", self.step, {"files": self._save_pictures(pictures)})
-        self.clock.skip()
+        self.progress.clock.skip()
 
     def _save_pictures(self, pictures: Sequence[Image]) -> list[str]:
         if self.folder is None:
@@ -396,42 +384,13 @@ class Trainer:
         self.result.checkpoint, self._saved_at = path, self.step
         checkpoint.keep_newest(self.folder, self.run.keep)
         self.log.say("checkpoint", self.step, {"file": path.name, "reason": reason})
-        self.clock.skip()
+        self.progress.clock.skip()
 
     def _identity(self) -> dict[str, Any]:
-        """What a checkpoint must share with the run that resumes it; the steps may differ."""
-        config = {k: v for k, v in self.config.as_dict().items() if k not in ("steps", "processes")}
-        shapes = repr([(name, tuple(p.shape)) for name, p in self.stepper.named])
-        return {
-            "method": self.method,
-            "config": config,
-            "parameters": hashlib.sha256(shapes.encode()).hexdigest()[:16],
-            "examples": len(self.setup.latents),
-            "processes": self.world.size,
-            **({"held_out": list(self.setup.held_out)} if self.setup.held_out else {}),
-        }
+        return progress.identity(self.setup, self.config, self.method, self.stepper.named, self.world.size)
 
     def _state(self) -> State:
         found = self.stepper.state()
-        found.tensors["losses"] = torch.tensor(self.result.losses, dtype=torch.float64)
-        found.values |= {
-            "identity": self._identity(),
-            "steps": self.config.steps,
-            "seconds": self.clock.seconds,
-            "smoothed": [self.smoothed.total, self.smoothed.weight],
-            "watch": self.watch.state(),
-        }
-        if self.setup.held_out:
-            found.put("validation", self.validation.state())
+        found.values |= {"identity": self._identity(), "steps": self.config.steps}
+        self.progress.put_into(found, bool(self.setup.held_out))
         return found
-
-    def _restore(self, found: State) -> None:
-        self.stepper.restore(found)
-        self.result.losses = found.tensors["losses"].tolist()
-        self.result.resumed_at = self._saved_at = self.step
-        self.clock = Clock(before=float(found.values["seconds"]))
-        self.smoothed = Smoothed(self.smoothed.beta, *found.values["smoothed"])
-        self.watch.restore(found.values["watch"])
-        if self.setup.held_out:
-            self.validation.restore(found.part("validation"))
-        self.good.keep(self.step)
