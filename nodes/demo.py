@@ -45,5 +45,5 @@ class LoadDemoModel:
     def load(self) -> dict[str, Any]:
         from .host.demo import model as demo_model
 
-        model, clip, vae, latent = demo_model.load()
-        return {"ui": {"text": (DESCRIPTION,)}, "result": (model, clip, vae, DESCRIPTION, latent)}
+        result = (*demo_model.load(), DESCRIPTION, demo_model.empty_latent())
+        return {"ui": {"text": (DESCRIPTION,)}, "result": result}

@@ -23,9 +23,9 @@ from ....spectral_core.errors import SpectralAdapterError
 from . import weights as demo
 
 
-def load() -> tuple[Any, Any, Any, dict[str, torch.Tensor]]:
-    """(MODEL, CLIP, VAE, LATENT), new objects with weights of their own at every call."""
-    return load_model(), load_clip(), load_vae(), empty_latent()
+def load() -> tuple[Any, Any, Any]:
+    """(MODEL, CLIP, VAE), new objects with weights of their own at every call."""
+    return load_model(), load_clip(), load_vae()
 
 
 def empty_latent() -> dict[str, torch.Tensor]:

@@ -36,7 +36,7 @@ def changed(patcher, context):
 
 
 with torch.inference_mode():
-    model, clip, *_ = pack("nodes.host.demo.model").load()
+    model, clip, _ = pack("nodes.host.demo.model").load()
     context = condition()[0][0]
     tensors = trained(model)
     convolutions = [n for n in tensors if n.endswith("in_layers.2.lora_down.weight")]

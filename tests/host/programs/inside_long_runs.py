@@ -57,7 +57,7 @@ def cycle(number, model, clip, words):
 
 
 with torch.inference_mode():
-    model, clip, *_ = pack("nodes.host.demo.model").load()
+    model, clip, _ = pack("nodes.host.demo.model").load()
     write(model)
     words = condition()
     base = sample(model, words, steps=2)
