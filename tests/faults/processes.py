@@ -49,7 +49,7 @@ def with_memory(spare: int, work: Callable[[], None]) -> None:
         size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         resource.setrlimit(resource.RLIMIT_AS, (size, hard))
-        # What earlier tests freed stays with the process, and would be had on top of ``spare``: it is used up.
+        # What earlier tests freed stays with the process, and came on top of ``spare``: it is used up.
         used_up = []
         with suppress(MemoryError):
             while True:
