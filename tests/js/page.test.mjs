@@ -94,8 +94,8 @@ test("curves are drawn as the core computes them", () => {
 });
 
 test("a card says what is known", () => {
-  const shown = facts({ method: ["foura"], rank: [4, 4], layers: 8, base: "", steps: null, bytes: 74752, date: "2026-11-27" });
-  assert.deepEqual(shown, [["", "foura"], ["rank", "4"], ["layers", "8"], ["base", "not said"], ["", "73 KiB"], ["", "2026-11-27"]]);
+  const shown = facts({ method: ["foura", "spectral_a"], rank: [4, 4], layers: 8, base: "", steps: null, bytes: 74752, date: "2026-11-27" });
+  assert.deepEqual(shown, [["", "FouRA, Spectral A"], ["rank", "4"], ["layers", "8"], ["base", "not said"], ["", "73 KiB"], ["", "2026-11-27"]]);
   assert.equal(size(3.5 * 2 ** 20), "3.5 MiB");
 });
 

@@ -9,11 +9,12 @@ export const LOADERS = {
   SpectralAdapters_LoadLoRAAsAdapter: ["lora_name", "lora"],
 };
 const HEIGHT = 88;
+const METHODS = { foura: "FouRA", spectral_a: "Spectral A", spectral_r: "Spectral R", lora: "LoRA", orthogonal: "OFT" };
 
 // The words of a card: pairs of a name and a value.
 export function facts(card) {
   const found = [];
-  if (card.method?.length) found.push(["", card.method.join(", ")]);
+  if (card.method?.length) found.push(["", card.method.map((name) => METHODS[name] ?? name).join(", ")]);
   if (card.rank?.length) found.push([t("rank"), span(card.rank)]);
   if (card.layers) found.push([t("layers"), String(card.layers)]);
   found.push([t("base"), card.base || t("not said")]);
