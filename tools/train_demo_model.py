@@ -3,11 +3,11 @@
     python tools/train_demo_model.py all --device cuda      # minutes
     python tools/train_demo_model.py unet --workers 2       # one stage, on the CPU; goes on where it stopped
 
-Stages: data, autoencoder, tokenizer, text (the text encoder's first lesson), latents, unet, decoder (of the
-autoencoder alone, longer), classifier, evaluate. Each reads what the ones before it left in
-``.cache/demo_model`` (or the folder in ``DEMO_MODEL_CACHE``) and ``demo_model_next``. Autoencoder, unet and
-decoder go on from their last checkpoint in the cache, unet and decoder else from the weights in
-``demo_model_next``: there data, latents and unet are enough. Needs the pipelines extra (diffusers,
+Stages: data, autoencoder, tokenizer, text (the text encoder's first lesson), latents, unet, redraw and
+decoder (the autoencoder's decoder longer, on latents as the sampler leaves them), classifier, evaluate. Each
+reads what the ones before it left in ``.cache/demo_model`` (or the folder in ``DEMO_MODEL_CACHE``) and
+``demo_model_next``. Autoencoder, unet and decoder go on from their last checkpoint in the cache, or else from the
+weights in ``demo_model_next``: there data, latents and unet are enough. Needs the pipelines extra (diffusers,
 transformers).
 """
 
@@ -20,7 +20,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-STAGES = ("data", "autoencoder", "tokenizer", "text", "latents", "unet", "decoder", "classifier", "evaluate")
+STAGES = (
+    "data",
+    "autoencoder",
+    "tokenizer",
+    "text",
+    "latents",
+    "unet",
+    "redraw",
+    "decoder",
+    "classifier",
+    "evaluate",
+)
 PARALLEL = ("autoencoder", "unet", "decoder")
 
 
@@ -45,6 +56,10 @@ def run(stage: str, device: str, limits: dict[str, Any], workers: int) -> None:
         from tools.demo_training import unet
 
         unet.encode_pictures(device)
+    elif stage == "redraw":
+        from tools.demo_training import redraw
+
+        redraw.redraw(device)
     elif stage == "classifier":
         from tools.demo_training import reader
 

@@ -3,7 +3,8 @@
 The model's first version (64 x 64) is trained on at twice the size, encoder and decoder together, with a
 little noise on the latents as a sampler leaves it: L1 + L2 / 2 + half of the L1 on the differences between
 neighbours, which keeps edges and faces sharp. At the end the latents' spread is folded into the 1 x 1
-convolutions. Later the decoder alone can be trained longer ("decoder"): then the denoiser's data stay.
+convolutions. Later the decoder alone is trained longer ("decoder"), half on latents that the denoiser redrew:
+then the denoiser's data stay.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ from .quick import quicken
 SCALING = 0.18215
 STEPS, DECODER_STEPS, BATCH, LEARNING_RATE, DECAY = 1500, 1500, 8, 6e-4, 0.99
 NOISE = 0.06  # the most, of the latents' spread
+REDRAWN = (
+    CACHE / "redrawn.pt"
+)  # latents as the sampler leaves them, {"pictures": (N, 4, 32, 32), "doodles": ...}
 CONFIG = {
     "in_channels": 3,
     "out_channels": 3,
@@ -132,12 +136,16 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.spent = state["step"], state["seconds"]
 
-    def update(self, target: Tensor, factor: float, workers: int) -> float:
+    def update(self, target: Tensor, factor: float, workers: int, redrawn: Tensor | None = None) -> float:
+        """One step; ``redrawn``: latents of the same pictures, for half of the batch."""
         for group in self.optimiser.param_groups:
             group["lr"] = LEARNING_RATE * factor
         with torch.autocast(self.device, torch.bfloat16):
-            latents = self.model.encode(target).latent_dist.mode()
-            output = self.model.decode(roughen(latents)).sample
+            latents = roughen(self.model.encode(target).latent_dist.mode())
+            if redrawn is not None:
+                chosen = torch.rand(len(latents), 1, 1, 1, device=latents.device) < 0.5
+                latents = torch.where(chosen, redrawn.to(latents), latents)
+            output = self.model.decode(latents).sample
         loss = loss_of(target, output)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -171,11 +179,22 @@ def train(
     trainer.resume()
     torch.manual_seed(SEED + 8 + 100 * trainer.step + rank)
     data, shares = (pictures(), pictures("doodles")), (BATCH - BATCH * 3 // 8, BATCH * 3 // 8)
+    redrawn: list[Tensor] = []
+    if part == "decoder":
+        redrawn = list(torch.load(REDRAWN, weights_only=True).values())
+        data = tuple(d[: len(r)] for d, r in zip(data, redrawn, strict=True))
     streams = [batches(len(d), n, SEED + 8 + trainer.step) for d, n in zip(data, shares, strict=True)]
     budget, saved = Budget(steps, spent=trainer.spent, warmup=20), 0.0
     while trainer.step < steps:
-        images = np.concatenate([d[next(s)] for d, s in zip(data, streams, strict=True)])[rank::workers]
-        loss = trainer.update(to_tensor(images).to(device) * 2 - 1, budget.factor(trainer.step), workers)
+        chosen = [next(s) for s in streams]
+        images = np.concatenate([d[i] for d, i in zip(data, chosen, strict=True)])[rank::workers]
+        latents = [r[torch.from_numpy(i)] for r, i in zip(redrawn, chosen, strict=False)]
+        loss = trainer.update(
+            to_tensor(images).to(device) * 2 - 1,
+            budget.factor(trainer.step),
+            workers,
+            torch.cat(latents)[rank::workers] if latents else None,
+        )
         if rank == 0 and trainer.step % 20 == 0:
             print(f"{part} {trainer.step} loss {loss:.4f} {budget.seconds():.0f}s", flush=True)
         if rank == 0 and (trainer.step in (50, steps) or trainer.step % 100 == 0):

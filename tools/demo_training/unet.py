@@ -75,15 +75,15 @@ SCHEDULE = {
 }
 GUIDANCE, STEPS = 4.0, 20
 EMPTY_CAPTIONS = 0.1
+EARLY = 0.35  # of the times; 0.6 in the first 8,700 steps
 LOOK_EVERY = 500
 STEPS_TRAINED, BATCH, LEARNING_RATE, DECAY = 20_000, 16, 1e-3, 0.999
 
 
 def build_pipeline(unet: nn.Module, text: nn.Module, device: str = "cpu") -> StableDiffusionPipeline:
     """The whole pipeline around these two; the autoencoder and the tokenizer come from the folder."""
-    vae = AutoencoderKL.from_pretrained(MODEL / "vae").float().to(device)
     pipeline = StableDiffusionPipeline(
-        vae=vae, text_encoder=text, tokenizer=load_tokenizer(), unet=unet,
+        vae=load_vae(device), text_encoder=text, tokenizer=load_tokenizer(), unet=unet,
         scheduler=DDIMScheduler(**SCHEDULE),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
@@ -130,9 +130,9 @@ class Trainer:
         return ids.to(self.device)
 
     def times(self, count: int) -> Tensor:
-        """Mostly where the noise still hides the object, so that the text must place and shape it."""
+        """Rather where the noise still hides the object, so that the text must place and shape it."""
         early, anywhere = torch.randint(500, 1000, (count,)), torch.randint(0, 1000, (count,))
-        return torch.where(torch.rand(count) < 0.6, early, anywhere).to(self.device)
+        return torch.where(torch.rand(count) < EARLY, early, anywhere).to(self.device)
 
     def loss(self, latents: Tensor, context: Tensor) -> Tensor:
         t = self.times(len(latents))
@@ -210,12 +210,14 @@ def load_text() -> CLIPTextModel:
     return model.eval().requires_grad_(False)
 
 
+def load_vae(device: str) -> AutoencoderKL:
+    return AutoencoderKL.from_pretrained(MODEL / "vae").float().to(device).eval()
+
+
 @torch.no_grad()
 def encode_pictures(device: str, count: int = ENCODED, part: int = 500) -> None:
     """Draw the denoiser's pictures and keep only their latents, scaled, in half precision, in the cache."""
-    model = AutoencoderKL.from_pretrained(MODEL / "vae").float().to(device).eval()
-    quicken(model)
-    parts = []
+    model, parts = quicken(load_vae(device)), []
     for start in range(0, count, part):
         images = np.stack([np.asarray(picture(i)[1]) for i in range(start, min(start + part, count))])
         with torch.autocast(device, torch.bfloat16):
