@@ -6,6 +6,8 @@ import re
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from demo_model.grounds import GROUNDS
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from tools.demo_training import autoencoder, common, reader, text_warmup, unet  # noqa: E402
+from tools.demo_training import autoencoder, common, reader, redraw, text_warmup, unet  # noqa: E402
 from tools.demo_training.quick import QuickGroupNorm  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -207,3 +209,35 @@ def test_the_autoencoder_goes_on_from_the_folder(tmp_path: Path, monkeypatch: py
         assert on.step == step and (on.model.decoder.conv_out.bias == 0.25).all()
         frozen = not on.model.encoder.conv_in.weight.requires_grad
         assert frozen == (part == "decoder"), "the denoiser has learned this encoder's latents"
+
+
+def test_what_is_redrawn_stays_the_picture() -> None:
+    """After any number of last steps, with a denoiser that is never wrong: to the noise of the very last."""
+    redrawing = redraw.Redrawing("cpu")
+    latents = torch.randn(2, 4, 32, 32)
+
+    class Knowing(nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor, _: torch.Tensor) -> Any:
+            alpha = redrawing.sampler.alphas_cumprod[int(t)]
+            a, s, wanted = alpha.sqrt(), (1 - alpha).sqrt(), latents.repeat(2, 1, 1, 1)
+            return SimpleNamespace(sample=a * (x - a * wanted) / s - s * wanted)
+
+    redrawing.unet = Knowing()
+    for steps in (1, redraw.LATEST):
+        again = redrawing(latents, ["a red star", ""], steps)
+        assert 0 < (again - latents).abs().max() < 0.2
+
+
+def test_the_decoder_learns_from_redrawn_latents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the batch: from latents of nothing the same pictures cannot come back; the encoder stays."""
+    monkeypatch.setattr(autoencoder, "CACHE", tmp_path)
+    monkeypatch.setattr(autoencoder, "examples", dict)
+    target = torch.stack([torch.full((3, 128, 128), value) for value in (-0.8, -0.3, 0.3, 0.8)])
+    losses = []
+    for redrawn in (None, torch.zeros(4, 4, 32, 32)):
+        trainer = autoencoder.Trainer("cpu", "decoder")
+        before = trainer.model.encoder.conv_in.weight.clone()
+        torch.manual_seed(0)
+        losses.append(trainer.update(target, 1.0, 1, redrawn))
+        assert torch.equal(trainer.model.encoder.conv_in.weight, before)
+    assert losses[1] > 2 * losses[0]
