@@ -52,16 +52,20 @@ def _texture(shape: str, rng: np.random.Generator) -> str:
 
 
 def random_picture(
-    rng: np.random.Generator, evaluation: bool = False, pair: bool | None = None, empty: float = 0.03
+    rng: np.random.Generator,
+    evaluation: bool = False,
+    pair: bool | None = None,
+    empty: float = 0.03,
+    creatures: float = 0.18,
 ) -> Picture:
     """A picture of the training distribution, or with ``evaluation`` of held-out combinations only.
 
-    ``pair`` asks for two objects (True), one (False) or either.
+    ``pair`` asks for two objects (True), one (False) or either; ``creatures`` is their share of the objects.
     """
     pair = bool(rng.random() < 0.3) if pair is None else pair
     while True:
         background = _pick(rng, list(GROUNDS if rng.random() < 0.3 else draw.BACKGROUNDS))
-        shapes = [CREATURE if rng.random() < 0.18 else _pick(rng, draw.SHAPES) for _ in range(1 + pair)]
+        shapes = [CREATURE if rng.random() < creatures else _pick(rng, draw.SHAPES) for _ in range(1 + pair)]
         colours = [_pick(rng, list(draw.COLOURS)) for _ in shapes]
         seen = [draw.held_out(s, c, background) for s, c in zip(shapes, colours, strict=True)]
         hidden = any(c == background or (c, background) in ALIKE for c in colours)

@@ -27,6 +27,7 @@ START = ROOT / "demo_model"  # the first version, whose autoencoder the training
 MODEL = ROOT / "demo_model_next"
 SEED = 20251
 LOCAL_NOTES = ("_name_or_path", "is_local", "local_files_only")
+CREATURES = 0.45  # of the objects: new characters are drawn as they are
 DRAWN, DOODLES = 8_000, 4_000  # pictures for the autoencoder and the classifier; the denoiser's are latents
 
 
@@ -52,7 +53,7 @@ class Budget:
 def picture(number: int) -> tuple[Picture, Image.Image]:
     """The training picture of this number, always the same one."""
     rng = np.random.default_rng([SEED, number])
-    shown = random_picture(rng)
+    shown = random_picture(rng, creatures=CREATURES)
     return shown, draw_picture(shown, rng)
 
 
@@ -75,7 +76,7 @@ def draw_data() -> None:
 
 def known(count: int = DRAWN) -> list[Picture]:
     """What the first ``count`` training pictures show."""
-    return [random_picture(np.random.default_rng([SEED, i])) for i in range(count)]
+    return [random_picture(np.random.default_rng([SEED, i]), creatures=CREATURES) for i in range(count)]
 
 
 def progress() -> dict[str, dict[str, int]]:
