@@ -6,9 +6,9 @@
 Stages: data, autoencoder, tokenizer, text (the text encoder's first lesson), latents, unet, redraw and
 decoder (the autoencoder's decoder longer, on latents as the sampler leaves them), classifier, evaluate. Each
 reads what the ones before it left in ``.cache/demo_model`` (or the folder in ``DEMO_MODEL_CACHE``) and
-``demo_model_next``. Autoencoder, unet and decoder go on from their last checkpoint in the cache, or else from the
-weights in ``demo_model_next``: there data, latents and unet are enough. Needs the pipelines extra (diffusers,
-transformers).
+``demo_model_next``. Autoencoder, unet and decoder go on from their last checkpoint in the cache, or else from
+the weights in ``demo_model_next``: there data, latents and unet are enough. Needs the pipelines extra
+(diffusers, transformers).
 """
 
 from __future__ import annotations
