@@ -18,8 +18,13 @@ _MODEL_PARTS = (
 
 
 def is_text_encoder(name: str) -> bool:
-    """Whether a layer belongs to a text encoder, told by its name."""
+    """Whether a layer belongs to a text encoder, told by its name.
+
+    A name that begins with a list of blocks (``double_blocks.3.…``) has no part in front: it is the model's.
+    """
     layer = LayerName.parse(name)
+    if layer.path[:1].isdigit():
+        return False
     return not (layer.path if layer.part == KOHYA_PART else layer.part).startswith(_MODEL_PARTS)
 
 

@@ -154,6 +154,8 @@ def test_sides() -> None:
     raw = adapter("kohya.lora_unet_x_y", "kohya.lora_te3_z", "unet.a.b", "text_encoder_2.c.d", "t5xxl.e.f")
     scaled = strengths.on_sides(raw, 0.5, 3.0)
     assert [scaled.strength_of(name) for name in raw.layers] == [0.5, 3.0, 0.5, 3.0, 3.0]
+    bare = strengths.on_sides(adapter("double_blocks.0.q", "t5xxl.e.f"), 0.5, 3.0)
+    assert [bare.strength_of(name) for name in bare.layers] == [0.5, 3.0]
     assert strengths.on_sides(raw, 2.0, 2.0).layer_strengths == ()
     assert strengths.on_sides(raw.only("unet.*"), 0.0, 5.0).strength == 0
     assert strengths.on_sides(raw.only("t5xxl.*"), 0.0, 5.0).strength == 5
