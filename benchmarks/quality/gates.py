@@ -62,6 +62,7 @@ class Cell:
     freeze: bool = False
     gate_rate: float = 0.0
     optimiser: str = ""
+    batch: int = BATCH
 
     def key(self, seed: int) -> str:
         return (
@@ -69,6 +70,7 @@ class Cell:
             + (" freeze" if self.freeze else "")
             + (f" gate {self.gate_rate:g}" if self.gate_rate else "")
             + (f" {self.optimiser}" if self.optimiser else "")
+            + (f" batch {self.batch}" if self.batch != BATCH else "")
             + f" seed {seed}"
         )
 
@@ -94,6 +96,7 @@ GROUPS: dict[str, list[Cell]] = {
     "main": [*_three("main", 3e-3), *_three("main", 9.5e-3)],
     "rank 32": [*_three("rank 32", 3e-3, rank=32), Cell("rank 32", "lora", 9.5e-3, rank=32)],
     "300 steps": _three("300 steps", 3e-3, 300),
+    "batch 8": [replace(cell, batch=8) for cell in _three("batch 8", 3e-3, 300)],
     "600 steps": _three("600 steps", 3e-3, 600),
     "rank 64": _three("rank 64", 3e-3, rank=64),
     "low": _three("low", 1e-3),
@@ -158,12 +161,12 @@ def measured(lab: Lab, cell: Cell, seed: int) -> dict[str, Any]:
 
     adapter = lab._fresh(Task("style", STYLE), cell.recipe, seed)
     with attach(pipe.unet, adapter, part="unet", trainable=True) as attachment:
-        order = Order([Shown()] * PICTURES, BATCH, seed)
+        order = Order([Shown()] * PICTURES, cell.batch, seed)
         setup = Setup(denoise, latents[:PICTURES], order, diffusion_of(pipe), [attachment])
         unseen = replace(setup, denoiser=lambda *a: denoise(*a, first=PICTURES), latents=latents[PICTURES:])
         config = TrainConfig(
             steps=cell.steps,
-            batch_size=BATCH,
+            batch_size=cell.batch,
             learning_rate=cell.rate,
             schedule="cosine",
             freeze_gates=cell.freeze,
