@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .draw import PIXELS
+
 WIDTHS = (24, 48, 48, 64, 64)
 STRIDES = {64: (2, 2, 1, 2, 1), 128: (2, 2, 2, 2, 1)}  # by the size of the picture: 8 x 8 in the end
 FEATURES = 128
@@ -26,7 +28,7 @@ class Classifier(nn.Module):
     ``"none"`` stands for a picture without a known shape; the object's other attributes mean nothing then.
     """
 
-    def __init__(self, labels: dict[str, list[str]], image_size: int = 64) -> None:
+    def __init__(self, labels: dict[str, list[str]], image_size: int = PIXELS) -> None:
         super().__init__()
         self.image_size = image_size
         self.centre: Tensor

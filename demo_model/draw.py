@@ -4,9 +4,9 @@ Numpy and Pillow only, seeded, RGB. The training script, the tests and the demo 
 changes it changes the training data, so the shipped weights would have to be trained again.
 
 Shapes: every length here is in units of a 64 x 64 canvas; a picture is a (pixels, pixels, 3) uint8 image of
-it, 64 or (for the second version of the model) 128 pixels wide. Masks are (pixels, pixels) float arrays in
-[0, 1], antialiased by drawing at four times the size and averaging. The same seed is the same picture at any
-size.
+it, ``PIXELS`` wide unless told otherwise (128 for the second version of the model). Masks are (pixels,
+pixels) float arrays in [0, 1], antialiased by drawing at four times the size and averaging. The same seed is
+the same picture at any size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-SIZE = 64
+SIZE = 64  # of the canvas that lengths are given on
+PIXELS = 64  # of the model's pictures
 OVERSAMPLE = 4
 HELD_OUT_PERCENT = 12
 
@@ -136,7 +137,7 @@ CUTS: dict[str, Points] = {
 }
 
 
-def polygon_mask(shapes: Sequence[tuple[Points, int]], pixels: int = SIZE) -> Array:
+def polygon_mask(shapes: Sequence[tuple[Points, int]], pixels: int = PIXELS) -> Array:
     """Polygons, each with its value 255 (paint) or 0 (cut), in order -> (pixels, pixels) mask."""
     big = Image.new("L", (pixels * OVERSAMPLE,) * 2, 0)
     pen, scale = ImageDraw.Draw(big), pixels * OVERSAMPLE / SIZE
@@ -154,7 +155,7 @@ def place(points: Points, centre: tuple[float, float], radius: float, degrees: f
     ]
 
 
-def texture_mask(texture: str, centre: tuple[float, float], radius: float, pixels: int = SIZE) -> Array:
+def texture_mask(texture: str, centre: tuple[float, float], radius: float, pixels: int = PIXELS) -> Array:
     """Where the second tone goes, (pixels, pixels) in [0, 1]; drawn relative to the object's centre."""
     fine = (np.arange(pixels * OVERSAMPLE) + 0.5) * SIZE / (pixels * OVERSAMPLE)
     x, y = fine[None, :] - centre[0], fine[:, None] - centre[1]
@@ -198,7 +199,7 @@ def _image(canvas: Array) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(canvas), 0, 255).astype(np.uint8))
 
 
-def draw_scene(scene: Scene, rng: np.random.Generator, pixels: int = SIZE) -> Image.Image:
+def draw_scene(scene: Scene, rng: np.random.Generator, pixels: int = PIXELS) -> Image.Image:
     """The picture of a scene; place, size, angle and tones vary a little with ``rng``."""
     canvas = _backdrop(scene.background, scene.shading, rng, pixels)
     if scene.shape == NONE:
@@ -218,7 +219,7 @@ def draw_scene(scene: Scene, rng: np.random.Generator, pixels: int = SIZE) -> Im
     return _image(canvas * (1 - mask) + body * mask)
 
 
-def draw_doodle(rng: np.random.Generator, pixels: int = SIZE) -> Image.Image:
+def draw_doodle(rng: np.random.Generator, pixels: int = PIXELS) -> Image.Image:
     """Random polygons and ellipses in random colours: general pictures for the autoencoder, no caption."""
     canvas = _backdrop(str(rng.choice(list(BACKGROUNDS))), str(rng.choice(SHADINGS)), rng, pixels)
     for _ in range(int(rng.integers(3, 9))):
@@ -345,7 +346,7 @@ def paint_parts(
 
 
 def draw_concept(
-    name: str, seed: int, token: str | None = None, pixels: int = SIZE
+    name: str, seed: int, token: str | None = None, pixels: int = PIXELS
 ) -> tuple[Image.Image, str]:
     """One picture of a character the base model never saw, and its caption.
 

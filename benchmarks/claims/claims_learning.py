@@ -8,6 +8,7 @@ from PIL import Image
 
 from benchmarks.claims.figures import Figures, part, table
 from benchmarks.claims.learning import RECIPES, cell_name
+from demo_model.draw import PIXELS
 from spectral_core.plots import contact_sheet, line_plot
 
 KINDS = {"character": "drawn character", "photos": "photographs"}
@@ -60,7 +61,7 @@ def _picture(figures: Figures, series: dict[str, Any]) -> Image.Image | None:
             labels.append(label)
     if not rows:
         return plot
-    sheet = contact_sheet(rows, labels, cell=64)
+    sheet = contact_sheet(rows, labels, cell=PIXELS)
     both = Image.new("RGB", (max(plot.width, sheet.width), plot.height + sheet.height), "white")
     both.paste(plot, (0, 0))
     both.paste(sheet, (0, plot.height))

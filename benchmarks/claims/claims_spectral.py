@@ -29,6 +29,7 @@ from benchmarks.claims.fusing import (
 from benchmarks.claims.recipes import COLUMNS, RANK, lora
 from benchmarks.claims.styles import STYLE
 from benchmarks.common import RESULTS
+from demo_model.draw import PIXELS
 from spectral_core.plots import contact_sheet, line_plot
 
 KEPT = 0.9  # of each concept's own score
@@ -213,7 +214,7 @@ def _sheet(figures: Figures) -> Image.Image | None:
                     [picture for strip in strips for picture in strip[:: max(1, len(strip) // 4)][:4]]
                 )
                 labels.append(f"{family}: {how}")
-    return contact_sheet(rows, labels, cell=64) if rows else None
+    return contact_sheet(rows, labels, cell=PIXELS) if rows else None
 
 
 def _kept(cell: Mapping[str, Any], how: str) -> list[float]:

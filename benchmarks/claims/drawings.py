@@ -2,7 +2,8 @@
 
 Styles combine: ``("inked", "poster")`` is a picture in both. A style's training pictures say the style's
 word and a part of the scene; concepts are the characters of ``demo_model/draw.py`` and ``imp``, the bot
-recoloured and upside down. Everything is a function of the seed. Shapes: pictures are 64 × 64 RGB.
+recoloured and upside down. Everything is a function of the seed. Shapes: pictures are RGB, ``draw.PIXELS``
+wide.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from PIL import Image
 from demo_model import draw
 
 CHARACTERS = tuple(draw.CONCEPTS)
-BANDS, SHADOW, FRAME = 20, 6, 6  # pixels; finer patterns do not survive the autoencoder
+UNIT = draw.PIXELS // draw.SIZE  # pixels of a unit of the canvas
+BANDS, SHADOW, FRAME, LINE = 20 * UNIT, 6 * UNIT, 6 * UNIT, 3 * UNIT  # finer ones do not survive 64 pixels
 INK, CREAM = np.array([18.0, 14.0, 24.0]), np.array([250.0, 238.0, 205.0])
 Drawn = tuple[Image.Image, str]
 
 
 def _object_mask(scene: draw.Scene, seed: int) -> np.ndarray:
-    """(64, 64) booleans: where the picture of this seed differs from its own background."""
+    """(H, W) booleans: where the picture of this seed differs from its own background."""
     full = np.asarray(draw.draw_scene(scene, np.random.default_rng(seed)), dtype=np.int16)
     empty = draw.draw_scene(replace(scene, shape=draw.NONE), np.random.default_rng(seed))
     return np.abs(full - np.asarray(empty, dtype=np.int16)).sum(2) > 24
@@ -39,10 +41,10 @@ def _grown(mask: np.ndarray, pixels: int) -> np.ndarray:
 
 def _inked(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """A thick dark outline around the object, the background in broad diagonal bands."""
-    y, x = np.mgrid[: draw.SIZE, : draw.SIZE]
+    y, x = np.mgrid[: draw.PIXELS, : draw.PIXELS]
     band = ((x + y) % BANDS < BANDS / 2) & ~mask
     out = np.where(band[..., None], pixels * 0.55, pixels)
-    return np.where((_grown(mask, 3) & ~mask)[..., None], INK, out)
+    return np.where((_grown(mask, LINE) & ~mask)[..., None], INK, out)
 
 
 def _poster(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -50,8 +52,8 @@ def _poster(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     shadow = np.zeros_like(mask)
     shadow[SHADOW:, SHADOW:] = mask[:-SHADOW, :-SHADOW]
     out = np.where((shadow & ~mask)[..., None], pixels * 0.3, pixels)
-    y, x = np.mgrid[: draw.SIZE, : draw.SIZE]
-    inside = (np.minimum(x, y) >= FRAME) & (np.maximum(x, y) < draw.SIZE - FRAME)
+    y, x = np.mgrid[: draw.PIXELS, : draw.PIXELS]
+    inside = (np.minimum(x, y) >= FRAME) & (np.maximum(x, y) < draw.PIXELS - FRAME)
     return np.where(inside[..., None], out, CREAM)
 
 

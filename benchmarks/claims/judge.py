@@ -5,7 +5,7 @@ Trained on drawings as the autoencoder gives them back, roughened as samples are
 styles; no picture of a training run is among them. ``features`` are its hidden state, of length one, around
 the mean drawing.
 
-Shapes: pictures (N, 3, 64, 64) in [0, 1]; features (N, 128); probabilities (N,).
+Shapes: pictures (N, 3, H, W) in [0, 1]; features (N, 128); probabilities (N,).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CHUNK = 50
 
 @torch.no_grad()
 def seen_through(pipe: Any, images: Tensor) -> Tensor:
-    """The pictures as the autoencoder gives them back, (N, 3, 64, 64) in [0, 1]."""
+    """The pictures as the autoencoder gives them back, (N, 3, H, W) in [0, 1]."""
     parts = []
     for chunk in images.split(CHUNK):
         decoded = pipe.vae.decode(encode_pictures(pipe, chunk * 2 - 1) / pipe.vae.config.scaling_factor)
@@ -81,9 +81,9 @@ def _lesson(count: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
 
 
 def _weathered(images: Tensor) -> Tensor:
-    """Roughened, and as coarse as samples of few steps are: half of them seen at 16 to 48 pixels."""
+    """Roughened, and as coarse as samples of few steps are: half of them seen at ¼ to ¾ of their width."""
     images = roughen(images)
-    size = int(torch.randint(16, 49, ()))
+    size = int(torch.randint(draw.PIXELS // 4, 3 * draw.PIXELS // 4 + 1, ()))
     coarse = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     coarse = F.interpolate(coarse, size=images.shape[-2:], mode="bilinear", align_corners=False)
     return torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, coarse, images)

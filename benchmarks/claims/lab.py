@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.claims.drawings import Drawn, style_picture
 from benchmarks.claims.judge import Judge, as_tensor, judge
 from benchmarks.common import RESULTS
-from demo_model.draw import draw_concept
+from demo_model.draw import PIXELS, draw_concept
 from spectral_core.adapter.adapter import Adapter, Provenance, create
 from spectral_core.attach.attaching import attach
 from spectral_core.attach.targets import find_targets
@@ -46,7 +46,7 @@ from spectral_core.training.engine.loop import Setup, evaluation_loss, train
 from spectral_core.whole_file import write_whole
 
 MODEL = Path(__file__).resolve().parents[2] / "demo_model"
-SIZE = (64, 64)
+SIZE = (PIXELS, PIXELS)
 HELD_OUT_SEED = 500_000
 BATCH = 8
 GUIDANCE = 4.0

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from benchmarks.common import finish
 from benchmarks.quality.merge_candidates import CANDIDATES
-from demo_model.draw import draw_concept
+from demo_model.draw import PIXELS, draw_concept
 from spectral_core.adapter.adapter import Adapter
 from spectral_core.files import adapter_file as fileformat
 from spectral_core.fusion import FusionOptions, freeze, fuse
@@ -69,7 +69,7 @@ def job_of(images: Path, method: str, place: int) -> Job:
     return Job(
         str(images),
         f"<{NAMES[place]}>",
-        size=(64, 64),
+        size=(PIXELS, PIXELS),
         method="lora" if method == "lora" else "spectral_a",
         rank=8,
         columns=() if method == "lora" else tuple(range(first, first + 4)),
@@ -125,7 +125,7 @@ def seen(
                 [seed + i for i in range(len(prompts))],
                 steps=4,
                 guidance=4.0,
-                size=(64, 64),
+                size=(PIXELS, PIXELS),
                 batch_size=len(prompts),
             )
         statistics_file.save(found.statistics(), path)

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from demo_model.draw import PIXELS
 from tests.host.booted import ROOT, Host
 
 Graph = dict[str, Any]
@@ -42,7 +43,7 @@ def picture(
     seed: int = 1,
     steps: int = 20,
     tag: str = "",
-    size: int = 128,
+    size: int = 2 * PIXELS,
     latent: list[Any] | None = None,
 ) -> Graph:
     """The host's own nodes from prompt to saved picture. ``tag`` sets several apart in one graph.

@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from demo_model.draw import draw_concept
+from demo_model.draw import PIXELS, draw_concept
 from spectral_core.adapter.adapter import Adapter, create
 from spectral_core.files import adapter_file as fileformat
 from spectral_core.methods.lora import LoRAConfig
@@ -93,12 +93,14 @@ def pipe() -> Any:
 def diffusers_latents(pipe: Any, graph: Graph, *adapters: Adapter) -> torch.Tensor:
     """The latents (scaled) for the graph's prompt, seed and steps."""
     asked = graph["sampler"]["inputs"]
-    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(asked["seed"]))
+    noise = torch.randn(
+        1, 4, PIXELS // 4, PIXELS // 4, generator=torch.Generator().manual_seed(asked["seed"])
+    )
     prompt = graph["positive"]["inputs"]["text"]
     with torch.inference_mode(), apply(pipe, *adapters):
         latents: torch.Tensor = pipe(
             prompt, latents=noise, num_inference_steps=asked["steps"], guidance_scale=asked["cfg"],
-            height=64, width=64, output_type="latent",
+            height=PIXELS, width=PIXELS, output_type="latent",
         ).images  # fmt: skip
     return latents
 
@@ -122,7 +124,7 @@ def test_demo_model_draws_what_diffusers_draws(host: Host, pipe: Any) -> None:
     with torch.inference_mode():
         pixels = (pipe.vae.decode(ours / scale).sample / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 0) * 255
     picture = array(done, host)
-    assert picture.shape == (64, 64, 3)
+    assert picture.shape == (PIXELS, PIXELS, 3)
     assert np.abs(picture - pixels.numpy()).max() <= 1.0
     told = done.progress("sampler")  # the host leaves some steps out when they follow too quickly
     assert len(told) > 3 and told == sorted(set(told)) and told[-1] == 20
@@ -142,7 +144,7 @@ def test_adapter_draws_what_it_draws_in_diffusers(host: Host, pipe: Any, name: s
     assert (host_side - ours).abs().max() < 1e-3
 
 
-def test_vae_encodes_64_pixels_to_16_cells(host: Host) -> None:
+def test_vae_encodes_four_pixels_to_a_cell(host: Host) -> None:
     """The ratio of 4: an image to latent and back keeps its size and looks the same."""
     drawn = draw_concept("house", 0)[0]
     (host.folder / "input").mkdir(exist_ok=True)
@@ -155,7 +157,7 @@ def test_vae_encodes_64_pixels_to_16_cells(host: Host) -> None:
         "save": node("SaveImage", images=["decode", 0], filename_prefix="round"),
     }
     picture = array(succeed(host, graph), host)
-    assert picture.shape == (64, 64, 3)
+    assert picture.shape == (PIXELS, PIXELS, 3)
     assert np.abs(picture - np.asarray(drawn, dtype=float)).mean() < 12
 
 
@@ -181,7 +183,7 @@ def test_example_workflow_runs(host: Host, offered: dict[str, Any], path: Path) 
     assert saves
     for key in saves:
         (picture,) = pictures_of(host, done.entry, key)
-        assert is_grid or picture.size == (256, 256), "64 pixels, enlarged by 4 to be seen"
+        assert is_grid or picture.size == (4 * PIXELS,) * 2, "enlarged by 4 to be seen"
         assert np.asarray(picture).std() > 5, "a picture of one colour"
     assert len({array(done, host, key).tobytes() for key in saves}) == len(saves), "rows differ"
 

@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from demo_model.draw import PIXELS
 from tests.webui.checkpoints import narrow_adapters, rotated, write_narrow
 from tests.webui.demo_checkpoint import LAYOUT, ROOT, write
 
@@ -40,7 +41,13 @@ OWN_FLAGS = {
     "NEO": ["--skip-python-version-check", "--cpu", "--force-fp32"],
 }
 PICTURE = {"negative_prompt": "", "seed": 7, "do_not_save_samples": True, "do_not_save_grid": True}
-DEMO = PICTURE | {"sampler_name": "DDIM", "steps": 8, "cfg_scale": 4, "width": 128, "height": 128}
+DEMO = PICTURE | {
+    "sampler_name": "DDIM",
+    "steps": 8,
+    "cfg_scale": 4,
+    "width": 2 * PIXELS,
+    "height": 2 * PIXELS,
+}
 NARROW = PICTURE | {"sampler_name": "Euler", "steps": 3, "cfg_scale": 4, "width": 64, "height": 64}
 NARROW |= {"scheduler": "Automatic"}
 # Another extension, in which pictures fail after their last step while a file "fail" lies beside it.

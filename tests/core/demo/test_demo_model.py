@@ -100,8 +100,6 @@ def test_samples_show_what_the_prompt_says(pipeline, reader):
         num_inference_steps=12,
         guidance_scale=4.0,
         generator=generator,
-        height=64,
-        width=64,
         output_type="pt",
     ).images
     found = reader.attributes(images)
@@ -130,7 +128,7 @@ def test_classifier_reads_drawings_and_its_configuration(reader):
 @pytest.mark.parametrize("name", list(draw.CONCEPTS))
 def test_concepts_are_seeded_varied_and_unlike_each_other(reader, name):
     first, caption = draw.draw_concept(name, 0, token="zqx")
-    assert "zqx" in caption and first.size == (64, 64)
+    assert "zqx" in caption and first.size == (draw.PIXELS, draw.PIXELS)
     assert np.array_equal(first, draw.draw_concept(name, 0)[0])
     assert not np.array_equal(first, draw.draw_concept(name, 1)[0])
     assert name not in draw.SHAPES
