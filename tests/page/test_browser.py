@@ -105,7 +105,8 @@ def test_a_training_is_seen_stopped_resumed_and_used(tab: Tab) -> None:
     name = f"seen_{time.time_ns()}"
     tab.put("TrainAdapter", run_name=name, steps=300)  # long enough to be stopped
     tab.run()
-    tab.until("TrainAdapter", "n.spectralPanel.run.points.length > 3")
+    run = "n.spectralPanel.run"  # not the one that the template had before
+    tab.until("TrainAdapter", f"{run}.name === '{name}' && {run}.points.length > 3")
     tab.press("Stop and keep")
     tab.until("TrainAdapter", f"{STATE} === 'stopped'")
     assert "a checkpoint is kept" in tab.node("TrainAdapter", "return n.spectralPanel.said.innerText")
