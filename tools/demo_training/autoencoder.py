@@ -42,9 +42,8 @@ from .quick import quicken
 SCALING = 0.18215
 STEPS, DECODER_STEPS, BATCH, LEARNING_RATE, DECAY = 1500, 1500, 8, 6e-4, 0.99
 NOISE = 0.06  # the most, of the latents' spread
-REDRAWN = (
-    CACHE / "redrawn.pt"
-)  # latents as the sampler leaves them, {"pictures": (N, 4, 32, 32), "doodles": ...}
+# Latents as the sampler leaves them, {"pictures": (N, 4, 32, 32), "doodles": ...}.
+REDRAWN = CACHE / "redrawn.pt"
 CONFIG = {
     "in_channels": 3,
     "out_channels": 3,

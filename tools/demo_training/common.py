@@ -102,7 +102,15 @@ def forget_this_machine() -> None:
 
 
 def pictures(name: str = "pictures") -> np.ndarray:
-    return np.load(CACHE / f"{name}.npy", mmap_mode="r")
+    """The drawn data of the cache. It has to be what the seeds draw now: captions are made from them."""
+    found: np.ndarray = np.load(CACHE / f"{name}.npy", mmap_mode="r")
+    for number in range(8):
+        drawn = picture(number)[1] if name == "pictures" else draw_doodle(number)
+        if not np.array_equal(found[number], np.asarray(drawn)):
+            raise SystemExit(
+                f"{CACHE}: {name}.npy holds other pictures than are drawn now; remove it and latents.pt"
+            )
+    return found
 
 
 def to_tensor(images: np.ndarray) -> Tensor:

@@ -21,7 +21,7 @@ from .autoencoder import REDRAWN, SCALING, encode
 from .common import MODEL, SEED, known, pictures
 from .quick import quicken
 from .text import load_tokenizer
-from .unet import GUIDANCE, SCHEDULE, STEPS, load_text, load_vae
+from .unet import GUIDANCE, SCHEDULE, STEPS, load_text, load_vae, states_of
 
 LATEST = 6  # steps of the sampler, at most: from a signal-to-noise ratio of 1
 COUNTS = {"pictures": 2400, "doodles": 1600}
@@ -38,15 +38,10 @@ class Redrawing:
         self.sampler = DDIMScheduler(**SCHEDULE)
         self.sampler.set_timesteps(STEPS)
 
-    def states(self, captions: list[str]) -> Tensor:
-        ids = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        found: Tensor = self.text(ids.to(self.device)).last_hidden_state
-        return found
-
     @torch.no_grad()
     def __call__(self, latents: Tensor, captions: list[str], steps: int) -> Tensor:
         """Scaled latents after that many last steps of the sampler, guided as samples are."""
-        context = self.states([*captions, *[""] * len(captions)])
+        context = states_of([*captions, *[""] * len(captions)], self.tokenizer, self.text)
         times = self.sampler.timesteps[-steps:]
         x = self.sampler.add_noise(latents, torch.randn_like(latents), times[:1])
         for t in times:

@@ -22,7 +22,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor, nn
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from demo_model import pictures
 from demo_model.pictures import PIXELS
@@ -125,10 +125,6 @@ class Trainer:
         snr = alphas / (1 - alphas)
         self.weight = (5 / snr).clamp(0.1, 1).to(device)
 
-    def tokens(self, captions: list[str]) -> Tensor:
-        ids = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        return ids.to(self.device)
-
     def times(self, count: int) -> Tensor:
         """Rather where the noise still hides the object, so that the text must place and shape it."""
         early, anywhere = torch.randint(500, 1000, (count,)), torch.randint(0, 1000, (count,))
@@ -146,8 +142,7 @@ class Trainer:
     @torch.no_grad()
     def text_states(self, captions: list[str]) -> Tensor:
         """The text encoder's states for these captions, (N, 77, 128)."""
-        states: Tensor = self.text(self.tokens(captions)).last_hidden_state
-        return states
+        return states_of(captions, self.tokenizer, self.text)
 
     def update(self, loss: Tensor, factor: float, workers: int = 1) -> None:
         for group in self.optimiser.param_groups:
@@ -208,6 +203,13 @@ def load_text() -> CLIPTextModel:
     """The frozen text encoder as its first lesson left it in the folder."""
     model = CLIPTextModel.from_pretrained(MODEL / "text_encoder").float()
     return model.eval().requires_grad_(False)
+
+
+def states_of(captions: list[str], tokenizer: CLIPTokenizer, text: CLIPTextModel) -> Tensor:
+    """The frozen text encoder's last states, (N, 77, 128)."""
+    ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    states: Tensor = text(ids.to(text.device)).last_hidden_state
+    return states
 
 
 def load_vae(device: str) -> AutoencoderKL:

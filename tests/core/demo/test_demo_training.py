@@ -241,3 +241,15 @@ def test_the_decoder_learns_from_redrawn_latents(tmp_path: Path, monkeypatch: py
         losses.append(trainer.update(target, 1.0, 1, redrawn))
         assert torch.equal(trainer.model.encoder.conv_in.weight, before)
     assert losses[1] > 2 * losses[0]
+
+
+def test_pictures_that_are_drawn_otherwise_by_now_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common, "CACHE", tmp_path)
+    drawn = np.stack([np.asarray(common.picture(number)[1]) for number in range(8)])
+    np.save(tmp_path / "pictures.npy", drawn)
+    assert common.pictures().shape == (8, 128, 128, 3)
+    monkeypatch.setattr(common, "CREATURES", 0.18)
+    with pytest.raises(SystemExit, match="holds other pictures"):
+        common.pictures()
