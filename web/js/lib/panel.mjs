@@ -25,7 +25,7 @@ export class Panel {
     this.gates = element("div", { class: "spectral-gates", role: "img" });
     this.samples = element("div", { class: "spectral-samples" });
     this.buttons = {
-      stop: this.button(t("Stop and keep"), () => this.host.interrupt(), t("Stops after this step. Nothing is lost.")),
+      stop: this.button(t("Stop and keep"), () => this.stop(), t("Stops after this step. Nothing is lost.")),
       resume: this.button(t("Resume"), () => this.host.queue(this.node), t("Goes on where the run stopped.")),
       use: this.button(t("Use now"), () => this.useNow(), t("What is learned so far as an adapter, in a loader.")),
       more: this.button(t("More steps"), () => this.moreSteps(), t("Half as many again, in the same run.")),
@@ -196,6 +196,14 @@ export class Panel {
     } catch (error) {
       this.say(error.message);
     }
+  }
+
+  // The host can only stop whatever runs now; that is another one where this run ended and the page has not heard.
+  async stop() {
+    const found = await this.host.fetchRun(this.run.name);
+    if (found?.running) return this.host.interrupt();
+    await this.restore();
+    return this.say(t("This run is over; nothing was stopped."));
   }
 
   moreSteps() {
