@@ -66,10 +66,10 @@ CASES: dict[str, dict[str, Any]] = {
 class Looks:
     """Fidelity and drift of whatever is on the pipeline."""
 
-    def __init__(self, pipe: Any, concept: Path) -> None:
+    def __init__(self, pipe: Any, concept: Path, word: str = WORD) -> None:
         self.pipe, self.noise = pipe, diffusion_of(pipe)
         self.size = native_size(pipe)
-        data = find_dataset(pipe, Job(str(concept), WORD, init_words="", size=self.size))
+        data = find_dataset(pipe, Job(str(concept), word, init_words="", size=self.size))
         self.concept = torch.stack(encode_dataset(pipe, data, None)), [e.caption for e in data.examples]
         rng = np.random.default_rng(77)
         scenes = [random_scene(rng, evaluation=True, empty=0) for _ in range(SCENES)]

@@ -35,6 +35,8 @@ BASE, MERGED, FOURA, SPECTRAL, BYPASS = (
     "live spectral a",
     "bypass lora",
 )
+AGAIN, MOVED = "base, once more", "merged, changing nothing"  # what pairing alone does; what new memory does
+NOTHING = 1e-30  # a strength that no bit of the weights sees, and that the pack does not skip as it does 0
 LATENTS = {128: 16, 256: 32}  # pixels: latent size
 
 # What the host finds in a checkpoint of Stable Diffusion 1.5.
@@ -125,6 +127,9 @@ def forward_path(patchers: dict[str, Any], rounds: int) -> dict[str, dict[int, l
 def weights(patchers: dict[str, Any], rounds: int) -> dict[str, dict[int, list[float]]]:
     """Merged against base: the host changes its weights between the turns, which is not in the time.
 
+    Two controls take turns with them: the base once more, and an adapter too weak to change a bit, whose
+    weights are the base's in the memory that the host makes for patched ones.
+
     A turn's time is the shorter of two steps after one that is not counted, the first after the change.
     """
     seconds: dict[str, dict[int, list[float]]] = {name: {p: [] for p in LATENTS} for name in patchers}
@@ -142,9 +147,9 @@ def seconds_per_step(base: Any, rounds: int, parts: list[str]) -> dict[str, Any]
     """Group -> candidate -> pixels -> seconds; every group has a base of its own."""
     applying, fileformat = pack("nodes.host.apply.adapters"), pack("spectral_core.files.adapter_file")
 
-    def apply(name: str, mode: str) -> Any:
+    def apply(name: str, mode: str, strength: float = 1.0) -> Any:
         adapter = fileformat.load(FOLDER / "spectral_adapters" / f"{name}.safetensors")
-        applied = applying.apply(adapter, base, None, 1.0, 1.0, mode)
+        applied = applying.apply(adapter, base, None, strength, 1.0, mode)
         assert applied.mode == mode and "in 128 layers" in applied.report, applied.report
         return applied.model
 
@@ -153,7 +158,12 @@ def seconds_per_step(base: Any, rounds: int, parts: list[str]) -> dict[str, Any]
     if bypass is not None:
         lora = comfy.utils.load_torch_file(str(FOLDER / "loras" / "foura_lora.safetensors"), safe_load=True)
         still[BYPASS] = bypass(base, None, lora, 1.0, 0.0)[0]
-    merged = {BASE: base, MERGED: apply("spectral_a", "merged")}
+    merged = {
+        BASE: base,
+        AGAIN: base,
+        MOVED: apply("spectral_a", "merged", NOTHING),
+        MERGED: apply("spectral_a", "merged"),
+    }
     found: dict[str, Any] = {}
     if "live" in parts:
         found["live"] = forward_path(still, rounds)
