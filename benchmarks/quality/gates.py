@@ -63,6 +63,7 @@ class Cell:
     gate_rate: float = 0.0
     optimiser: str = ""
     batch: int = BATCH
+    share: float = 0.5  # the target
 
     def key(self, seed: int) -> str:
         return (
@@ -71,6 +72,7 @@ class Cell:
             + (f" gate {self.gate_rate:g}" if self.gate_rate else "")
             + (f" {self.optimiser}" if self.optimiser else "")
             + (f" batch {self.batch}" if self.batch != BATCH else "")
+            + (f" share {self.share:g}" if self.share != 0.5 else "")
             + f" seed {seed}"
         )
 
@@ -98,8 +100,12 @@ GROUPS: dict[str, list[Cell]] = {
     "300 steps": _three("300 steps", 3e-3, 300),
     "batch 8": [replace(cell, batch=8) for cell in _three("batch 8", 3e-3, 300)],
     "600 steps": _three("600 steps", 3e-3, 600),
-    "rank 64": _three("rank 64", 3e-3, rank=64),
-    "low": _three("low", 1e-3),
+    "rank 64": [replace(cell, batch=8) for cell in _three("rank 64", 3e-3, rank=64)],
+    "low": [replace(cell, batch=8) for cell in _three("low", 1e-3, 300)],
+    "share": [
+        *(Cell("share", "dct adaptive", 3e-3, 300, batch=8, share=share) for share in (0.3, 0.4)),
+        Cell("share", "dct none", 3e-3, 300, batch=8),
+    ],
     "freeze": [Cell("freeze", "dct adaptive", 3e-3, freeze=True)],
     "transform": [
         *(Cell("transform", "none adaptive", 3e-3, rank=rank) for rank in (RANK, 32)),
@@ -171,6 +177,7 @@ def measured(lab: Lab, cell: Cell, seed: int) -> dict[str, Any]:
             schedule="cosine",
             freeze_gates=cell.freeze,
             gate_learning_rate=cell.gate_rate,
+            target_open=cell.share,
             seed=seed,
         )
         started = time.process_time()
