@@ -2,7 +2,7 @@
 
     python -m tools.draw_screens [NAME ...]
 
-Needs what ``tests/page`` needs: a ComfyUI with its front end, Playwright, Chromium. Writes
+Needs what ``tests/page`` needs (a ComfyUI with its front end, Playwright, Chromium) and a Chinese font. Writes
 ``docs/page/*.jpg``.
 """
 
