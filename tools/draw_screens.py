@@ -2,8 +2,8 @@
 
     python -m tools.draw_screens [NAME ...]
 
-Needs what ``tests/page`` needs (a ComfyUI with its front end, Playwright, Chromium) and a Chinese font. Writes
-``docs/page/*.jpg``.
+Needs what ``tests/page`` needs (a ComfyUI with its front end, Playwright, Chromium) and a Chinese font.
+Writes ``docs/page/*.jpg``.
 """
 
 from __future__ import annotations
