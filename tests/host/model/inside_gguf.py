@@ -72,6 +72,8 @@ def check(kind, node):
     path, numbers = written(kind)
     folder_paths.folder_names_and_paths["unet_gguf"][0].append(str(FOLDER))
     family, (patcher,) = FAMILY, node.load_unet(path.name)
+    if patcher.model.model_config.unet_config["hidden_size"] != SIZES["hidden_size"]:
+        raise FullSizeOnlyError("this host takes every Flux for a full-size one")
     base = family.sampled(patcher)
     chosen = layers.chosen(patcher, "attention+mlp")[0]
     weights = dict(layers.BaseWeights(patcher, chosen))
@@ -120,6 +122,10 @@ def check(kind, node):
     print(f"  {kind}: {len(numbers)} packed weights")
 
 
+class FullSizeOnlyError(Exception):
+    """The host does not read the sizes of the model from its file."""
+
+
 def main():
     report = {}
     try:
@@ -132,6 +138,9 @@ def main():
             with torch.inference_mode():
                 check(kind, node)
             report[kind] = ""
+        except FullSizeOnlyError as error:
+            report["missing"] = str(error)
+            break
         except Exception as error:
             report[kind] = traceback.format_exc()
             print(f"  {kind}: FAILED {type(error).__name__}: {str(error)[:300]}")

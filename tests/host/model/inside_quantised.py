@@ -38,7 +38,7 @@ def quantised(family, form):
     without a format none is."""
     source = family.patcher()
     kind = getattr(models, family.kind)
-    settings = kind({**family.config, "dtype": torch.bfloat16})
+    settings = kind({**source.model.model_config.unet_config, "dtype": torch.bfloat16})
     settings.quant_config = {"mixed_ops": True}
     settings.set_inference_dtype(torch.bfloat16, None)
     model = settings.get_model({}, device=CPU)

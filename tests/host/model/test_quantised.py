@@ -40,6 +40,8 @@ def test_a_quantised_base_stays_so_while_it_trains(checkout: Checkout, tmp_path:
     """Counted: the base takes its file's bytes, and no pass keeps its weights in another form."""
     run_inside(checkout, "inside_bytes.py", tmp_path)
     whole, *rows = json.loads((tmp_path / "bytes.json").read_text(encoding="utf-8"))
+    if not rows:
+        pytest.skip("this host has no quantised format")
     for row in rows:
         assert row["base"] < 0.7 * whole["base"], row
         assert row["adapter"] == whole["adapter"]
