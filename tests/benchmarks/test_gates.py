@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.quality.gates import GROUPS, Cell, Seen, paired, rows_of
+from benchmarks.quality.gates import GROUPS, Seen, paired, rows_of
 from benchmarks.quality.muon import in_place_of_adamw
 from spectral_core.maths.transforms import fold
 from spectral_core.methods import FouRAConfig
@@ -21,13 +21,13 @@ def test_a_paired_difference_says_what_could_have_been_seen() -> None:
 
 
 def test_rows_compare_at_the_seeds_that_both_have() -> None:
-    one, other = Cell("low", "dct adaptive", 1e-3), Cell("low", "lora", 1e-3)
+    one, _, other = GROUPS["300 steps"]
     gate = {"open": 0.5, "switching": 0.4, "noisy": 0.1, "levels": [0.6, 0.4], "frozen": 3.0}
     cells = {one.key(s): {"held_out": float(s), **gate} for s in (0, 1)}
     cells |= {other.key(1): {"held_out": 5.0}, other.key(0): {"held_out": None}}
     rows = rows_of(cells, [0, 1, 2])
-    assert [row["adapter"] for row in rows] == ["dct adaptive r8 0.001 150", "lora r8 0.001 150"]
-    assert rows[0]["against lora r8 0.001 150"] == "-4.0000" and rows[0]["levels"] == "0.60 0.40"
+    assert [row["adapter"] for row in rows] == ["dct adaptive r8 0.003 300", "lora r8 0.003 300"]
+    assert rows[0]["against lora r8 0.003 300"] == "-4.0000" and rows[0]["levels"] == "0.60 0.40"
     assert rows[0]["by seed"] == {0: 0.0, 1: 1.0} and rows[1]["seeds"] == 1
 
 
