@@ -21,7 +21,7 @@ from demo_model.grounds import GROUNDS
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from tools.demo_training import autoencoder, common, reader, redraw, text_warmup, unet  # noqa: E402
+from tools.demo_training import autoencoder, common, reader, redraw, text_warmup, unet, wide  # noqa: E402
 from tools.demo_training.quick import QuickGroupNorm  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -253,3 +253,19 @@ def test_pictures_that_are_drawn_otherwise_by_now_are_refused(
     monkeypatch.setattr(common, "CREATURES", 0.18)
     with pytest.raises(SystemExit, match="holds other pictures"):
         common.pictures()
+
+
+@torch.no_grad()
+def test_twice_the_pixels_over_the_same_latents() -> None:
+    """The encoder is exact: the first version's latents of pictures of half the width."""
+    first = diffusers.AutoencoderKL.from_pretrained(common.START / "vae").float()
+    model = wide.widened(first)
+    big = torch.stack(
+        [torch.from_numpy(np.array(draw.draw_concept("bot", s, pixels=128)[0])) for s in (0, 1)]
+    )
+    big = big.permute(0, 3, 1, 2) / 127.5 - 1
+    latents = model.encode(big).latent_dist.mode()
+    expected = first.encode(nn.functional.avg_pool2d(big, 2)).latent_dist.mode()
+    assert latents.shape == (2, 4, 16, 16) and torch.allclose(latents, expected, atol=1e-4)
+    small = nn.functional.avg_pool2d(model.decode(latents).sample, 2)
+    assert (small - first.decode(latents).sample).abs().mean() < 0.05, "the decoder starts as the first one's"
