@@ -25,6 +25,7 @@ from .common import (
     Budget,
     batches,
     contact_sheet,
+    forget_this_machine,
     note,
     pictures,
     to_tensor,
@@ -115,4 +116,5 @@ def train(device: str, steps: int = STEPS) -> None:
         if (step + 1) % 100 == 0:
             print(f"vae_128 {step + 1} dB {quality(average, shown)} {budget.seconds():.0f}s", flush=True)
     average.half().save_pretrained(FOLDER)
+    forget_this_machine()
     note("vae_128", steps, budget.seconds())
