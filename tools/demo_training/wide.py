@@ -14,17 +14,13 @@ import copy
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from PIL import Image
-from torch import Tensor
 
-from .autoencoder import BATCH, examples, loss_of, psnr, roughen
+from .autoencoder import BATCH, examples, loss_of, quality, roughen
 from .common import (
-    CACHE,
     MODEL,
     START,
     Budget,
     batches,
-    contact_sheet,
     forget_this_machine,
     note,
     pictures,
@@ -71,19 +67,6 @@ def widened(first: AutoencoderKL) -> AutoencoderKL:
     return model
 
 
-@torch.no_grad()
-def quality(model: AutoencoderKL, shown: dict[str, Tensor]) -> dict[str, float]:
-    """PSNR in dB of what comes back, and a sheet of it in the cache."""
-    found = {}
-    for name, target in shown.items():
-        with torch.autocast(target.device.type, torch.bfloat16):
-            output = model.decode(model.encode(target).latent_dist.mode()).sample.float()
-        found[name] = round(psnr(target, output), 2)
-        sheet = contact_sheet(torch.cat([target[::3], output[::3]]) / 2 + 0.5)
-        Image.fromarray(sheet).save(CACHE / f"vae_128_{name}.png")
-    return found
-
-
 def train(device: str, steps: int = STEPS) -> None:
     """Train the decoder (0.45 seconds a step on two cores) and write the averaged weights as float16."""
     torch.manual_seed(SEED)
@@ -98,7 +81,7 @@ def train(device: str, steps: int = STEPS) -> None:
     streams = [batches(len(d), n, SEED) for d, n in zip(data, shares, strict=True)]
     shown = {name: each.to(device) for name, each in examples().items()}
     budget = Budget(steps, warmup=20)
-    print("vae_128 0", quality(average, shown), flush=True)
+    print("vae_128 0", quality(average, shown, "vae_128"), flush=True)
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = LEARNING_RATE * budget.factor(step)
@@ -114,7 +97,10 @@ def train(device: str, steps: int = STEPS) -> None:
         optimiser.step()
         update_average(average, model, step, DECAY)
         if (step + 1) % 100 == 0:
-            print(f"vae_128 {step + 1} dB {quality(average, shown)} {budget.seconds():.0f}s", flush=True)
+            print(
+                f"vae_128 {step + 1} dB {quality(average, shown, 'vae_128')} {budget.seconds():.0f}s",
+                flush=True,
+            )
     average.half().save_pretrained(FOLDER)
     forget_this_machine()
     note("vae_128", steps, budget.seconds())

@@ -201,7 +201,7 @@ export class Panel {
   // The host can only stop whatever runs now; that is another one where this run ended and the page has not heard.
   async stop() {
     const found = await this.host.fetchRun(this.run.name);
-    if (found?.running) return this.host.interrupt();
+    if (!found || found.running) return this.host.interrupt(); // not told: as asked
     await this.restore();
     return this.say(t("This run is over; nothing was stopped."));
   }
