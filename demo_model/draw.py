@@ -4,7 +4,7 @@ Numpy and Pillow only, seeded, RGB. The training script, the tests and the demo 
 changes it changes the training data, so the shipped weights would have to be trained again.
 
 Shapes: every length here is in units of a 64 x 64 canvas; a picture is a (pixels, pixels, 3) uint8 image of
-it, ``PIXELS`` wide unless told otherwise (128 for the second version of the model). Masks are (pixels,
+it, ``PIXELS`` wide unless told otherwise. Masks are (pixels,
 pixels) float arrays in [0, 1], antialiased by drawing at four times the size and averaging. The same seed is
 the same picture at any size.
 """
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIZE = 64  # of the canvas that lengths are given on
-PIXELS = 64  # of the model's pictures
+PIXELS = 128  # of the model's pictures
 OVERSAMPLE = 4
 HELD_OUT_PERCENT = 12
 

@@ -8,6 +8,7 @@ Shapes: a picture is a (128, 128, 3) uint8 image.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,17 +16,16 @@ import numpy as np
 from PIL import Image
 
 from . import draw
-from .draw import CUTS, NONE, OUTLINES, Array
+from .draw import CUTS, NONE, OUTLINES, PIXELS, Array
 from .figures import creature
 from .grounds import ALIKE, GROUNDS, PHRASES
 
-PIXELS = 128
 CREATURE = "creature"
 OBJECTS = (*draw.SHAPES, CREATURE)
 PLACES = (*draw.BACKGROUNDS, *GROUNDS)
 PAIRED = {"beside": (1, 0), "above": (0, 1)}  # how two objects stand: the second one seen from the first
 POSITIONS = (*draw.POSITIONS, *PAIRED)
-PAIR_RADIUS = (11.5, 14.0)
+PAIR_RADIUS, PAIR_SHIFT = (11.5, 14.0), 15.5
 
 
 @dataclass(frozen=True)
@@ -129,10 +129,34 @@ def draw_picture(picture: Picture, rng: np.random.Generator, pixels: int = PIXEL
         (1, picture.second, picture.second_colour, picture.second_texture),
     )
     for side, shape, colour, texture in pair:
-        centre = near(middle + side * 15.5 * dx, middle + side * 15.5 * dy)
+        centre = near(middle + side * PAIR_SHIFT * dx, middle + side * PAIR_SHIFT * dy)
         radius = float(rng.uniform(*PAIR_RADIUS))
         canvas = _paint_object(canvas, shape, colour, texture, centre, radius, rng)
     return draw._image(canvas)
+
+
+def draw_beside(
+    name: str, seed: int, token: str | None = None, pixels: int = PIXELS
+) -> tuple[Image.Image, str]:
+    """One of ``draw.CONCEPTS`` beside a plain shape, left or right of it, and its caption: what keeps a new
+    word from meaning the whole picture. ``token`` stands for the character, its name by default."""
+    rng = np.random.default_rng([seed, 2, zlib.crc32(name.encode())])
+    shape, colour = _pick(rng, draw.SHAPES), _pick(rng, list(draw.COLOURS))
+    background = _pick(rng, [b for b in draw.BACKGROUNDS if b != colour])
+    canvas, middle = draw._backdrop(background, "plain", rng, pixels), draw.SIZE / 2
+    is_left = bool(rng.random() < 0.5)
+    for side in (-1, 1):
+        offset = rng.uniform(-1.5, 1.5, 2)
+        centre = float(middle + side * PAIR_SHIFT + offset[0]), float(middle + offset[1])
+        radius = float(rng.uniform(*PAIR_RADIUS))
+        if (side == -1) == is_left:
+            angle = float(rng.uniform(-8, 8))
+            canvas = draw.paint_parts(canvas, draw.CONCEPTS[name], centre, radius, angle)
+        else:
+            canvas = _paint_object(canvas, shape, colour, "plain", centre, radius, rng)
+    things = [_noun(token or name), _noun(colour, shape)]
+    first, second = things if is_left else reversed(things)
+    return draw._image(canvas), f"{first} and {second} on {draw._article(background)} background"
 
 
 # ---------------------------------------------------------------- captions

@@ -8,14 +8,16 @@ from . import inputs
 
 DESCRIPTION = """The demo model: a miniature Stable Diffusion, drawn and trained by this project.
 
-Size: connect its latent to KSampler's latent_image: 64 x 64 pixels, the size it was trained on.
+Size: 128 x 128 pixels, the size it was trained on: connect its latent, or an Empty Latent Image of 128.
 KSampler: 20 steps, cfg 4, sampler ddim, scheduler simple.
-Prompt: one shape on a background, such as "a large red striped star on a blue background, on the left".
-Shapes: circle, square, triangle, star, heart, ring, cross, moon. Sizes: small, large.
+Prompt: one thing and where, such as "a large red striped star on a blue background, on the left",
+or two things, such as "a red star and a blue ring in a meadow", "a red star above a blue ring at night".
+Things: circle, square, triangle, star, heart, ring, cross, moon, creature. Sizes: small, large.
 Colours: red, orange, yellow, green, blue, purple, pink, white.
 Textures: plain, striped, dotted, checkered.
 Places: in the center, on the left, on the right, at the top, at the bottom.
-Backgrounds: black, gray, white, red, green, blue, yellow, each plain or as a "gradient".
+Grounds: in a meadow, on a beach, at night, in the snow, in a room; or "on a ... background" of black, gray,
+white, red, green, blue, yellow, each plain or as a "gradient".
 It knows no other word; new ones such as <bot> come with adapters. Its CLIP is for this model only."""
 
 
@@ -24,17 +26,16 @@ class LoadDemoModel:
 
     CATEGORY = inputs.CATEGORY
     HAS_INTERMEDIATE_OUTPUT = inputs.REPORTS
-    DESCRIPTION = "A tiny model that comes with this pack: try every node without a download. 64 x 64 pixels."
+    DESCRIPTION = "A tiny model of this pack: try every node without a download. 128 x 128 pixels."
     SEARCH_ALIASES = ["spectral demo", "example model", "test model", "tiny model"]
     RETURN_TYPES = ("MODEL", "CLIP", "VAE", "STRING", "LATENT")
     RETURN_NAMES = ("MODEL", "CLIP", "VAE", "description", "LATENT")
     OUTPUT_TOOLTIPS = (
         "The demo model's UNet (v-prediction). KSampler: 20 steps, cfg 4, ddim, simple.",
         "The demo model's text encoder: knows the words in the description and those that adapters bring.",
-        "The demo model's VAE, 4 pixels per latent cell.",
+        "The demo model's VAE, 8 pixels per latent cell.",
         "What the model draws, the words it knows and the sizes and settings to use.",
-        "An empty latent of its size, 64 x 64 pixels, in place of Empty Latent Image. For more pictures: "
-        "Repeat Latent Batch.",
+        "An empty latent of its size, 128 x 128 pixels, as Empty Latent Image makes it.",
     )
     FUNCTION = "load"
 

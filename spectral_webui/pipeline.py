@@ -32,7 +32,7 @@ from . import places
 
 EXPECTED = "expected a Stable Diffusion 1.x, 2.x or XL; other models train in ComfyUI"
 _SIZES = {True: 128, False: 64}  # latent cells of a side: SDXL's and the others'
-_NARROW_SIZE = 64  # pixels
+_NARROW_SIZE = 128  # pixels
 _EACH = 256  # numbers by which SDXL is told each of six sizes
 
 

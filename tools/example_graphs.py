@@ -23,7 +23,7 @@ from tools.example_parts import (
 
 
 def single_adapter() -> dict[str, Node]:
-    prompt = "a <bot> on a red background"
+    prompt = "a <bot> in a meadow"
     return {
         **start(0, 0),
         "load": loaded_foura(**ON_DEMO),
@@ -63,10 +63,11 @@ def three_adapters(third_at: int) -> dict[str, Node]:
 
 
 def three_pictures(source: str, prefix: str) -> dict[str, Node]:
-    """The one adapter that a node gives out, applied, and a picture of each of the three."""
+    """The one adapter that a node gives out, applied, a picture of each of the three, and one of two."""
     nodes = {"apply": applied(source, 1280, 0, 430)}
-    for i, name in enumerate(THREE):
-        prompt = f"a <{name}> on a red background"
+    prompts = {name: f"a <{name}> in a meadow" for name in THREE}
+    prompts["both"] = "a <bot> and a <fish> in the snow"
+    for i, (name, prompt) in enumerate(prompts.items()):
         nodes |= picture(f"{prefix}_{name}", 1680, 400 * i, ("apply", 0), ("apply", 1), prompt)
     return nodes
 
@@ -103,7 +104,7 @@ def scheduled_strength() -> dict[str, Node]:
         nodes[name] = strength((860, 440 * i, 360, 400), name, begin, end, curve, adapter=("load", 2))
         nodes[f"apply_{name}"] = applied(name, 1260, 440 * i)
         on = (f"apply_{name}", 0), (f"apply_{name}", 1)
-        nodes |= picture(f"scheduled_{name}", 1680, 440 * i, *on, "a <bot> on a red background")
+        nodes |= picture(f"scheduled_{name}", 1680, 440 * i, *on, "a <bot> in a meadow")
     nodes |= note(
         420,
         350,
@@ -137,7 +138,7 @@ def loras_fused_and_exported() -> dict[str, Node]:
         trained_words=False,
     )
     for i, name in enumerate(("bot", "fish")):
-        prompt = f"a <{name}> on a red background"
+        prompt = f"a <{name}> in a meadow"
         nodes |= picture(f"loras_{name}", 1680, 400 * i, ("apply", 0), ("apply", 1), prompt)
     nodes |= note(
         420,
@@ -154,7 +155,7 @@ def loras_fused_and_exported() -> dict[str, Node]:
 def adapter_report() -> dict[str, Node]:
     nodes = start(0, 0)
     nodes["load"] = loaded_foura(**ON_DEMO)
-    row = picture("report", 860, 0, ("load", 0), ("load", 1), "a <bot> on a red background")
+    row = picture("report", 860, 0, ("load", 0), ("load", 1), "a <bot> in a meadow")
     row["report_decode"] = node("VAEDecode", (860, 160, 200, 50), samples=("report", 2), vae=("demo", 2))
     nodes |= row
     nodes["report"] = node(
@@ -284,7 +285,7 @@ def compare_adapters() -> dict[str, Node]:
     nodes["compare"] = compared(
         (920, 0, 900, 1150),
         adapters=("stack", 0),
-        prompts="a <bot> on a red background\na large <bot> on a blue background, on the left",
+        prompts="a <bot> in a meadow\na large <bot> on a blue background, on the left",
         strengths="0.5, 1",
         methods="stacked, average, closed-form",
     )
@@ -329,7 +330,7 @@ def slider_from_two_prompts() -> dict[str, Node]:
     nodes["compare"] = compared(
         (880, 0, 900, 1000),
         adapter_1=("slider", 0),
-        prompts="a yellow heart on a blue background\na red triangle on a black background",
+        prompts="a yellow heart in the snow\na red triangle on a blue background",
         strengths="-2, -1, -0.5, 0.5, 1, 2",
         methods="",
     )
@@ -359,7 +360,14 @@ def _graph(
 
 
 _WITHOUT = ("without_save", "without")
-_THREE = tuple((f"fused_{name}_save", f"<{name}>") for name in THREE)
+
+
+def _shown(prefix: str) -> tuple[tuple[str, str], ...]:
+    """The saved pictures of :func:`three_pictures`, with their words."""
+    words = {**{name: f"<{name}>" for name in THREE}, "both": "<bot> and <fish>"}
+    return tuple((f"{prefix}_{name}_save", word) for name, word in words.items())
+
+
 WORKFLOWS: dict[str, Graph] = {
     "1 Try an adapter": _graph(
         single_adapter(),
@@ -371,9 +379,9 @@ WORKFLOWS: dict[str, Graph] = {
     "2 Combine three concepts": _graph(
         three_concepts_fused(),
         "fuse.method fuse.weight_1 fuse.weight_2 fused_bot_prompt.text fused_fish_prompt.text "
-        "fused_house_prompt.text",
-        "fused_bot_save fused_fish_save fused_house_save",
-        _THREE,
+        "fused_house_prompt.text fused_both_prompt.text",
+        "fused_bot_save fused_fish_save fused_house_save fused_both_save",
+        _shown("fused"),
     ),
     "3 Train and use": _graph(
         train_and_use(),
@@ -410,8 +418,8 @@ WORKFLOWS: dict[str, Graph] = {
     "8 Distil three concepts": _graph(
         concepts_distilled(),
         "distil.steps distil.samples distil.preserve distil.run_name",
-        "distilled_bot_save distilled_fish_save distilled_house_save",
-        tuple((f"distilled_{name}_save", f"<{name}>") for name in THREE),
+        "distilled_bot_save distilled_fish_save distilled_house_save distilled_both_save",
+        _shown("distilled"),
     ),
     "9 Look inside an adapter": _graph(
         adapter_report(), "load.adapter_name report_prompt.text", "report_save", (("report", ""),)

@@ -72,8 +72,8 @@ def node(kind: str, box: tuple[int, int, int, int], title: str = "", **values: A
 def picture(
     prefix: str, x: int, y: int, model: tuple[str, int], clip: tuple[str, int], prompt: str, title: str = ""
 ) -> dict[str, Node]:
-    """Prompt, sampler, decoder and the saved, enlarged picture in one row, 340 high, behind :func:`start`."""
-    names = {k: f"{prefix}_{k}" for k in ("prompt", "sampler", "decode", "larger", "save")}
+    """Prompt, sampler, decoder and the saved picture in one row, 340 high, behind :func:`start`."""
+    names = {k: f"{prefix}_{k}" for k in ("prompt", "sampler", "decode", "save")}
     return {
         names["prompt"]: node("CLIPTextEncode", (x, y, 330, 110), title, clip=clip, text=prompt),
         names["sampler"]: node(
@@ -88,18 +88,10 @@ def picture(
         names["decode"]: node(
             "VAEDecode", (x, y + 160, 200, 50), samples=(names["sampler"], 0), vae=("demo", 2)
         ),
-        names["larger"]: node(
-            "ImageScaleBy",
-            (x, y + 250, 290, 82),
-            "Upscale Image By 4, to see it",
-            image=(names["decode"], 0),
-            upscale_method="bicubic",
-            scale_by=4.0,
-        ),
         names["save"]: node(
             "SaveImage",
             (x + 680, y, 300, 330),
-            images=(names["larger"], 0),
+            images=(names["decode"], 0),
             filename_prefix=f"spectral/{prefix}",
         ),
     }

@@ -41,7 +41,6 @@ HOST_NODES = {
         (("LATENT", "LATENT"),),
     ),
     "VAEDecode": Slots((("samples", "LATENT"), ("vae", "VAE")), (), (("IMAGE", "IMAGE"),)),
-    "ImageScaleBy": Slots((("image", "IMAGE"),), ("upscale_method", "scale_by"), (("IMAGE", "IMAGE"),)),
     "SaveImage": Slots((("images", "IMAGE"),), ("filename_prefix",), ()),
     "MarkdownNote": Slots((), ("text",), ()),
 }

@@ -1,15 +1,13 @@
-"""Draw the data of the demo model's second version and train it, stage by stage.
+"""Draw the demo model's data and train it on, stage by stage.
 
     python tools/train_demo_model.py all --device cuda      # minutes
     python tools/train_demo_model.py unet --workers 2       # one stage, on the CPU; goes on where it stopped
 
-Stages: data, autoencoder, tokenizer, text (the text encoder's first lesson), latents, unet, redraw and
-decoder (the autoencoder's decoder longer, on latents as the sampler leaves them), classifier, evaluate; and
-by itself wide (128 pixels over the first version's latents). Each reads what the ones before it left in
-``.cache/demo_model`` (or the folder in ``DEMO_MODEL_CACHE``) and ``demo_model_next``. Autoencoder, unet and
-decoder go on from their last checkpoint in the cache, or else from the weights in ``demo_model_next``: there
-data, latents and unet are enough. Needs the pipelines extra
-(diffusers, transformers).
+Stages: data, autoencoder (its decoder), tokenizer, text (the text encoder's first lesson), latents, unet,
+redraw and decoder (the same longer, on latents as the sampler leaves them), classifier, evaluate. Each reads
+what the ones before it left in ``.cache/demo_model`` (or in ``DEMO_MODEL_CACHE``) and ``demo_model``.
+Autoencoder, unet and decoder go on from their last checkpoint in the cache, or else from the weights in
+``demo_model``: there data, latents and unet are enough. Needs the pipelines extra (diffusers, transformers).
 """
 
 from __future__ import annotations
@@ -33,7 +31,6 @@ STAGES = (
     "classifier",
     "evaluate",
 )
-BESIDE = ("wide",)  # no part of "all"
 PARALLEL = ("autoencoder", "unet", "decoder")
 
 
@@ -62,10 +59,6 @@ def run(stage: str, device: str, limits: dict[str, Any], workers: int) -> None:
         from tools.demo_training import redraw
 
         redraw.redraw(device)
-    elif stage == "wide":
-        from tools.demo_training import wide
-
-        wide.train(device, **limits)
     elif stage == "classifier":
         from tools.demo_training import reader
 
@@ -81,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stage", choices=(*STAGES, *BESIDE, "all"))
+    parser.add_argument("stage", choices=(*STAGES, "all"))
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps ...")
     parser.add_argument(
         "--steps", type=int, help="length of the stage instead of its own (evaluate: samples)"

@@ -27,12 +27,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.claims.drawings import BACKGROUNDS
 from benchmarks.claims.lab import BATCH, GUIDANCE, SIZE, Lab, Recipe, Task
 from benchmarks.claims.measure import FITTED, CharacterMeter
 from benchmarks.claims.recipes import RANK, attention_lora, block, foura, lora, orthogonal
 from demo_model import draw
 from spectral_core.adapter.adapter import Adapter
-from spectral_core.demo.concepts import BACKGROUNDS
 from spectral_core.fusion import Fused, fuse
 from spectral_core.fusion.rounds import fuse_in_rounds
 from spectral_core.pipelines import apply, generate

@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.claims.drawings import BACKGROUNDS
 from benchmarks.claims.lab import Lab, Task
 from benchmarks.claims.measure import CharacterMeter
 from benchmarks.claims.recipes import RANK, block, foura, lora, rotation
-from spectral_core.demo.concepts import BACKGROUNDS
 
 RECIPES = (lora(RANK), foura("dct", "adaptive"), block(0), rotation(2 * RANK))
 CHARACTER = "bot"

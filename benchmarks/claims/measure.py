@@ -16,11 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.claims.drawings import STYLES
+from benchmarks.claims.drawings import BACKGROUNDS, STYLES
 from benchmarks.claims.lab import HELD_OUT_SEED, Lab, Task
 from demo_model import draw
 from spectral_core.adapter.adapter import Adapter
-from spectral_core.demo.concepts import BACKGROUNDS
 from spectral_core.demo.scores import as_tensor
 from spectral_core.pipelines.loading import EMBEDDED
 

@@ -3,9 +3,9 @@
     python -m benchmarks.quality.demo_rates --method foura --rates 1e-3 3e-3 --seeds 0 1
 
 Every cell trains both of the demo's drawn concepts exactly as ``python dev.py demo`` does, and draws the
-demo's prompts with each adapter alone, with both stacked and with both fused. Scores are means over the two
-concepts and their pictures; the spread is that of the seeds. The rate with the best score alone is the demo's
-default; ``ceiling`` is what the concepts' own pictures score among themselves.
+demo's prompts with each adapter alone, with both stacked and with both fused, and both in one picture.
+A number is the share of the pictures that the shipped classifier reads as their character, the mean of the
+two; its spread is that of the seeds. ``score`` is the concept score alone. The demo takes the best rate.
 """
 
 from __future__ import annotations
@@ -20,32 +20,31 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from PIL import Image
 
 from benchmarks.common import finish
 from spectral_core.adapter.adapter import Adapter
 from spectral_core.demo import run as demo_run
 from spectral_core.demo.command import parser as demo_parser
-from spectral_core.demo.concepts import DemoConcept, fill_up
+from spectral_core.demo.concepts import DemoConcept, fill_up, prompts_together
 from spectral_core.demo.scores import Scorer
 from spectral_core.pipelines import apply
 from spectral_core.pipelines.loading import EMBEDDED, native_size
 
 
-def scores(
+def drawn(
     pipe: Any,
     concepts: Sequence[DemoConcept],
     settings: demo_run.DemoSettings,
     adapters: Sequence[Sequence[Adapter]],
-    scorer: Scorer,
-) -> float:
-    """Mean concept score; ``adapters[i]`` are on while the prompts of concept i are drawn."""
+) -> list[list[Image.Image]]:
+    """Each concept's pictures; ``adapters[i]`` are on while the prompts of concept i are drawn."""
     found = []
     for concept, used in zip(concepts, adapters, strict=True):
         prompts, seeds = demo_run.columns([concept], settings)
         with apply(pipe, *used):
-            pictures = demo_run.draw_pictures(pipe, prompts, seeds, settings, lambda _: None)
-        found.append(scorer.concept_score(concept, pictures))
-    return fmean(found)
+            found.append(demo_run.draw_pictures(pipe, prompts, seeds, settings, lambda _: None))
+    return found
 
 
 def cell(pipe: Any, options: argparse.Namespace, rate: float, seed: int, folder: Path) -> dict[str, float]:
@@ -54,10 +53,12 @@ def cell(pipe: Any, options: argparse.Namespace, rate: float, seed: int, folder:
     settings = demo_run.default_settings(pipe, demo_options)
     train = replace(settings.train[options.method], learning_rate=rate)
     if options.target_open is not None:
-        train = replace(train, target_open=options.target_open, gate_penalty=options.gate_penalty)
+        train = replace(train, target_open=options.target_open)
     if options.steps is not None:
         train = replace(train, steps=options.steps)
     settings = replace(settings, train={options.method: train}, per_prompt=options.per_prompt)
+    if options.rank is not None:
+        settings = replace(settings, rank=options.rank)
     concepts = fill_up([], demo_options.output, native_size(pipe)[0])
     trained, losses = [], []
     for position, concept in enumerate(concepts):
@@ -68,14 +69,18 @@ def cell(pipe: Any, options: argparse.Namespace, rate: float, seed: int, folder:
         trained.append(done.adapter)
     fused = demo_run.keep_each(pipe, concepts, trained, settings).adapter
     scorer = Scorer(EMBEDDED)
-    drawn = {
-        "alone": [[a] for a in trained],
-        "stacked": [trained] * len(concepts),
-        "fused": [[fused]] * len(concepts),
-    }
-    measured = {name: scores(pipe, concepts, settings, used, scorer) for name, used in drawn.items()}
-    ceiling = fmean(scorer.own_score(c) for c in concepts)
-    return {"loss": fmean(losses), **measured, "ceiling": ceiling}
+    used = {"alone": [[a] for a in trained], "stacked": [trained] * 2, "fused": [[fused]] * 2}
+    measured: dict[str, float] = {"loss": fmean(losses)}
+    for name, adapters in used.items():
+        pictures = drawn(pipe, concepts, settings, adapters)
+        each = list(zip(concepts, pictures, strict=True))
+        measured[name] = fmean(scorer.named(c, p) for c, p in each)
+        if name == "alone":
+            measured["score"] = fmean(scorer.concept_score(c, p) for c, p in each)
+    prompts = prompts_together(concepts, settings.per_prompt, settings.embedded)
+    with apply(pipe, fused):
+        both = demo_run.draw_pictures(pipe, prompts, list(range(len(prompts))), settings, lambda _: None)
+    return measured | {"both": scorer.both_named(concepts, both)}
 
 
 def row(rate: float, cells: Sequence[dict[str, float]]) -> dict[str, Any]:
@@ -84,7 +89,7 @@ def row(rate: float, cells: Sequence[dict[str, float]]) -> dict[str, Any]:
     for key in cells[0]:
         values = [c[key] for c in cells]
         found[key] = fmean(values)
-        if len(values) > 1 and key != "ceiling":
+        if len(values) > 1:
             found[f"{key} ±"] = stdev(values)
     return found
 
@@ -97,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--per-prompt", type=int, default=8)
     parser.add_argument("--target-open", type=float)
-    parser.add_argument("--gate-penalty", type=float, default=0.1)
+    parser.add_argument("--rank", type=int)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--name", help="of the result file; demo_rates_<method> without it")
     options = parser.parse_args(arguments)

@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.claims.drawings import BACKGROUNDS
 from benchmarks.common import finish
 from benchmarks.quality.merge_candidates import CANDIDATES
 from demo_model.draw import PIXELS, draw_concept
@@ -46,7 +47,6 @@ MODEL = Path(__file__).resolve().parents[2] / "demo_model"
 NAMES = ("bot", "fish", "imp")
 PICTURES = 12
 TARGETS = "down_blocks.*, mid_block.*, up_blocks.*"
-BACKGROUNDS = ("green", "blue", "gray", "red")
 RATES = {"lora": 3e-3, "spectral_a": 2e-2, "same": 2.9e-2}  # 1e-2 times the columns' mean singular value
 FIT, HELD_OUT = 100, 900  # first seeds of the denoising runs
 

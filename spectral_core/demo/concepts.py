@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,14 @@ from ..errors import SpectralAdapterError
 from ..training.data.folder import find_examples
 from ..whole_file import whole_file, write_whole
 
-DRAWN_PICTURES = 12
-DRAWN_INIT = "shape"
-BACKGROUNDS = ("green", "blue", "gray", "red")
+DRAWN_PICTURES, BESIDE = 12, 4  # the last of them beside something else
+DRAWN_INIT = "creature"
+PLACES = {  # what a prompt says, and what the shipped classifier calls it
+    "in a meadow": "meadow",
+    "on a blue background": "blue",
+    "in the snow": "snow",
+    "at night": "night",
+}
 
 
 @dataclass(frozen=True)
@@ -26,11 +32,24 @@ class DemoConcept:
     drawn: bool = False
 
     def prompts(self, count: int, embedded: bool) -> list[str]:
-        """Prompts in the base model's own manner; the embedded one knows backgrounds, a real one knows
-        photos."""
+        """Prompts in the base model's own manner; the embedded one knows places, a real one knows photos."""
         if not embedded:
             return [f"a photo of {self.token}"] * count
-        return [f"a {self.token} on a {BACKGROUNDS[i % len(BACKGROUNDS)]} background" for i in range(count)]
+        return [f"a large {self.token} {place}, in the center" for place in places(count)]
+
+
+def places(count: int) -> list[str]:
+    """Where the embedded model's pictures are, in turn."""
+    known = list(PLACES)
+    return [known[i % len(known)] for i in range(count)]
+
+
+def prompts_together(concepts: Sequence[DemoConcept], count: int, embedded: bool) -> list[str]:
+    """Prompts for all concepts in one picture; of two the first one stands left."""
+    if not embedded:
+        return [f"a photo of {' and '.join(c.token for c in concepts)}"] * count
+    things = " and ".join(f"a {c.token}" for c in concepts)
+    return [f"{things} {place}" for place in places(count)]
 
 
 def fill_up(concepts: list[DemoConcept], output: Path, pixels: int) -> list[DemoConcept]:
@@ -66,10 +85,12 @@ def user_concepts(options: argparse.Namespace) -> list[DemoConcept]:
 def drawn_concept(name: str, folder: Path, pixels: int) -> DemoConcept:
     """Draw a character's pictures (once), that many pixels wide, into a folder in kohya layout."""
     from demo_model.draw import draw_concept
+    from demo_model.pictures import draw_beside
 
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(DRAWN_PICTURES):
-        picture, caption = draw_concept(name, seed, token="<TOK>", pixels=pixels)
+        draw = draw_concept if seed < DRAWN_PICTURES - BESIDE else draw_beside
+        picture, caption = draw(name, seed, token="<TOK>", pixels=pixels)
         path = folder / f"{seed:02d}.png"
         if not path.exists():
             write_whole(path.with_suffix(".txt"), caption + "\n")

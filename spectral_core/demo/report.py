@@ -11,15 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..adapter.adapter import Adapter
 from ..analysis.spectra import layer_spectra
 from ..pipelines.loading import EMBEDDED
 from ..plots import contact_sheet, heatmap, line_plot, save_picture
-from ..training.data.folder import find_examples, load_pictures
+from ..training.data.folder import Example, find_examples, load_pictures
 from ..whole_file import write_whole
 from .concepts import DemoConcept
-from .run import METHOD_NAMES, DemoSettings, Row, TrainedAdapter, columns, own_columns
+from .run import (
+    METHOD_NAMES,
+    DemoSettings,
+    Row,
+    TrainedAdapter,
+    columns,
+    columns_together,
+    own_columns,
+)
 from .scores import Scorer
 
 
@@ -32,7 +41,7 @@ def write_report(
     started: float,
 ) -> dict[str, Any]:
     """Draw, score, write and print; returns what report.json holds."""
-    prompts, seeds = columns(list(concepts), settings)
+    prompts, seeds = columns(concepts, settings)
     report: dict[str, Any] = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -48,6 +57,7 @@ def write_report(
         "seeds": seeds,
         "trainings": [training_record(t) for t in trained],
         "concepts": concept_scores(concepts, rows, settings),
+        "both_named": both_named(concepts, rows, settings),
         "fusions": [fusion_record(row, concepts) for row in rows if row.fusion is not None],
     }
     files = draw(output, concepts, rows, trained, prompts, settings)
@@ -76,15 +86,33 @@ def concept_scores(
         own = own_columns(position, settings)
         scores = []
         for row in rows:
-            pictures = row.pictures[own]
+            pictures = [p for p in row.pictures[own] if p is not None]
             score: dict[str, Any] = {
                 "row": row.label,
                 "concept_score": scorer.concept_score(concept, pictures),
             }
+            if scorer.knows(concept):
+                score["named"] = scorer.named(concept, pictures)
             if settings.embedded:
                 score["background_accuracy"] = scorer.background_accuracy(pictures)
             scores.append(score)
         found.append({"concept": concept.token, "own_pictures": scorer.own_score(concept), "rows": scores})
+    return found
+
+
+def both_named(
+    concepts: Sequence[DemoConcept], rows: Sequence[Row], settings: DemoSettings
+) -> dict[str, float]:
+    """Per row that draws both concepts in one picture: how often each is read in its half. Only of drawn
+    characters, which the classifier knows, on the embedded model, which draws the first one left."""
+    scorer = Scorer(EMBEDDED)
+    found: dict[str, float] = {}
+    if not settings.embedded or not all(map(scorer.knows, concepts)):
+        return found
+    for row in rows:
+        pictures = [p for p in row.pictures[columns_together(concepts, settings)] if p is not None]
+        if pictures:
+            found[row.label] = scorer.both_named(concepts, pictures)
     return found
 
 
@@ -134,13 +162,19 @@ def draw(
 
 
 def learned_from(concepts: Sequence[DemoConcept], settings: DemoSettings) -> list[Any]:
-    """Above each column a picture that its concept was trained on; a gap where there are too few."""
+    """Above each column a picture that its concept was trained on, above those of all at once each concept's
+    last one in turn; a gap where there are too few."""
     shown: list[Any] = []
-    for concept in concepts:
-        examples = find_examples(concept.folder, concept.token)[: settings.per_prompt]
-        tensors = load_pictures(examples, settings.size, settings.size) / 2 + 0.5
-        shown += [*tensors, *[None] * (settings.per_prompt - len(examples))]
-    return shown
+    found = [find_examples(concept.folder, concept.token) for concept in concepts]
+
+    def read(examples: list[Example]) -> list[Tensor]:
+        return list(load_pictures(examples, settings.size, settings.size) / 2 + 0.5)
+
+    for examples in found:
+        first = examples[: settings.per_prompt]
+        shown += [*read(first), *[None] * (settings.per_prompt - len(first))]
+    together = len(columns(concepts, settings)[0]) - len(shown)
+    return shown + read([found[i % len(found)][-1] for i in range(together)]) if together else shown
 
 
 def gate_plot(rows: Sequence[Row]) -> Any | None:
@@ -203,7 +237,11 @@ def as_text(report: dict[str, Any]) -> str:
         for row in concept["rows"]:
             background = row.get("background_accuracy")
             asked = "" if background is None else f"   background as asked {background:.0%}"
-            lines.append(f"  {row['row']:<26} concept score {row['concept_score']:>6.3f}{asked}")
+            named = f"   named {row['named']:>4.0%}" if "named" in row else ""
+            lines.append(f"  {row['row']:<26} concept score {row['concept_score']:>6.3f}{named}{asked}")
+    if report["both_named"]:
+        lines += ["", "both in one picture, each read in its half:"]
+        lines += [f"  {row:<26} {share:>4.0%}" for row, share in report["both_named"].items()]
     for fusion in report["fusions"]:
         kept = ", ".join(
             f"{token} {value:.3f}" for token, value in fusion["retention"].items() if value is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -29,7 +29,7 @@ from ..statistics.moments import Statistics
 from ..training.config.adapter import Method
 from ..training.config.config import TrainConfig
 from ..training.engine.named_run import RUNS, START, Output
-from .concepts import DemoConcept
+from .concepts import DemoConcept, prompts_together
 
 EMBEDDED_TARGETS = "down_blocks.*, mid_block.*, up_blocks.*"  # all but the four-channel layers at both ends
 METHOD_NAMES: dict[Method, str] = {"foura": "FouRA", "spectral_a": "Spectral A"}
@@ -49,6 +49,7 @@ class DemoSettings:
     sample_steps: int
     guidance: float
     per_prompt: int
+    together: int  # pictures of all concepts at once
     seed: int
 
 
@@ -66,12 +67,13 @@ class TrainedAdapter:
 
 @dataclass
 class Row:
-    """One row of the contact sheet: the adapters that are on in each concept's columns, and a picture per
-    column."""
+    """One row of the contact sheet: the adapters that are on in each concept's columns and, if any, in those
+    of all concepts at once; a picture per column, or a gap."""
 
     label: str
     adapters: list[list[Adapter]]
-    pictures: list[Image.Image] = field(default_factory=list)
+    together: list[Adapter] | None = None
+    pictures: list[Image.Image | None] = field(default_factory=list)
     recorder: GateRecorder | None = None  # of the first concept's pictures
     fusion: FusionReport | None = None
     retention: tuple[float | None, ...] = ()
@@ -91,7 +93,7 @@ def default_settings(pipe: Any, options: argparse.Namespace) -> DemoSettings:
     size = native_size(pipe)[0] if options.size is None else options.size
     steps = options.steps
     if steps is None:
-        steps = 2 if options.quick else 120 if embedded else 300
+        steps = 2 if options.quick else 200 if embedded else 300
     rates: dict[Method, float] = {"foura": 0.0, "spectral_a": 0.0}
     if embedded:
         # of the sweep's 2.5e-3 times the mean singular value of both concepts' columns, 2.29 and 1.28
@@ -119,7 +121,8 @@ def default_settings(pipe: Any, options: argparse.Namespace) -> DemoSettings:
         train=train,
         sample_steps=2 if options.quick else 25,
         guidance=4.0 if embedded else 7.5,
-        per_prompt=1 if options.quick else 4,
+        per_prompt=1 if options.quick else 3,
+        together=1 if options.quick else 2,
         seed=options.seed,
     )
 
@@ -190,26 +193,38 @@ def generate_rows(
 ) -> list[Row]:
     """The base model, then per method: each concept by its own adapter, both in one adapter, both simply
     added. The same prompts and seeds in every row."""
-    rows = [Row("base model", [[]] * len(concepts))]
+    several = len(concepts) > 1
+    rows = [Row("base model", [[]] * len(concepts), together=[] if several else None)]
     fusions = []
     for method, name in METHOD_NAMES.items():
         alone = [t.adapter for t in trained if t.method == method]
-        each = "each alone" if len(concepts) > 1 else concepts[0].token
+        each = "each alone" if several else concepts[0].token
         rows.append(Row(f"{name}: {each}", [[a] for a in alone], recorder=_recorder(method)))
-        if len(concepts) > 1:
+        if several:
             fused = keep_each(pipe, concepts, alone, settings)
-            rows.append(
-                Row(f"{name}: in one adapter", [[fused.adapter]] * len(concepts), fusion=fused.report)
-            )
+            one, both = [fused.adapter], [list(alone)]
+            rows.append(Row(f"{name}: in one adapter", [one, one], together=one, fusion=fused.report))
             fusions.append((rows[-1], fused.adapter, alone))
-            rows.append(Row(f"{name}: simply added", [alone] * len(concepts)))
+            rows.append(Row(f"{name}: simply added", both * 2, together=alone))
     prompts, seeds = columns(concepts, settings)
+    last = columns_together(concepts, settings)
     with tqdm(total=len(rows) * len(prompts), desc="pictures", unit="picture") as bar:
+
+        def draw(
+            own: slice, adapters: list[Adapter], recorder: GateRecorder | None = None
+        ) -> list[Image.Image]:
+            with apply(pipe, *adapters, recorder=recorder):
+                return draw_pictures(pipe, prompts[own], seeds[own], settings, bar.update)
+
         for row in rows:
             for position, adapters in enumerate(row.adapters):
                 own = own_columns(position, settings)
-                with apply(pipe, *adapters, recorder=None if position else row.recorder):
-                    row.pictures += draw_pictures(pipe, prompts[own], seeds[own], settings, bar.update)
+                row.pictures += draw(own, adapters, None if position else row.recorder)
+            if row.together is None:
+                row.pictures += [None] * len(prompts[last])
+                bar.update(len(prompts[last]))
+            else:
+                row.pictures += draw(last, row.together)
     for row, adapter, alone in fusions:
         measure_fusion(pipe, concepts, settings, row, adapter, alone)
     return rows
@@ -264,15 +279,22 @@ def measure_fusion(
     row.crosstalk = crosstalk(frozen, inputs).total
 
 
-def columns(concepts: list[DemoConcept], settings: DemoSettings) -> tuple[list[str], list[int]]:
-    """Prompts and seeds of the columns: per_prompt pictures for each concept."""
+def columns(concepts: Sequence[DemoConcept], settings: DemoSettings) -> tuple[list[str], list[int]]:
+    """Prompts and seeds of the columns: per_prompt pictures for each concept, then of two in one picture."""
     prompts = [p for c in concepts for p in c.prompts(settings.per_prompt, settings.embedded)]
+    if len(concepts) > 1:
+        prompts += prompts_together(concepts, settings.together, settings.embedded)
     return prompts, [1000 + settings.seed + i for i in range(len(prompts))]
 
 
 def own_columns(position: int, settings: DemoSettings) -> slice:
     """Those of the concept at this position."""
     return slice(position * settings.per_prompt, (position + 1) * settings.per_prompt)
+
+
+def columns_together(concepts: Sequence[DemoConcept], settings: DemoSettings) -> slice:
+    """Those of all concepts in one picture: the last ones, none with one concept."""
+    return slice(len(concepts) * settings.per_prompt, None)
 
 
 def _recorder(method: Method) -> GateRecorder | None:

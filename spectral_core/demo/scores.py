@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..training.data.folder import find_examples, load_pictures
-from .concepts import BACKGROUNDS, DemoConcept
+from .concepts import PLACES, DemoConcept, places
 
 
 def as_tensor(pictures: Sequence[Image.Image]) -> Tensor:
@@ -53,8 +54,33 @@ class Scorer:
         n = len(features)
         return float((similarity.sum() - similarity.diagonal().sum()) / max(1, n * (n - 1)))
 
+    def knows(self, concept: DemoConcept) -> bool:
+        """Whether the classifier has a name for it: it learned the drawn characters, from drawings."""
+        return concept.drawn and concept.name in self._classifier.labels["character"]
+
+    def named(self, concept: DemoConcept, pictures: Sequence[Image.Image]) -> float:
+        """Share of the pictures that are read as this character."""
+        return fmean(self._read(concept, pictures))
+
+    def both_named(self, concepts: Sequence[DemoConcept], pictures: Sequence[Image.Image]) -> float:
+        """Share of the pictures in whose left half the first character is read, in the right the second."""
+        halves = zip(*map(sides, pictures), strict=True)
+        read = [self._read(c, half) for c, half in zip(concepts, halves, strict=True)]
+        return fmean(all(one) for one in zip(*read, strict=True))
+
+    def _read(self, concept: DemoConcept, pictures: Sequence[Image.Image]) -> list[bool]:
+        names = self._classifier.attributes(as_tensor(pictures))["character"]
+        return [name == concept.name for name in names]
+
     def background_accuracy(self, pictures: Sequence[Image.Image]) -> float:
         """Share of pictures whose background is the one that their prompt asked for."""
         read = self._classifier.attributes(as_tensor(pictures))["background"]
-        wanted = [BACKGROUNDS[i % len(BACKGROUNDS)] for i in range(len(pictures))]
+        wanted = [PLACES[place] for place in places(len(pictures))]
         return float(sum(a == b for a, b in zip(read, wanted, strict=True)) / len(wanted))
+
+
+def sides(picture: Image.Image) -> tuple[Image.Image, Image.Image]:
+    """The left and the right half's middle, each a square as wide as the half."""
+    half, top = picture.width // 2, (picture.height - picture.width // 2) // 2
+    left, right = ((x, top, x + half, top + half) for x in (0, half))
+    return picture.crop(left), picture.crop(right)

@@ -149,7 +149,7 @@ def generate(
     >>> import spectral_core as sc
     >>> [picture] = sc.generate(sc.load_pipeline(), ["a red star"], seeds=[1], steps=1)
     >>> picture.size
-    (64, 64)
+    (128, 128)
     """
     if len(prompts) != len(seeds):
         raise SpectralAdapterError(f"{len(prompts)} prompts and {len(seeds)} seeds: expected as many of each")

@@ -43,7 +43,7 @@ def picture(
     seed: int = 1,
     steps: int = 20,
     tag: str = "",
-    size: int = 2 * PIXELS,
+    size: int = PIXELS,
     latent: list[Any] | None = None,
 ) -> Graph:
     """The host's own nodes from prompt to saved picture. ``tag`` sets several apart in one graph.

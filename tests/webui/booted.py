@@ -45,8 +45,8 @@ DEMO = PICTURE | {
     "sampler_name": "DDIM",
     "steps": 8,
     "cfg_scale": 4,
-    "width": 2 * PIXELS,
-    "height": 2 * PIXELS,
+    "width": PIXELS,
+    "height": PIXELS,
 }
 NARROW = PICTURE | {"sampler_name": "Euler", "steps": 3, "cfg_scale": 4, "width": 64, "height": 64}
 NARROW |= {"scheduler": "Automatic"}

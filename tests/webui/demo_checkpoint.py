@@ -65,11 +65,11 @@ TEMPLATE = """model:
         ddconfig:
           double_z: true
           z_channels: 4
-          resolution: 64
+          resolution: 128
           in_channels: 3
           out_ch: 3
           ch: 64
-          ch_mult: [1, 1, 1]
+          ch_mult: [1, 1, 1, 1]
           num_res_blocks: 0
           attn_resolutions: []
           dropout: 0.0

@@ -200,7 +200,7 @@ def pictures(folder: Path) -> Path:
 def test_training_is_stopped_and_goes_on(webui: Webui) -> None:
     base = webui.picture(webui.concept)
     steps = 60 if webui.kind == "A1111" else 8  # the narrow model's take seconds
-    settings = {"method": "lora", "rank": 2, "size": "64", "steps": steps, "targets": "*attn2.to_v"}
+    settings = {"method": "lora", "rank": 2, "size": "128", "steps": steps, "targets": "*attn2.to_v"}
     body = {
         "images": str(pictures(webui.data / "pictures")),
         "token": "<new>",
@@ -240,7 +240,7 @@ def test_distilled(webui: Webui) -> None:
     base = webui.picture(webui.concept)
     names = [webui.names[0], webui.names[-1]]
     prompts = f"a photo of {webui.word}\na photo of {webui.word}" if webui.kind != "A1111" else ""
-    settings = {"steps": 2, "samples": 1, "sample_steps": 2, "size": "64"}
+    settings = {"steps": 2, "samples": 1, "sample_steps": 2, "size": "128"}
     body = {"names": names, "name": "taught", "prompts": prompts, "settings": settings}
     done = webui.job("distil", body)
     assert done["state"] == "finished" and "saved as taught" in done["text"], done

@@ -117,7 +117,7 @@ def test_it_trains_what_diffusers_trains(pipe: Any, tmp_path: Path) -> None:
 
     folder = pictures(tmp_path / "pictures")
     layers = {"method": "spectral_a", "rank": 2, "targets": "*attn2*", "text_targets": "*q_proj"}
-    concept = Concept(str(folder), "<star>", size=(64, 64), cache=False, **layers)
+    concept = Concept(str(folder), "<star>", size=(128, 128), cache=False, **layers)
     config = sc.TrainConfig(steps=3, warmup=0, batch_size=2)
     losses = []
     for name, model in (("host", as_host(pipe)), ("diffusers", pipe)):
@@ -133,7 +133,7 @@ def test_its_sampler_draws_the_concept(pipe: Any, library: Library) -> None:
     seen = []
     for model in (host, pipe):
         with sc.apply(model, adapter):
-            seen += sc.generate(model, ["a photo of <bot>"], [3], steps=20, guidance=4.0, size=(64, 64))
+            seen += sc.generate(model, ["a photo of <bot>"], [3], steps=20, guidance=4.0, size=(128, 128))
     ours, theirs = (torch.tensor(list(p.convert("L").tobytes())).float() for p in seen)
     alike = torch.corrcoef(torch.stack([ours, theirs]))[0, 1]
     assert float(alike) > 0.8, f"{float(alike):.2f}"

@@ -23,8 +23,7 @@ from spectral_core.whole_file import whole_file, write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("DEMO_MODEL_CACHE", ROOT / ".cache" / "demo_model"))
-START = ROOT / "demo_model"  # the first version, whose autoencoder the training goes on with
-MODEL = ROOT / "demo_model_next"
+MODEL = ROOT / "demo_model"
 SEED = 20251
 LOCAL_NOTES = ("_name_or_path", "is_local", "local_files_only")
 CREATURES = 0.45  # of the objects: new characters are drawn as they are

@@ -27,24 +27,40 @@ LABELS: dict[str, list[str]] = {
     "second": [*OBJECTS, draw.NONE],
     "second_colour": list(draw.COLOURS),
     "second_texture": list(draw.TEXTURES),
+    "character": [draw.NONE, *draw.CONCEPTS],
 }
 OF_THE_OBJECT = ("colour", "size", "position", "texture")
 OF_THE_SECOND = ("second_colour", "second_texture")
+IGNORED = -100
+CHARACTERS, FIRST_SEED = 1500, 1_000_000  # drawings of the demo's characters; seeds far from its pictures'
 
 
 def applies(name: str, picture: Picture) -> bool:
     """Whether the picture has such a thing at all."""
     if name in OF_THE_OBJECT:
         return picture.shape != draw.NONE and not (name == "size" and picture.pair)
+    if name == "character":  # pictures of the training show none
+        return False
     return picture.pair if name in OF_THE_SECOND else True
 
 
 def targets(shown: list[Picture]) -> dict[str, Tensor]:
-    """Class indices per attribute; -100 (ignored) where a picture has no such thing."""
-    return {
-        name: torch.tensor([values.index(getattr(p, name)) if applies(name, p) else -100 for p in shown])
+    """Class indices per attribute; ignored where a picture has no such thing. None shows a character."""
+    found = {
+        name: torch.tensor([values.index(getattr(p, name)) if applies(name, p) else IGNORED for p in shown])
         for name, values in LABELS.items()
+        if name != "character"
     }
+    return found | {"character": torch.zeros(len(shown), dtype=torch.long)}
+
+
+def characters(count: int = CHARACTERS) -> tuple[np.ndarray, Tensor]:
+    """Drawings of the demo's characters, and which one each is: its place in the labels."""
+    names = list(draw.CONCEPTS)
+    images = draw.draw_many(
+        lambda i: draw.draw_concept(names[i % len(names)], FIRST_SEED + i, pixels=PIXELS)[0], count
+    )
+    return images, torch.arange(count) % len(names) + 1
 
 
 def roughen(images: Tensor) -> Tensor:
@@ -63,21 +79,25 @@ def train(device: str, steps: int = 1500, size: int = 40) -> None:
     """Train and write the model's ``classifier``: fp16 weights, labels in ``config.json``."""
     torch.manual_seed(SEED + 5)
     drawn, doodles = pictures(), pictures("doodles")[::3]  # the polygons among them
+    known_ones, which = characters()
     truth = targets(known(len(drawn)))
     model = Classifier(LABELS, PIXELS).to(device, memory_format=torch.channels_last).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.02)
     budget = Budget(steps)
-    streams = batches(len(drawn), size, SEED + 6), batches(len(doodles), 2, SEED + 7)
-    none = torch.full((2,), LABELS["shape"].index(draw.NONE))
+    counts = ((len(drawn), size), (len(doodles), 2), (len(known_ones), 8))
+    streams = [batches(*pair, SEED + 6 + i) for i, pair in enumerate(counts)]
+    none, ignored = (torch.full((2,), i) for i in (LABELS["shape"].index(draw.NONE), IGNORED))
     for step in range(steps):
-        index, odd = (next(s) for s in streams)
-        images = roughen(to_tensor(np.concatenate([drawn[index], doodles[odd]])).to(device))
+        index, odd, own = (next(s) for s in streams)
+        shown = np.concatenate([drawn[index], doodles[odd], known_ones[own]])
+        images = roughen(to_tensor(shown).to(device))
         with torch.autocast(device, torch.bfloat16):
             logits = {name: value.float() for name, value in model(images).items()}
         loss = torch.zeros((), device=device)
         for name, value in logits.items():
-            nothing = none if name in ("shape", "second") else torch.full((2,), -100)
-            wanted = torch.cat([truth[name][index], nothing])
+            nothing = none if name in ("shape", "second") else ignored
+            person = which[own] if name == "character" else torch.full((len(own),), IGNORED)
+            wanted = torch.cat([truth[name][index], nothing, person])
             loss = loss + F.cross_entropy(value, wanted.to(device), label_smoothing=0.02)
         for group in optimiser.param_groups:
             group["lr"] = 2e-3 * budget.factor(step)

@@ -4,7 +4,7 @@ A training picture's latents get the noise of one of the sampler's last steps, a
 there: the picture stays, its edges become the denoiser's. A decoder that has seen such latents draws the edge
 that was meant.
 
-Shapes: latents (N, 4, 32, 32), unscaled, in half precision.
+Shapes: latents (N, 4, 16, 16), unscaled, in half precision.
 """
 
 from __future__ import annotations

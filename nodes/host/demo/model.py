@@ -29,7 +29,7 @@ def load() -> tuple[Any, Any, Any]:
 
 
 def empty_latent() -> dict[str, torch.Tensor]:
-    """One empty latent of the model's own size, (1, 4, H, W): the host's node divides by 8, this VAE by 4."""
+    """One empty latent of the model's own size, (1, 4, H, W)."""
     config = demo.read_config("unet")
     shape = (1, config["in_channels"], config["sample_size"], config["sample_size"])
     return {"samples": torch.zeros(shape, device=comfy.model_management.intermediate_device())}
@@ -103,11 +103,10 @@ def _text_model(device: Any = "cpu", dtype: Any = None, model_options: Any = Non
 
 
 def load_vae() -> Any:
-    """The host's VAE. Its sizes cannot be told from the weights, so they are given; so is its ratio of 4."""
+    """The host's VAE. Its sizes cannot be told from the weights, so they are given."""
     config = demo.read_config("vae")
     weights = demo.native_vae(demo.read_weights("vae"), config)
     vae = comfy.sd.VAE(sd=weights, config={"params": demo.vae_config(config)}, dtype=torch.float32)
-    vae.downscale_ratio = vae.upscale_ratio = demo.vae_ratio(config)
     own = set(vae.first_stage_model.state_dict())
     _check((own - set(weights), set(weights) - own), "vae")
     return vae

@@ -5,7 +5,7 @@ Nothing here needs the host. The native names of UNet and text encoder follow fr
 knows four levels.
 
 Shapes: every tensor keeps its own, except the autoencoder's attention, linear (o, i) -> 1 x 1 convolution
-(o, i, 1, 1), and the token table, (647, 128) -> (49408, 128), filled up with zeros.
+(o, i, 1, 1), and the token table, (n, 128) -> (49408, 128), filled up with zeros.
 """
 
 from __future__ import annotations
@@ -124,11 +124,6 @@ def vae_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "dropout": 0.0,
     }
     return {"ddconfig": ddconfig, "embed_dim": config["latent_channels"]}
-
-
-def vae_ratio(config: Mapping[str, Any]) -> int:
-    """Pixels per latent cell along each side: every level but the last halves the picture."""
-    return int(2 ** (len(config["block_out_channels"]) - 1))
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from demo_model.draw import draw_concept
 from spectral_core.demo import command as demo
 from spectral_core.demo import run as demo_run
+from spectral_core.demo.concepts import drawn_concept
 from spectral_core.demo.run import DemoSettings
+from spectral_core.demo.scores import Scorer
 from spectral_core.files.adapter_file import load
+from spectral_core.pipelines.loading import EMBEDDED
 from spectral_core.training.engine.trainer import Trainer
 from spectral_core.training.runs.events import read_events
 
@@ -66,7 +70,11 @@ def test_the_whole_job_and_its_reuse(tmp_path: Path) -> None:
 
     with Image.open(output / "contact_sheet.png") as sheet:
         drawn = len(report["concepts"][0]["rows"])
-        assert sheet.height > (drawn + 1) * 192, "one row more: the pictures that were learned from"
+        assert sheet.height > (drawn + 1) * 128, "one row more: the pictures that were learned from"
+    assert len(report["prompts"]) == 2 + 2 + 2 and "a <bot> and a <fish>" in report["prompts"][-1]
+    rows = report["concepts"][0]["rows"]
+    assert list(report["both_named"]) == [r["row"] for r in rows if "each alone" not in r["row"]]
+    assert rows[0]["row"] == "base model" and rows[0]["named"] == 0.0, "it has never seen the character"
 
     made = {path: path.read_bytes() for path in (output / "adapters").glob("*.safetensors")}
     assert demo.main(["--output", str(output), "--steps", "4"]) == 0
@@ -131,6 +139,24 @@ def test_the_users_own_pictures(tmp_path: Path, pictures: Path) -> None:
     )
     assert [c["concept"] for c in read(output)["concepts"]] == ["<thing>", "<bot>"]
     assert load(output / "adapters" / "thing_foura.safetensors").provenance.trigger_words == ("<thing>",)
+
+
+def test_both_in_one_picture_are_found_in_their_own_half(tmp_path: Path) -> None:
+    """Two characters drawn side by side; the wrong way round, or one of them twice, they are not."""
+    concepts = [drawn_concept(name, tmp_path / name, 128) for name in ("bot", "fish")]
+    scorer = Scorer(EMBEDDED)
+
+    def pair(left: str, right: str, seed: int) -> Image.Image:
+        picture = Image.new("RGB", (128, 128), (92, 140, 96))
+        for name, x in ((left, 0), (right, 64)):
+            drawn = draw_concept(name, seed, pixels=64)[0]
+            picture.paste(drawn, (x, 32))
+        return picture
+
+    for left, right in (("bot", "fish"), ("fish", "bot"), ("bot", "bot"), ("fish", "fish")):
+        found = scorer.both_named(concepts, [pair(left, right, seed) for seed in range(50, 58)])
+        assert found > 0.8 if (left, right) == ("bot", "fish") else found < 0.2
+    assert scorer.knows(concepts[0]) and not scorer.knows(replace(concepts[0], drawn=False))
 
 
 def test_another_model(tmp_path: Path, pictures: Path, pipe: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from demo_model import draw
+from demo_model import draw, pictures
 from demo_model.classifier import load_classifier
 
 diffusers = pytest.importorskip("diffusers")
@@ -43,7 +43,7 @@ def test_size_and_file_kinds():
     files = [f for f in FOLDER.rglob("*") if f.is_file() and "__pycache__" not in f.parts]
     weights = sum(f.stat().st_size for f in files if f.suffix == ".safetensors")
     assert weights > 4e6
-    assert sum(f.stat().st_size for f in files) <= 12e6
+    assert sum(f.stat().st_size for f in files) <= 24e6
     allowed = {".safetensors", ".json", ".txt", ".md", ".py", ".jpg"}
     assert {f.suffix for f in files} <= allowed
 
@@ -82,8 +82,8 @@ def test_tokenizer_files_agree(pipeline):
 
 def test_latents_have_unit_variance(pipeline):
     rng = np.random.default_rng(1)
-    pictures = np.stack([np.asarray(draw.draw_scene(s, rng)) for s in held_out(24, 1)])
-    images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    drawn = np.stack([np.asarray(draw.draw_scene(s, rng)) for s in held_out(24, 1)])
+    images = torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
         latents = pipeline.vae.encode(images).latent_dist.mode()
         output = pipeline.vae.decode(latents).sample
@@ -111,15 +111,17 @@ def test_samples_show_what_the_prompt_says(pipeline, reader):
 def test_classifier_reads_drawings_and_its_configuration(reader):
     config = json.loads((FOLDER / "classifier" / "config.json").read_text(encoding="utf-8"))
     assert config["labels"] == reader.labels
-    assert reader.labels["shape"] == [*draw.SHAPES, draw.NONE]
+    assert reader.labels["shape"] == [*pictures.OBJECTS, draw.NONE]
+    assert reader.labels["character"] == [draw.NONE, *draw.CONCEPTS]
     assert reader.labels["colour"] == list(draw.COLOURS)
     assert sum(p.numel() for p in reader.parameters()) <= 500_000
     rng, wanted = np.random.default_rng(3), held_out(60, 3)
-    pictures = np.stack([np.asarray(draw.draw_scene(s, rng)) for s in wanted])
-    images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    drawn = np.stack([np.asarray(draw.draw_scene(s, rng)) for s in wanted])
+    images = torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 255
     for name, found in reader.attributes(images).items():
-        right = sum(f == getattr(s, name) for f, s in zip(found, wanted, strict=True))
-        assert right >= 54, (name, right)
+        if hasattr(wanted[0], name):  # not what only pairs have
+            right = sum(f == getattr(s, name) for f, s in zip(found, wanted, strict=True))
+            assert right >= 54, (name, right)
     features = reader.features(images)
     assert features.shape == (60, config["features"])
     assert torch.allclose(features.norm(dim=1), torch.ones(60), atol=1e-4)

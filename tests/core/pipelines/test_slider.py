@@ -131,7 +131,7 @@ def test_size_follows_the_strength_on_the_embedded_model(tmp_path: Path) -> None
     large = []
     for strength in (-1.0, 0.0, 1.0):
         with apply(drawn, slider.scaled(strength)):
-            pictures = generate(drawn, prompts, range(30, 38), steps=8, guidance=4.0, size=(64, 64))
+            pictures = generate(drawn, prompts, range(30, 38), steps=8, guidance=4.0, size=(128, 128))
         found = reader.attributes(as_tensor(pictures))
         large.append(sum(size == "large" for size in found["size"]) / len(prompts))
         for attribute, word in wanted.items():

@@ -130,7 +130,7 @@ def what_is_left_open_follows_the_model():
     open_ones = {"resolution": 0, "learning_rate": 0.0}
     _, _, report = train(MODEL, run_name="open", steps=20, **{**given, **open_ones})
     run = json.loads((RUNS / "open/run.json").read_text())
-    assert run["config"]["learning_rate"] == 3e-3 and run["job"]["resolution"] == 64
+    assert run["config"]["learning_rate"] == 3e-3 and run["job"]["resolution"] == 128
     assert "moves next to nothing" not in report and "the model's own is" not in report
     wrong = {"resolution": 512, "learning_rate": 1e-5, "steps": 2, "batch_size": 1}
     report = train(MODEL, run_name="wrong", **{**given, **wrong})[2]

@@ -121,7 +121,7 @@ def samples_change_nothing_but_the_picture_shown():
     from PIL import Image
 
     first, second = (Image.open(RUNS / "drawn/samples" / name) for name in names)
-    assert first.size == (64, 64) and first.tobytes() != second.tobytes()
+    assert first.size == (128, 128) and first.tobytes() != second.tobytes()
     assert shown and not any(shown), "curve and samples stand on the node's panel, and nowhere a second time"
     latents = {"samples": torch.randn(2, 4, 16, 16)}
     train(  # without VAE and CLIP: the colours of the latents
