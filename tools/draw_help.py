@@ -23,7 +23,7 @@ from tests.host.graphs import Graph, node, pictures_of
 
 P = "SpectralAdapters_"
 FOLDER = ROOT / "web" / "docs"
-PROMPT = "a <bot> in a meadow"
+PROMPT = "a large <bot> in a meadow, in the center"
 STAR, MOON = "a large red striped star on a blue background", "a small white moon on a black background"
 TRAINED = "example_for_help"
 Rows = dict[str, list[Image.Image]]  # a column's label -> its pictures

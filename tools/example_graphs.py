@@ -23,7 +23,7 @@ from tools.example_parts import (
 
 
 def single_adapter() -> dict[str, Node]:
-    prompt = "a <bot> in a meadow"
+    prompt = "a large <bot> in a meadow, in the center"
     return {
         **start(0, 0),
         "load": loaded_foura(**ON_DEMO),
@@ -65,7 +65,7 @@ def three_adapters(third_at: int) -> dict[str, Node]:
 def three_pictures(source: str, prefix: str) -> dict[str, Node]:
     """The one adapter that a node gives out, applied, a picture of each of the three, and one of two."""
     nodes = {"apply": applied(source, 1280, 0, 430)}
-    prompts = {name: f"a <{name}> in a meadow" for name in THREE}
+    prompts = {name: f"a large <{name}> in a meadow, in the center" for name in THREE}
     prompts["both"] = "a <bot> and a <fish> in the snow"
     for i, (name, prompt) in enumerate(prompts.items()):
         nodes |= picture(f"{prefix}_{name}", 1680, 400 * i, ("apply", 0), ("apply", 1), prompt)
@@ -104,7 +104,7 @@ def scheduled_strength() -> dict[str, Node]:
         nodes[name] = strength((860, 440 * i, 360, 400), name, begin, end, curve, adapter=("load", 2))
         nodes[f"apply_{name}"] = applied(name, 1260, 440 * i)
         on = (f"apply_{name}", 0), (f"apply_{name}", 1)
-        nodes |= picture(f"scheduled_{name}", 1680, 440 * i, *on, "a <bot> in a meadow")
+        nodes |= picture(f"scheduled_{name}", 1680, 440 * i, *on, "a large <bot> in a meadow, in the center")
     nodes |= note(
         420,
         350,
@@ -138,7 +138,7 @@ def loras_fused_and_exported() -> dict[str, Node]:
         trained_words=False,
     )
     for i, name in enumerate(("bot", "fish")):
-        prompt = f"a <{name}> in a meadow"
+        prompt = f"a large <{name}> in a meadow, in the center"
         nodes |= picture(f"loras_{name}", 1680, 400 * i, ("apply", 0), ("apply", 1), prompt)
     nodes |= note(
         420,
@@ -155,7 +155,7 @@ def loras_fused_and_exported() -> dict[str, Node]:
 def adapter_report() -> dict[str, Node]:
     nodes = start(0, 0)
     nodes["load"] = loaded_foura(**ON_DEMO)
-    row = picture("report", 860, 0, ("load", 0), ("load", 1), "a <bot> in a meadow")
+    row = picture("report", 860, 0, ("load", 0), ("load", 1), "a large <bot> in a meadow, in the center")
     row["report_decode"] = node("VAEDecode", (860, 160, 200, 50), samples=("report", 2), vae=("demo", 2))
     nodes |= row
     nodes["report"] = node(
@@ -285,7 +285,7 @@ def compare_adapters() -> dict[str, Node]:
     nodes["compare"] = compared(
         (920, 0, 900, 1150),
         adapters=("stack", 0),
-        prompts="a <bot> in a meadow\na large <bot> on a blue background, on the left",
+        prompts="a large <bot> in a meadow, in the center\na large <bot> on a blue background, on the left",
         strengths="0.5, 1",
         methods="stacked, average, closed-form",
     )

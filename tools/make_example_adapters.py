@@ -113,7 +113,7 @@ def draw_sheet(pipe: Any, examples: list[Example]) -> Path:
     rows = []
     for example in [None, *examples]:
         concept = "bot" if example is None else example.concept
-        prompts = [f"a <{concept}> {place}" for place in places(4)]
+        prompts = [f"a large <{concept}> {place}, in the center" for place in places(4)]
         chosen = [] if example is None else [read(example)]
         with apply(pipe, *chosen):
             rows.append(generate(pipe, prompts, [1, 2, 3, 4], steps=20, guidance=4.0, size=native_size(pipe)))

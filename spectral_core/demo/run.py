@@ -93,7 +93,7 @@ def default_settings(pipe: Any, options: argparse.Namespace) -> DemoSettings:
     size = native_size(pipe)[0] if options.size is None else options.size
     steps = options.steps
     if steps is None:
-        steps = 2 if options.quick else 200 if embedded else 300
+        steps = 2 if options.quick else 130 if embedded else 300
     rates: dict[Method, float] = {"foura": 0.0, "spectral_a": 0.0}
     if embedded:
         # of the sweep's 2.5e-3 times the mean singular value of both concepts' columns, 2.29 and 1.28
@@ -107,7 +107,6 @@ def default_settings(pipe: Any, options: argparse.Namespace) -> DemoSettings:
             learning_rate=rate,
             token_learning_rate=2e-2 if embedded else 5e-4,
             schedule="cosine",
-            target_open=0.0,  # in so few steps a target costs score
             preserve_every=0,  # the reported loss is that of the pictures alone
             seed=options.seed,
         )
@@ -119,7 +118,7 @@ def default_settings(pipe: Any, options: argparse.Namespace) -> DemoSettings:
         rank=8 if options.rank is None else options.rank,
         targets=EMBEDDED_TARGETS if embedded else "attention",
         train=train,
-        sample_steps=2 if options.quick else 25,
+        sample_steps=2 if options.quick else 20,
         guidance=4.0 if embedded else 7.5,
         per_prompt=1 if options.quick else 3,
         together=1 if options.quick else 2,
