@@ -125,7 +125,9 @@ def loras_fused_and_exported() -> dict[str, Node]:
             (420, 280 * i, 400, 240),
             lora_name=f"examples/{name}_lora.safetensors",
         )
-    nodes["fuse"] = fused("sum", (860, 0, 360, 500), adapter_1=("bot", 0), adapter_2=("fish", 0))
+    loras = {"adapter_1": ("bot", 0), "adapter_2": ("fish", 0)}
+    prompts = [f"a large <{n}> in the snow|a <{n}> on a blue background" for n in ("bot", "fish")]
+    nodes["fuse"] = fused("closed-form", (860, 0, 360, 500), "\n".join(prompts), **ON_DEMO, **loras)
     nodes["apply"] = applied("fuse", 1260, 0)
     nodes["export"] = node(
         PREFIX + "ExportAdapterAsLoRA",
@@ -145,9 +147,11 @@ def loras_fused_and_exported() -> dict[str, Node]:
         560,
         400,
         220,
-        "**Two LoRAs become one.** Load LoRA as Adapter reads plain LoRA files, Fuse Adapters adds them, "
-        "and Export writes one plain LoRA into output/loras, where Load LoRA finds it.\n\nTry: target_rank "
-        "2, and read in the export's report what that costs.",
+        "**Two LoRAs become one.** Load LoRA as Adapter reads plain LoRA files, Fuse Adapters makes one of "
+        "them that does what each does on its prompts (a LoRA file holds no words, so they are written "
+        "there), and Export writes it as a plain LoRA into "
+        "output/loras, where Load LoRA finds it.\n\nTry: method sum, which blends them; target_rank 8, and "
+        "read in the export's report what that costs.",
     )
     return nodes
 
@@ -189,7 +193,7 @@ def concepts_distilled() -> dict[str, Node]:
         run_name="example_distilled",
         weight_1=1.0,
         weight_2=1.0,
-        steps=60,
+        steps=150,
         learning_rate=0.0,
         batch_size=4,
         seed=0,
@@ -197,7 +201,7 @@ def concepts_distilled() -> dict[str, Node]:
         preserve="a red circle on a blue background\na small green star on a white background\n"
         "a large yellow square on a gray background\na purple ring on a black background",
         target_rank=0,
-        samples=8,
+        samples=16,
         sample_steps=10,
         sample_cfg=0.0,
         accumulation=1,
@@ -214,8 +218,8 @@ def concepts_distilled() -> dict[str, Node]:
         "**Three concepts in one adapter, trained to be it.** Distil Adapters begins with a closed-form "
         "fusion, draws a few pictures of every concept with its own adapter, and trains the one adapter to "
         "predict there what that adapter predicts, and to leave the prompts in *preserve* alone. It takes "
-        "about a minute here; the finished file is in output/spectral_adapters, and the same settings never "
-        "train twice.\n\nTry: 200 steps and 16 samples, which are the node's own defaults.",
+        "some minutes here; the finished file is in output/spectral_adapters, and the same settings never "
+        "train twice.\n\nTry: 300 steps.",
     )
     return nodes
 

@@ -158,7 +158,7 @@ def strength(
     )
 
 
-def fused(method: str, box: tuple[int, int, int, int], **sockets: tuple[str, int]) -> Node:
+def fused(method: str, box: tuple[int, int, int, int], prompts: str = "", **sockets: tuple[str, int]) -> Node:
     return node(
         PREFIX + "FuseAdapters",
         box,
@@ -168,7 +168,7 @@ def fused(method: str, box: tuple[int, int, int, int], **sockets: tuple[str, int
         weight_2=1.0,
         target_rank=0,
         freeze_gates=False,
-        prompts="",
+        prompts=prompts,
         sample_steps=4,
         sample_cfg=4.0,
         sample_seed=0,

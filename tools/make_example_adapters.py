@@ -54,7 +54,7 @@ class Example:
         return (LORAS if self.method == "lora" else ADAPTERS) / f"{self.name}.safetensors"
 
 
-RANK, COLUMNS = 8, 4
+RANK, COLUMNS = 8, 8
 EXAMPLES = (
     Example("bot_foura", "bot", "foura", 6e-3, RANK),
     *(

@@ -15,7 +15,7 @@ from tools import node_locales, option_pages
 DOCS = ROOT / "web" / "docs"
 EXAMPLES = ROOT / "example_workflows"
 PICTURE_BYTES = 200_000
-ADAPTERS_BYTES = 400_000
+ADAPTERS_BYTES = 8_000_000
 
 
 def test_every_node_has_a_page_about_all_its_sockets_and_widgets(pack: ModuleType) -> None:

@@ -300,7 +300,7 @@ def test_export_uses_the_models_own_block_numbers_and_takes_the_words(library: L
         row = file.get_tensor("bundle_emb.<bot>.string_to_param.*")
     layers = {key.split(".")[0] for key in keys} - {"bundle_emb"}
     flat = {"lora_unet_" + native.replace(".", "_") for native in unet_table(DEMO).values()}
-    assert layers <= flat and all("_blocks_" in layer for layer in layers)
+    assert layers <= flat and all("_block" in layer for layer in layers)
     original = library.load(library.find("bot_spectral"))
     assert torch.equal(row, original.tokens["<bot>"]["text_encoder"].float())
     again = read_lora(path, DEMO)

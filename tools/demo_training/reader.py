@@ -75,7 +75,7 @@ def roughen(images: Tensor) -> Tensor:
     return (images * gain + noise * torch.randn_like(images)).clamp(0, 1)
 
 
-def train(device: str, steps: int = 1500, size: int = 40) -> None:
+def train(device: str, steps: int = 3000, size: int = 40) -> None:
     """Train and write the model's ``classifier``: fp16 weights, labels in ``config.json``."""
     torch.manual_seed(SEED + 5)
     drawn, doodles = pictures(), pictures("doodles")[::3]  # the polygons among them
