@@ -47,6 +47,12 @@ def single_adapter() -> dict[str, Node]:
 THREE = ("bot", "fish", "house")
 
 
+def looked_at(*names: str) -> str:
+    """Prompts for a fusion: how each of them is going to be drawn."""
+    places = ("on a blue background", "in the snow", "in a meadow")
+    return "\n".join("|".join(f"a large <{n}> {place}, in the center" for place in places) for n in names)
+
+
 def three_adapters(third_at: int) -> dict[str, Node]:
     """The demo model and three adapters, the third one as a list from Adapter Strength."""
     nodes = start(0, 0)
@@ -65,7 +71,7 @@ def three_adapters(third_at: int) -> dict[str, Node]:
 def three_pictures(source: str, prefix: str) -> dict[str, Node]:
     """The one adapter that a node gives out, applied, a picture of each of the three, and one of two."""
     nodes = {"apply": applied(source, 1280, 0, 430)}
-    prompts = {name: f"a large <{name}> in a meadow, in the center" for name in THREE}
+    prompts = {name: f"a large <{name}> on a blue background, in the center" for name in THREE}
     prompts["both"] = "a <bot> and a <fish> in the snow"
     for i, (name, prompt) in enumerate(prompts.items()):
         nodes |= picture(f"{prefix}_{name}", 1680, 400 * i, ("apply", 0), ("apply", 1), prompt)
@@ -75,7 +81,7 @@ def three_pictures(source: str, prefix: str) -> dict[str, Node]:
 def three_concepts_fused() -> dict[str, Node]:
     nodes = three_adapters(850)
     concepts = {"adapter_1": ("bot", 2), "adapter_2": ("fish", 2), "adapters": ("third", 1)}
-    nodes["fuse"] = fused("closed-form", (860, 0, 380, 800), **ON_DEMO, **concepts)
+    nodes["fuse"] = fused("closed-form", (860, 0, 380, 800), looked_at(*THREE), **ON_DEMO, **concepts)
     nodes |= three_pictures("fuse", "fused")
     nodes |= own_model(0, 1090, "sample_cfg: the cfg that you draw with. Flux: 1.")
     nodes |= note(
@@ -85,9 +91,9 @@ def three_concepts_fused() -> dict[str, Node]:
         360,
         "**Three concepts in one adapter, each kept.** closed-form draws a few steps of every concept alone, "
         "looks at what its adapter does there, and fuses so that the same is done again. Model and clip are "
-        "connected to Fuse Adapters for that; the prompts come from the adapters' own words. The third one "
-        "comes in as a list from Adapter Strength; chain more of them for more concepts.\n\nTry: method "
-        "spectral, average or sum, and compare; sample_rounds 1.",
+        "connected to Fuse Adapters for that, and *prompts* says how you draw each, one line a concept. The "
+        "third one comes in as a list from Adapter Strength; chain more of them for more concepts.\n\nTry: "
+        "method spectral, average or sum, and compare; sample_rounds 1.",
     )
     return nodes
 
@@ -125,9 +131,8 @@ def loras_fused_and_exported() -> dict[str, Node]:
             (420, 280 * i, 400, 240),
             lora_name=f"examples/{name}_lora.safetensors",
         )
-    loras = {"adapter_1": ("bot", 0), "adapter_2": ("fish", 0)}
-    prompts = [f"a large <{n}> in the snow|a <{n}> on a blue background" for n in ("bot", "fish")]
-    nodes["fuse"] = fused("closed-form", (860, 0, 360, 500), "\n".join(prompts), **ON_DEMO, **loras)
+    loras_of, loras = ("bot", "fish"), {"adapter_1": ("bot", 0), "adapter_2": ("fish", 0)}
+    nodes["fuse"] = fused("closed-form", (860, 0, 360, 500), looked_at(*loras_of), **ON_DEMO, **loras)
     nodes["apply"] = applied("fuse", 1260, 0)
     nodes["export"] = node(
         PREFIX + "ExportAdapterAsLoRA",
@@ -140,7 +145,7 @@ def loras_fused_and_exported() -> dict[str, Node]:
         trained_words=False,
     )
     for i, name in enumerate(("bot", "fish")):
-        prompt = f"a large <{name}> in a meadow, in the center"
+        prompt = f"a large <{name}> on a blue background, in the center"
         nodes |= picture(f"loras_{name}", 1680, 400 * i, ("apply", 0), ("apply", 1), prompt)
     nodes |= note(
         420,
@@ -197,7 +202,7 @@ def concepts_distilled() -> dict[str, Node]:
         learning_rate=0.0,
         batch_size=4,
         seed=0,
-        prompts="",
+        prompts=looked_at(*THREE),
         preserve="a red circle on a blue background\na small green star on a white background\n"
         "a large yellow square on a gray background\na purple ring on a black background",
         target_rank=0,
