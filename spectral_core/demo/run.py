@@ -200,11 +200,11 @@ def generate_rows(
         each = "each alone" if several else concepts[0].token
         rows.append(Row(f"{name}: {each}", [[a] for a in alone], recorder=_recorder(method)))
         if several:
-            fused = keep_each(pipe, concepts, alone, settings)
+            fused, added = keep_each(pipe, concepts, alone, settings), fuse(alone, "sum")
             one, both = [fused.adapter], [list(alone)]
             rows.append(Row(f"{name}: in one adapter", [one, one], together=one, fusion=fused.report))
-            fusions.append((rows[-1], fused.adapter, alone))
-            rows.append(Row(f"{name}: simply added", both * 2, together=alone))
+            rows.append(Row(f"{name}: simply added", both * 2, together=alone, fusion=added.report))
+            fusions += [(rows[-2], fused.adapter, alone), (rows[-1], added.adapter, alone)]
     prompts, seeds = columns(concepts, settings)
     last = columns_together(concepts, settings)
     with tqdm(total=len(rows) * len(prompts), desc="pictures", unit="picture") as bar:

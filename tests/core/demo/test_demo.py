@@ -18,6 +18,7 @@ from spectral_core.demo.concepts import drawn_concept
 from spectral_core.demo.run import DemoSettings
 from spectral_core.demo.scores import Scorer
 from spectral_core.files.adapter_file import load
+from spectral_core.fusion import fuse
 from spectral_core.pipelines.loading import EMBEDDED
 from spectral_core.training.engine.trainer import Trainer
 from spectral_core.training.runs.events import read_events
@@ -40,7 +41,7 @@ def read(output: Path) -> dict[str, Any]:
     return report
 
 
-def test_the_whole_job_and_its_reuse(tmp_path: Path) -> None:
+def test_the_whole_job_and_its_reuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "out"
     assert demo.main(["--output", str(output), "--steps", "4"]) == 0
     report = read(output)
@@ -58,9 +59,11 @@ def test_the_whole_job_and_its_reuse(tmp_path: Path) -> None:
         for layers in columns
     ]
     assert used[0] and used[1] and not used[0] & used[1], "each concept must have columns of its own"
-    for fusion in report["fusions"]:
-        assert set(fusion["retention"]) == {"<bot>", "<fish>"} and fusion["method"] == "closed-form"
-        assert all(kept > 0.5 for kept in fusion["retention"].values()), "adding them keeps less"
+    fusions = report["fusions"]
+    assert [fusion["method"] for fusion in fusions] == ["closed-form", "sum"] * 2
+    for one, added in zip(fusions[::2], fusions[1::2], strict=True):
+        for token in ("<bot>", "<fish>"):
+            assert one["retention"][token] > added["retention"][token], (one["row"], token)
     assert {r["row"] for r in report["concepts"][0]["rows"]} >= {
         "base model",
         "FouRA: each alone",
@@ -85,6 +88,7 @@ def test_the_whole_job_and_its_reuse(tmp_path: Path) -> None:
     for one, other in zip(report["trainings"], again["trainings"], strict=True):
         assert [one[key] for key in told] == [other[key] for key in told]
         assert one["loss_after"] != one["loss_before"]
+    monkeypatch.setattr(demo_run, "keep_each", lambda _pipe, _concepts, alone, _: fuse(alone, "sum"))
     assert demo.main(["--output", str(output), "--steps", "4", "--fresh"]) == 0
     fresh = read(output)["trainings"]
     assert [t["file"] for t in fresh][:2] == ["bot_foura-2.safetensors", "fish_foura-2.safetensors"]
