@@ -2,9 +2,10 @@
 
     python -m tools.draw_covers [NAME ...]
 
-Needs a ComfyUI (see ``tests/host/booted.py``). Writes ``example_workflows/<name>.jpg``, and beside the
-example adapters a picture of their concept (``<file>.preview.png``), which the loaders' cards show. To be run
-again when the demo model or its adapters change.
+Needs a ComfyUI (see ``tests/host/booted.py``). Writes ``example_workflows/<name>.jpg``, the same for the help
+pages of the nodes that an example is about, and beside the example adapters a picture of their concept
+(``<file>.preview.png``), which the loaders' cards show. To be run again when the demo model or its adapters
+change.
 """
 
 from __future__ import annotations
@@ -27,6 +28,13 @@ SIDE = 560
 GROUND, INK = (24, 24, 28), (222, 222, 228)
 EDGE, LINE, WORDS = 16, 34, 20
 QUALITY = 82
+HELP_FOLDER, HELP_SIZE = ROOT / "web" / "docs", (900, 900)
+HELP = {  # the node that an example is about
+    "4 Compare adapters": "CompareAdapters",
+    "5 Slider from two prompts": "ConceptSlider",
+    "7 Fuse and export LoRAs": "ExportAdapterAsLoRA",
+    "8 Distil three concepts": "DistilAdapters",
+}
 REFERENCE = 5  # the seed of a concept's reference picture
 
 
@@ -60,6 +68,15 @@ def _fit(picture: Image.Image, wide: int, high: int) -> Image.Image:
     return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
 
 
+def for_help(pictures: Sequence[tuple[Image.Image, str]]) -> Image.Image:
+    """A single grid as it is, as large as a page shows it; several as on the cover."""
+    if len(pictures) > 1:
+        return cover(pictures)
+    alone = pictures[0][0].convert("RGB")
+    alone.thumbnail(HELP_SIZE)
+    return alone
+
+
 def draw_previews() -> None:
     """A reference picture beside every example adapter: what its word means."""
     for file in sorted(FOLDER.glob("*/examples/*.safetensors")):
@@ -89,6 +106,10 @@ def main() -> None:
                 shown = [(pictures_of(host, entry, ids[key])[0], word) for key, word in WORKFLOWS[name].cover]
                 path = FOLDER / f"{name}.jpg"
                 cover(shown).save(path, quality=QUALITY, optimize=True)
+                if name in HELP:
+                    for_help(shown).save(
+                        HELP_FOLDER / f"SpectralAdapters_{HELP[name]}.jpg", quality=QUALITY, optimize=True
+                    )
                 print(f"{name}: {path.stat().st_size:,} bytes", flush=True)
         finally:
             host.stop()

@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image
 
 from demo_model.draw import draw_concept
+from spectral_core.demo.run import EMBEDDED_TARGETS
 from spectral_core.plots import contact_sheet
 from tests.host.booted import ROOT, Host, find_checkouts
 from tests.host.graphs import Graph, node, pictures_of
@@ -24,6 +25,7 @@ from tests.host.graphs import Graph, node, pictures_of
 P = "SpectralAdapters_"
 FOLDER = ROOT / "web" / "docs"
 PROMPT = "a large <bot> in a meadow, in the center"
+PROMPTS = tuple(f"a large <{name}> on a blue background, in the center" for name in ("bot", "fish"))
 STAR, MOON = "a large red striped star on a blue background", "a small white moon on a black background"
 TRAINED = "example_for_help"
 Rows = dict[str, list[Image.Image]]  # a column's label -> its pictures
@@ -102,6 +104,7 @@ def fused(method: str) -> tuple[Graph, list[Any]]:
         "LoadSpectralAdapter", "fish_spectral", "b"
     )
     given = {"weight_1": 1.0, "weight_2": 1.0, "target_rank": 0, "freeze_gates": False, "method": method}
+    given["prompts"] = f"{PROMPT}|{PROMPTS[0]}\n{PROMPTS[1]}|a large <fish> in a meadow, in the center"
     fuse = node(
         P + "FuseAdapters",
         adapter_1=["a", 2],
@@ -160,8 +163,11 @@ def trained(
 def worded(init_words: str) -> tuple[Graph, list[Any]]:
     """A concept of its own, from the folder of pictures that :func:`write_pictures` has made."""
     graph, source = trained(
-        f"words_{init_words or 'none'}", "TrainTextEncoder", steps=100, init_words=init_words
+        f"words_{init_words or 'none'}", "TrainTextEncoder", steps=200, rank=8, init_words=init_words
     )
+    graph["all"] = node(P + "TrainLayers", options=["rate", 0], targets=EMBEDDED_TARGETS)
+    graph["four"] = node(P + "TrainMemory", options=["all", 0], batch_size=4)
+    graph["more"]["inputs"]["options"] = ["four", 0]
     graph["train"]["inputs"] |= {"clip": ["demo", 1], "vae": ["demo", 2], "images": "bot"}
     graph["train"]["inputs"] |= {"trigger_word": "<bot>"}
     for name in ("latents", "conditioning"):
@@ -173,8 +179,8 @@ def worded(init_words: str) -> tuple[Graph, list[Any]]:
 
 def preserving(every: int) -> tuple[Graph, list[Any]]:
     """The word learned with its kind and everyday prompts kept, or not."""
-    graph, source = worded("white square")
-    given = {"class_words": "white square", "preserve_every": every}
+    graph, source = worded("creature")
+    given = {"class_words": "creature", "preserve_every": every}
     graph["keep"] = node(P + "TrainRegularisation", options=["more", 0], **given)
     graph["train"]["inputs"] |= {"options": ["keep", 0], "run_name": f"{TRAINED}_keep_{every}"}
     return graph, source
@@ -202,7 +208,7 @@ PAGES: dict[str, tuple[Callable[[], dict[str, tuple[Graph, list[Any]]]], Sequenc
     "LoadFouRA": (lambda: strengths(loaded()), [PROMPT]),
     "LoadSpectralAdapter": (
         lambda: strengths(loaded("LoadSpectralAdapter", "fish_spectral")),
-        ["a <fish> on a blue background"],
+        [PROMPTS[1]],
     ),
     "AdapterStrength": (
         lambda: {
@@ -217,11 +223,11 @@ PAGES: dict[str, tuple[Callable[[], dict[str, tuple[Graph, list[Any]]]], Sequenc
     ),
     "ResizeAdapter": (
         lambda: {f"rank {rank or 'as it was'}": resized(rank) for rank in (0, 2, 1)},
-        [PROMPT, "a large <bot> on a blue background"],
+        [PROMPT, PROMPTS[0]],
     ),
     "FuseAdapters": (
         lambda: {method: fused(method) for method in ("closed-form", "sum", "average", "spectral")},
-        [PROMPT, "a <fish> on a blue background"],
+        [PROMPT, PROMPTS[1]],
     ),
     "TrainAdapter": (lambda: {f"{n} steps": trained("steps", steps=n) for n in (10, 30, 100)}, MOONS),
     "TrainOptimiser": (
@@ -238,8 +244,8 @@ PAGES: dict[str, tuple[Callable[[], dict[str, tuple[Graph, list[Any]]]], Sequenc
         MOONS,
     ),
     "TrainTextEncoder": (
-        lambda: {f"init_words '{words}'": worded(words) for words in ("", "white square")},
-        [PROMPT, "a large <bot> on a blue background"],
+        lambda: {f"init_words '{words}'": worded(words) for words in ("", "creature")},
+        [PROMPT, PROMPTS[0]],
     ),
     "TrainMemory": (lambda: of_options("TrainMemory", "batch_size", (1, 4)), MOONS),
     "TrainRegularisation": (
@@ -257,7 +263,7 @@ def report_sheet(host: Host) -> Image.Image:
 
 def held_out_curve(host: Host) -> Image.Image:
     """The losses of a training that is judged by held-out pictures."""
-    graph, _ = worded("white square")
+    graph, _ = worded("creature")
     given = {"validation_share": 0.3, "validation_every": 10}
     graph |= {
         "demo": node(P + "LoadDemoModel"),
@@ -270,6 +276,7 @@ def held_out_curve(host: Host) -> Image.Image:
 
 SHEETS: dict[str, Callable[[Host], Image.Image]] = {
     "AdapterReport": report_sheet,
+    "LoadDemoModel": lambda _: Image.open(ROOT / "demo_model" / "samples.jpg"),
     "TrainValidation": held_out_curve,
 }
 
