@@ -246,7 +246,7 @@ def test_photographs_need_a_picture_for_every_caption(tmp_path: Path) -> None:
         learning.photo_folder(str(tmp_path))
     Image.new("RGB", (80, 80), "red").save(tmp_path / "a.png")
     ((picture, caption),) = Task("photos", "dog", learning.photo_folder(str(tmp_path))).pictures(7, 5)
-    assert picture.size == (64, 64) and caption == "<dog>, on a sofa"
+    assert picture.size == (128, 128) and caption == "<dog>, on a sofa"
 
 
 def test_characters_are_judged_under_wordings_that_no_fusion_was_fitted_to() -> None:
