@@ -93,11 +93,10 @@ def default_settings(pipe: Any, options: argparse.Namespace) -> DemoSettings:
     size = native_size(pipe)[0] if options.size is None else options.size
     steps = options.steps
     if steps is None:
-        steps = 2 if options.quick else 130 if embedded else 300
+        steps = 2 if options.quick else 160 if embedded else 300
     rates: dict[Method, float] = {"foura": 0.0, "spectral_a": 0.0}
     if embedded:
-        # of the sweep's 2.5e-3 times the mean singular value of both concepts' columns, 2.29 and 1.28
-        rates = {"foura": 6e-3, "spectral_a": 4.3e-3}
+        rates = {"foura": 9e-3, "spectral_a": 4.3e-3}
     if size < factor or size % factor:
         raise SpectralAdapterError(f"--size {size}: expected a multiple of {factor} pixels")
     train = {
