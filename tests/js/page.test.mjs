@@ -118,8 +118,8 @@ test("a fusion is judged in plain words", () => {
   const found = { concepts: ["a", "b"], bleeding: 3, shared: 8, warns: true };
   assert.equal(verdictOf(found), "These two will bleed in 3 of 8 layers: use closed-form, or distil.");
   assert.match(verdictOf({ ...found, concepts: ["a", "b", "c"] }), /^Some of these will bleed in 3 of 8/);
-  assert.match(verdictOf({ ...found, warns: false }), /hardly bleed into each other; 3 layers alone/);
-  assert.equal(verdictOf({ ...found, warns: false, bleeding: 0 }), "These will hardly bleed into each other. sum is enough.");
+  assert.match(verdictOf({ ...found, warns: false }), /^Their weights overlap in 3 layers only/);
+  assert.equal(verdictOf({ ...found, warns: false, bleeding: 0 }), "Their weights hardly overlap. Pictures may blend all the same: compare sum with closed-form.");
   assert.match(verdictOf({ ...found, shared: 0 }), /^No layer is changed by two of them/);
 });
 
