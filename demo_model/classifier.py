@@ -1,7 +1,7 @@
 """A small reader of the demo model's pictures: names their attributes and gives a feature vector.
 
-Shapes: images are float (N, 3, H, W) in [0, 1], resized to the classifier's own size inside (64 x 64, or
-128 x 128 for the second version of the model); features (N, 128), of length 1.
+Shapes: images are float (N, 3, H, W) in [0, 1], resized to the classifier's own size inside (64 or 128
+pixels a side); features (N, 128), of length 1.
 """
 
 from __future__ import annotations

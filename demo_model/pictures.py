@@ -1,4 +1,4 @@
-"""The pictures of the model's second version: ``draw``'s scenes, and with them grounds, creatures and pairs.
+"""The model's pictures: ``draw``'s scenes, and with them grounds, creatures and pairs.
 
 A picture shows one object as a ``draw.Scene`` does, or two: the first one named stands left of the second
 ("beside") or above it. An object may be a creature instead of a shape, a background a ground ("in a meadow").
