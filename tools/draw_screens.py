@@ -70,7 +70,7 @@ def training(tab: Tab) -> None:
 
 def combine(tab: Tab) -> None:
     tab.load(workflow("2 Combine three concepts"))
-    tab.until("FuseAdapters", "n.spectralVerdict.box.innerText.includes('bleed')")
+    tab.until("FuseAdapters", "n.spectralVerdict.box.innerText.match(/bleed|overlap/)")
     show(tab, "LoadSpectralAdapter", "FuseAdapters", scale=0.75)
 
 

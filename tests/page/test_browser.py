@@ -67,7 +67,7 @@ def test_an_error_of_the_run_is_said_on_its_node_and_alone(tab: Tab) -> None:
 
 def test_a_fusion_is_judged_before_it_runs(tab: Tab) -> None:
     tab.load(workflow("2 Combine three concepts"))
-    tab.until("FuseAdapters", "n.spectralVerdict.box.innerText.includes('bleed')")
+    tab.until("FuseAdapters", "n.spectralVerdict.box.innerText.match(/bleed|overlap/)")
     words = "return n.spectralVerdict.box.innerText"
     assert "house_spectral" in tab.node("FuseAdapters", words)
     tab.run()
