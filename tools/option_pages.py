@@ -24,11 +24,11 @@ PICTURES = {  # of what, in words: what ``tools.draw_help`` has drawn with the d
     "the words of a moon (first row).",
     "Gate": "The demo model: target_open 0.25, 0.5 and 0.9, 40 steps each; a star learned for the words of a "
     "moon.",
-    "TextEncoder": "The demo model: `<bot>` learned from ten pictures in 100 steps, without init_words and "
-    "as a new word that starts from 'white square'.",
+    "TextEncoder": "The demo model: `<bot>` learned from ten pictures in 200 steps, without init_words and "
+    "as a new word that starts from 'creature'.",
     "Memory": "The demo model: batch_size 1 and 4, 40 steps each; a star learned for the words of a moon "
     "(first row).",
-    "Regularisation": "The demo model: `<bot>` learned from ten pictures in 100 steps, with preserve_every 0 "
+    "Regularisation": "The demo model: `<bot>` learned from ten pictures in 200 steps, with preserve_every 0 "
     "and 4. The last two rows are prompts without it.",
     "Validation": "The demo model: `<bot>` learned from ten pictures with validation_share 0.3; the held-out "
     "loss is drawn beside the others.",
