@@ -43,7 +43,7 @@ def test_a_template_runs_and_shows_its_reports(tab: Tab, name: str) -> None:
 
 def test_a_card_says_what_the_file_is_before_anything_runs(tab: Tab) -> None:
     tab.load(workflow("1 Try an adapter"))
-    tab.until("LoadFouRA", "n.spectralCard.box.innerText.includes('rank 4')")
+    tab.until("LoadFouRA", "n.spectralCard.box.innerText.includes('rank 8')")
     assert "<bot>" in tab.node("LoadFouRA", "return n.spectralCard.box.innerText")
 
 
