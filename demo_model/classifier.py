@@ -1,7 +1,7 @@
 """A small reader of the demo model's pictures: names their attributes and gives a feature vector.
 
-Shapes: images are float (N, 3, H, W) in [0, 1], resized to the classifier's own size inside (64 or 128
-pixels a side); features (N, 128), of length 1.
+Shapes: images are float (N, 3, H, W) in [0, 1], resized to the model's own size inside; features (N, 128), of
+length 1.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from .draw import PIXELS
 
 WIDTHS = (24, 48, 48, 64, 64)
-STRIDES = {64: (2, 2, 1, 2, 1), 128: (2, 2, 2, 2, 1)}  # by the size of the picture: 8 x 8 in the end
+STRIDES = (2, 2, 2, 2, 1)  # 8 x 8 in the end
 FEATURES = 128
 
 
@@ -28,14 +28,15 @@ class Classifier(nn.Module):
     ``"none"`` stands for a picture without a known shape; the object's other attributes mean nothing then.
     """
 
-    def __init__(self, labels: dict[str, list[str]], image_size: int = PIXELS) -> None:
+    image_size = PIXELS  # of a side
+
+    def __init__(self, labels: dict[str, list[str]]) -> None:
         super().__init__()
-        self.image_size = image_size
         self.centre: Tensor
         self.labels = {name: list(values) for name, values in labels.items()}
         layers: list[nn.Module] = []
         channels = 3
-        for width, stride in zip(WIDTHS, STRIDES[image_size], strict=True):
+        for width, stride in zip(WIDTHS, STRIDES, strict=True):
             layers += [nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
             channels = width
         layers += [nn.Conv2d(channels, 24, 1), nn.ReLU(), nn.Flatten()]
@@ -74,6 +75,6 @@ def load_classifier(path: str | Path) -> Classifier:
     """The frozen classifier of a folder (``config.json``, ``model.safetensors``), in fp32 on the CPU."""
     folder = Path(path)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    model = Classifier(config["labels"], config["image_size"])
+    model = Classifier(config["labels"])
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return model.float().eval().requires_grad_(False)

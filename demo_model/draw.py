@@ -4,9 +4,8 @@ Numpy and Pillow only, seeded, RGB. The training script, the tests and the demo 
 changes it changes the training data, so the shipped weights would have to be trained again.
 
 Shapes: every length here is in units of a 64 x 64 canvas; a picture is a (pixels, pixels, 3) uint8 image of
-it, ``PIXELS`` wide unless told otherwise. Masks are (pixels,
-pixels) float arrays in [0, 1], antialiased by drawing at four times the size and averaging. The same seed is
-the same picture at any size.
+it, ``PIXELS`` wide unless told otherwise. Masks are (pixels, pixels) float arrays in [0, 1], antialiased by
+drawing at four times the size and averaging. The same seed is the same picture at any size.
 """
 
 from __future__ import annotations

@@ -90,9 +90,11 @@ def _paint_object(
     canvas: Array, shape: str, colour: str, texture: str, centre: tuple[float, float], radius: float,
     rng: np.random.Generator,
 ) -> Array:  # fmt: skip
+    """A shape, a creature, or one of ``draw.CONCEPTS``, which has colours of its own."""
     angle = float(rng.uniform(-8, 8))
-    if shape == CREATURE:
-        return draw.paint_parts(canvas, creature(colour, rng), centre, radius, angle)
+    parts = creature(colour, rng) if shape == CREATURE else draw.CONCEPTS.get(shape)
+    if parts is not None:
+        return draw.paint_parts(canvas, parts, centre, radius, angle)
     polygons = [(draw.place(OUTLINES[shape], centre, radius, angle), 255)]
     if shape in CUTS:
         polygons.append((draw.place(CUTS[shape], centre, radius, angle), 0))
@@ -110,17 +112,13 @@ def draw_picture(picture: Picture, rng: np.random.Generator, pixels: int = PIXEL
     else:
         canvas = draw._backdrop(picture.background, picture.shading, rng, pixels)
     middle = draw.SIZE / 2
-
-    def near(x: float, y: float) -> tuple[float, float]:
-        return x + float(rng.uniform(-1.5, 1.5)), y + float(rng.uniform(-1.5, 1.5))
-
     if picture.shape == NONE:
         return draw._image(canvas)
     if not picture.pair:
         radius = float(rng.uniform(*draw.SIZES[picture.size]))
         shift = (middle - 2 - radius) * 0.8
         px, py = draw.POSITIONS[picture.position]
-        centre = near(middle + px * shift, middle + py * shift)
+        centre = _near(middle + px * shift, rng), _near(middle + py * shift, rng)
         colour, texture = picture.colour, picture.texture
         return draw._image(_paint_object(canvas, picture.shape, colour, texture, centre, radius, rng))
     dx, dy = PAIRED[picture.position]
@@ -129,10 +127,21 @@ def draw_picture(picture: Picture, rng: np.random.Generator, pixels: int = PIXEL
         (1, picture.second, picture.second_colour, picture.second_texture),
     )
     for side, shape, colour, texture in pair:
-        centre = near(middle + side * PAIR_SHIFT * dx, middle + side * PAIR_SHIFT * dy)
-        radius = float(rng.uniform(*PAIR_RADIUS))
-        canvas = _paint_object(canvas, shape, colour, texture, centre, radius, rng)
+        canvas = _paint_half(canvas, (side * dx, side * dy), shape, colour, texture, rng)
     return draw._image(canvas)
+
+
+def _paint_half(
+    canvas: Array, side: tuple[int, int], shape: str, colour: str, texture: str, rng: np.random.Generator
+) -> Array:
+    """One object of a pair; ``side``: which way it stands from the middle, right and down."""
+    x, y = (_near(draw.SIZE / 2 + PAIR_SHIFT * way, rng) for way in side)
+    radius = float(rng.uniform(*PAIR_RADIUS))
+    return _paint_object(canvas, shape, colour, texture, (x, y), radius, rng)
+
+
+def _near(place: float, rng: np.random.Generator) -> float:
+    return place + float(rng.uniform(-1.5, 1.5))
 
 
 def draw_beside(
@@ -143,20 +152,14 @@ def draw_beside(
     rng = np.random.default_rng([seed, 2, zlib.crc32(name.encode())])
     shape, colour = _pick(rng, draw.SHAPES), _pick(rng, list(draw.COLOURS))
     background = _pick(rng, [b for b in draw.BACKGROUNDS if b != colour])
-    canvas, middle = draw._backdrop(background, "plain", rng, pixels), draw.SIZE / 2
-    is_left = bool(rng.random() < 0.5)
-    for side in (-1, 1):
-        offset = rng.uniform(-1.5, 1.5, 2)
-        centre = float(middle + side * PAIR_SHIFT + offset[0]), float(middle + offset[1])
-        radius = float(rng.uniform(*PAIR_RADIUS))
-        if (side == -1) == is_left:
-            angle = float(rng.uniform(-8, 8))
-            canvas = draw.paint_parts(canvas, draw.CONCEPTS[name], centre, radius, angle)
-        else:
-            canvas = _paint_object(canvas, shape, colour, "plain", centre, radius, rng)
-    things = [_noun(token or name), _noun(colour, shape)]
-    first, second = things if is_left else reversed(things)
-    return draw._image(canvas), f"{first} and {second} on {draw._article(background)} background"
+    canvas = draw._backdrop(background, "plain", rng, pixels)
+    things = [(name, _noun(token or name)), (shape, _noun(colour, shape))]
+    if rng.random() >= 0.5:
+        things.reverse()
+    for side, (thing, _) in zip((-1, 1), things, strict=True):
+        canvas = _paint_half(canvas, (side, 0), thing, colour, "plain", rng)
+    said = " and ".join(words for _, words in things)
+    return draw._image(canvas), f"{said} on {draw._article(background)} background"
 
 
 # ---------------------------------------------------------------- captions

@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image
 
 from demo_model.draw import draw_concept
+from spectral_core.demo.concepts import large
 from spectral_core.demo.run import EMBEDDED_TARGETS
 from spectral_core.plots import contact_sheet
 from tests.host.booted import ROOT, Host, find_checkouts
@@ -24,8 +25,8 @@ from tests.host.graphs import Graph, node, pictures_of
 
 P = "SpectralAdapters_"
 FOLDER = ROOT / "web" / "docs"
-PROMPT = "a large <bot> in a meadow, in the center"
-PROMPTS = tuple(f"a large <{name}> on a blue background, in the center" for name in ("bot", "fish"))
+PROMPT = large("<bot>", "in a meadow")
+PROMPTS = tuple(large(f"<{name}>", "on a blue background") for name in ("bot", "fish"))
 STAR, MOON = "a large red striped star on a blue background", "a small white moon on a black background"
 TRAINED = "example_for_help"
 Rows = dict[str, list[Image.Image]]  # a column's label -> its pictures
@@ -104,7 +105,7 @@ def fused(method: str) -> tuple[Graph, list[Any]]:
         "LoadSpectralAdapter", "fish_spectral", "b"
     )
     given = {"weight_1": 1.0, "weight_2": 1.0, "target_rank": 0, "freeze_gates": False, "method": method}
-    given["prompts"] = f"{PROMPT}|{PROMPTS[0]}\n{PROMPTS[1]}|a large <fish> in a meadow, in the center"
+    given["prompts"] = f"{PROMPT}|{PROMPTS[0]}\n{PROMPTS[1]}|{large('<fish>', 'in a meadow')}"
     fuse = node(
         P + "FuseAdapters",
         adapter_1=["a", 2],

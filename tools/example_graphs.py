@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from spectral_core.demo.concepts import large
 from tools.example_parts import (
     ON_DEMO,
     PREFIX,
@@ -21,9 +22,12 @@ from tools.example_parts import (
     trained,
 )
 
+MEADOW, PLAIN = "in a meadow", "on a blue background"
+ROBOT = large("<bot>", MEADOW)
+
 
 def single_adapter() -> dict[str, Node]:
-    prompt = "a large <bot> in a meadow, in the center"
+    prompt = ROBOT
     return {
         **start(0, 0),
         "load": loaded_foura(**ON_DEMO),
@@ -49,8 +53,8 @@ THREE = ("bot", "fish", "house")
 
 def looked_at(*names: str) -> str:
     """Prompts for a fusion: how each of them is going to be drawn."""
-    places = ("on a blue background", "in the snow", "in a meadow")
-    return "\n".join("|".join(f"a large <{n}> {place}, in the center" for place in places) for n in names)
+    places = (PLAIN, "in the snow", MEADOW)
+    return "\n".join("|".join(large(f"<{name}>", place) for place in places) for name in names)
 
 
 def three_adapters(third_at: int) -> dict[str, Node]:
@@ -71,7 +75,7 @@ def three_adapters(third_at: int) -> dict[str, Node]:
 def three_pictures(source: str, prefix: str) -> dict[str, Node]:
     """The one adapter that a node gives out, applied, a picture of each of the three, and one of two."""
     nodes = {"apply": applied(source, 1280, 0, 430)}
-    prompts = {name: f"a large <{name}> on a blue background, in the center" for name in THREE}
+    prompts = {name: large(f"<{name}>", PLAIN) for name in THREE}
     prompts["both"] = "a <bot> and a <fish> in the snow"
     for i, (name, prompt) in enumerate(prompts.items()):
         nodes |= picture(f"{prefix}_{name}", 1680, 400 * i, ("apply", 0), ("apply", 1), prompt)
@@ -110,7 +114,7 @@ def scheduled_strength() -> dict[str, Node]:
         nodes[name] = strength((860, 440 * i, 360, 400), name, begin, end, curve, adapter=("load", 2))
         nodes[f"apply_{name}"] = applied(name, 1260, 440 * i)
         on = (f"apply_{name}", 0), (f"apply_{name}", 1)
-        nodes |= picture(f"scheduled_{name}", 1680, 440 * i, *on, "a large <bot> in a meadow, in the center")
+        nodes |= picture(f"scheduled_{name}", 1680, 440 * i, *on, ROBOT)
     nodes |= note(
         420,
         350,
@@ -124,15 +128,15 @@ def scheduled_strength() -> dict[str, Node]:
 
 
 def loras_fused_and_exported() -> dict[str, Node]:
-    nodes = start(0, 0)
-    for i, name in enumerate(("bot", "fish")):
+    nodes, names = start(0, 0), ("bot", "fish")
+    for i, name in enumerate(names):
         nodes[name] = node(
             PREFIX + "LoadLoRAAsAdapter",
             (420, 280 * i, 400, 240),
             lora_name=f"examples/{name}_lora.safetensors",
         )
-    loras_of, loras = ("bot", "fish"), {"adapter_1": ("bot", 0), "adapter_2": ("fish", 0)}
-    nodes["fuse"] = fused("closed-form", (860, 0, 360, 500), looked_at(*loras_of), **ON_DEMO, **loras)
+    loras = {f"adapter_{i}": (name, 0) for i, name in enumerate(names, 1)}
+    nodes["fuse"] = fused("closed-form", (860, 0, 360, 500), looked_at(*names), **ON_DEMO, **loras)
     nodes["apply"] = applied("fuse", 1260, 0)
     nodes["export"] = node(
         PREFIX + "ExportAdapterAsLoRA",
@@ -144,8 +148,8 @@ def loras_fused_and_exported() -> dict[str, Node]:
         drop_schedule=False,
         trained_words=False,
     )
-    for i, name in enumerate(("bot", "fish")):
-        prompt = f"a large <{name}> on a blue background, in the center"
+    for i, name in enumerate(names):
+        prompt = large(f"<{name}>", PLAIN)
         nodes |= picture(f"loras_{name}", 1680, 400 * i, ("apply", 0), ("apply", 1), prompt)
     nodes |= note(
         420,
@@ -164,7 +168,7 @@ def loras_fused_and_exported() -> dict[str, Node]:
 def adapter_report() -> dict[str, Node]:
     nodes = start(0, 0)
     nodes["load"] = loaded_foura(**ON_DEMO)
-    row = picture("report", 860, 0, ("load", 0), ("load", 1), "a large <bot> in a meadow, in the center")
+    row = picture("report", 860, 0, ("load", 0), ("load", 1), ROBOT)
     row["report_decode"] = node("VAEDecode", (860, 160, 200, 50), samples=("report", 2), vae=("demo", 2))
     nodes |= row
     nodes["report"] = node(
@@ -294,7 +298,7 @@ def compare_adapters() -> dict[str, Node]:
     nodes["compare"] = compared(
         (920, 0, 900, 1150),
         adapters=("stack", 0),
-        prompts="a large <bot> in a meadow, in the center\na large <bot> on a blue background, on the left",
+        prompts=f"{ROBOT}\na large <bot> on a blue background, on the left",
         strengths="0.5, 1",
         methods="stacked, average, closed-form",
     )

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from spectral_core.adapter.adapter import Adapter
-from spectral_core.demo.concepts import DemoConcept, drawn_concept, places
+from spectral_core.demo.concepts import DemoConcept, drawn_concept, large, places
 from spectral_core.demo.run import EMBEDDED_TARGETS, open_model
 from spectral_core.files.adapter_file import load, save
 from spectral_core.files.lora_export import export_lora
@@ -113,7 +113,7 @@ def draw_sheet(pipe: Any, examples: list[Example]) -> Path:
     rows = []
     for example in [None, *examples]:
         concept = "bot" if example is None else example.concept
-        prompts = [f"a large <{concept}> {place}, in the center" for place in places(4)]
+        prompts = [large(f"<{concept}>", place) for place in places(4)]
         chosen = [] if example is None else [read(example)]
         with apply(pipe, *chosen):
             rows.append(generate(pipe, prompts, [1, 2, 3, 4], steps=20, guidance=4.0, size=native_size(pipe)))

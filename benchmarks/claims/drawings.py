@@ -19,7 +19,7 @@ from demo_model import draw
 CHARACTERS = tuple(draw.CONCEPTS)
 BACKGROUNDS = ("green", "blue", "gray", "red")  # that prompts for characters ask for
 UNIT = draw.PIXELS // draw.SIZE  # pixels of a unit of the canvas
-BANDS, SHADOW, FRAME, LINE = 20 * UNIT, 6 * UNIT, 6 * UNIT, 3 * UNIT  # finer ones do not survive 64 pixels
+BANDS, SHADOW, FRAME, LINE = 20 * UNIT, 6 * UNIT, 6 * UNIT, 3 * UNIT  # finer ones the autoencoder loses
 INK, CREAM = np.array([18.0, 14.0, 24.0]), np.array([250.0, 238.0, 205.0])
 Drawn = tuple[Image.Image, str]
 

@@ -112,7 +112,7 @@ class Judge:
 
 def judge(pipe: Any, folder: Path, count: int, steps: int) -> Judge:
     """The judge of a folder, or one trained now on ``count`` drawings."""
-    path = folder / f"judge_{count}_{steps}.safetensors"
+    path = folder / f"judge_{draw.PIXELS}_{count}_{steps}.safetensors"
     model = Classifier(LABELS)
     if path.exists():
         tensors = load_file(path)

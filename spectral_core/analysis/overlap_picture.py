@@ -50,9 +50,7 @@ def draw(
     found = examine(adapters) if found is None else found
     overlaps, labels = found.overlaps, labels_of(adapters)
     if not overlaps:
-        return page(
-            _TITLE, ["No layer is changed by two of them: they cannot get into each other's way."], []
-        )
+        return page(_TITLE, ["No layer is changed by two of them: their weights cannot overlap."], [])
     pictures = [
         found.pictures()["bleed"],
         *([] if fused is None else _retention(fused)),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import SpectralAdapterError
 from ..training.data.folder import find_examples
-from ..whole_file import whole_file, write_whole
+from ..whole_file import write_whole
 
 DRAWN_PICTURES, BESIDE = 12, 4  # the last of them beside something else
 DRAWN_INIT = "creature"
@@ -35,7 +36,12 @@ class DemoConcept:
         """Prompts in the base model's own manner; the embedded one knows places, a real one knows photos."""
         if not embedded:
             return [f"a photo of {self.token}"] * count
-        return [f"a large {self.token} {place}, in the center" for place in places(count)]
+        return [large(self.token, place) for place in places(count)]
+
+
+def large(token: str, place: str) -> str:
+    """The embedded model's prompt for a character that is seen well: a small one has few latent cells."""
+    return f"a large {token} {place}, in the center"
 
 
 def places(count: int) -> list[str]:
@@ -83,7 +89,9 @@ def user_concepts(options: argparse.Namespace) -> list[DemoConcept]:
 
 
 def drawn_concept(name: str, folder: Path, pixels: int) -> DemoConcept:
-    """Draw a character's pictures (once), that many pixels wide, into a folder in kohya layout."""
+    """Draw a character's pictures, that many pixels wide, into a folder in kohya layout. What an earlier run
+    left there is replaced where the drawings have changed since.
+    """
     from demo_model.draw import draw_concept
     from demo_model.pictures import draw_beside
 
@@ -91,9 +99,9 @@ def drawn_concept(name: str, folder: Path, pixels: int) -> DemoConcept:
     for seed in range(DRAWN_PICTURES):
         draw = draw_concept if seed < DRAWN_PICTURES - BESIDE else draw_beside
         picture, caption = draw(name, seed, token="<TOK>", pixels=pixels)
-        path = folder / f"{seed:02d}.png"
-        if not path.exists():
-            write_whole(path.with_suffix(".txt"), caption + "\n")
-            with whole_file(path) as stream:
-                picture.save(stream, format="PNG")
+        path, drawn = folder / f"{seed:02d}.png", io.BytesIO()
+        picture.save(drawn, format="PNG")
+        for file, content in ((path, drawn.getvalue()), (path.with_suffix(".txt"), f"{caption}\n".encode())):
+            if not file.exists() or file.read_bytes() != content:
+                write_whole(file, content)
     return DemoConcept(name, f"<{name}>", folder, DRAWN_INIT, drawn=True)

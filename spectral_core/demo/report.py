@@ -42,6 +42,7 @@ def write_report(
 ) -> dict[str, Any]:
     """Draw, score, write and print; returns what report.json holds."""
     prompts, seeds = columns(concepts, settings)
+    scorer = Scorer(EMBEDDED)
     report: dict[str, Any] = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -56,8 +57,8 @@ def write_report(
         "prompts": prompts,
         "seeds": seeds,
         "trainings": [training_record(t) for t in trained],
-        "concepts": concept_scores(concepts, rows, settings),
-        "both_named": both_named(concepts, rows, settings),
+        "concepts": concept_scores(scorer, concepts, rows, settings),
+        "both_named": both_named(scorer, concepts, rows, settings),
         "fusions": [fusion_record(row, concepts) for row in rows if row.fusion is not None],
     }
     files = draw(output, concepts, rows, trained, prompts, settings)
@@ -77,10 +78,9 @@ def training_record(trained: TrainedAdapter) -> dict[str, Any]:
 
 
 def concept_scores(
-    concepts: Sequence[DemoConcept], rows: Sequence[Row], settings: DemoSettings
+    scorer: Scorer, concepts: Sequence[DemoConcept], rows: Sequence[Row], settings: DemoSettings
 ) -> list[dict[str, Any]]:
     """Per concept: what its own pictures score among themselves, and what every row scores on its prompts."""
-    scorer = Scorer(EMBEDDED)
     found = []
     for position, concept in enumerate(concepts):
         own = own_columns(position, settings)
@@ -101,11 +101,10 @@ def concept_scores(
 
 
 def both_named(
-    concepts: Sequence[DemoConcept], rows: Sequence[Row], settings: DemoSettings
+    scorer: Scorer, concepts: Sequence[DemoConcept], rows: Sequence[Row], settings: DemoSettings
 ) -> dict[str, float]:
     """Per row that draws both concepts in one picture: how often each is read in its half. Only of drawn
     characters, which the classifier knows, on the embedded model, which draws the first one left."""
-    scorer = Scorer(EMBEDDED)
     found: dict[str, float] = {}
     if not settings.embedded or not all(map(scorer.knows, concepts)):
         return found

@@ -78,19 +78,6 @@ def examples() -> dict[str, Tensor]:
     return {name: to_tensor(np.stack([np.asarray(p) for p in each])) * 2 - 1 for name, each in sets.items()}
 
 
-@torch.no_grad()
-def quality(model: AutoencoderKL, shown: dict[str, Tensor], part: str) -> dict[str, float]:
-    """PSNR in dB of what comes back, and a sheet of examples over it in the cache."""
-    found = {}
-    for name, target in shown.items():
-        with torch.autocast(target.device.type, torch.bfloat16):
-            output = model.decode(model.encode(target).latent_dist.mode()).sample.float()
-        found[name] = round(psnr(target, output), 2)
-        sheet = contact_sheet(torch.cat([target[::3], output[::3]]) / 2 + 0.5)
-        Image.fromarray(sheet).save(CACHE / f"{part}_{name}.png")
-    return found
-
-
 class Trainer:
     """The model, its average, what a checkpoint holds and one training step. ``part`` is what is trained."""
 
@@ -153,9 +140,17 @@ class Trainer:
         self.step += 1
         return float(loss.detach())
 
+    @torch.no_grad()
     def look(self) -> dict[str, float]:
-        """:func:`quality` of the averaged weights."""
-        return quality(self.average, self.examples, self.part)
+        """PSNR in dB of what the averaged weights give back, and a sheet of examples over it in the cache."""
+        found = {}
+        for name, target in self.examples.items():
+            with torch.autocast(self.device, torch.bfloat16):
+                output = self.average.decode(self.average.encode(target).latent_dist.mode()).sample.float()
+            found[name] = round(psnr(target, output), 2)
+            sheet = contact_sheet(torch.cat([target[::3], output[::3]]) / 2 + 0.5)
+            Image.fromarray(sheet).save(CACHE / f"{self.part}_{name}.png")
+        return found
 
 
 def train(

@@ -81,7 +81,7 @@ def train(device: str, steps: int = 3000, size: int = 40) -> None:
     drawn, doodles = pictures(), pictures("doodles")[::3]  # the polygons among them
     known_ones, which = characters()
     truth = targets(known(len(drawn)))
-    model = Classifier(LABELS, PIXELS).to(device, memory_format=torch.channels_last).train()
+    model = Classifier(LABELS).to(device, memory_format=torch.channels_last).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.02)
     budget = Budget(steps)
     counts = ((len(drawn), size), (len(doodles), 2), (len(known_ones), 8))
@@ -122,5 +122,5 @@ def save(model: Classifier) -> None:
     folder.mkdir(exist_ok=True)
     state = {k: v.half() if v.is_floating_point() else v for k, v in model.cpu().state_dict().items()}
     save_file({k: v.contiguous() for k, v in state.items()}, folder / "model.safetensors")
-    config = {"labels": LABELS, "features": FEATURES, "image_size": PIXELS}
+    config = {"labels": LABELS, "features": FEATURES}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

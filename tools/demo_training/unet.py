@@ -58,7 +58,7 @@ SCHEDULE = {
 }
 GUIDANCE, STEPS = 4.0, 20
 EMPTY_CAPTIONS = 0.1
-EARLY = 0.35  # of the times; 0.6 in the first 8,700 steps
+EARLY = 0.35  # of the times
 LOOK_EVERY = 500
 STEPS_TRAINED, BATCH, LEARNING_RATE, DECAY = 12_000, 32, 1e-3, 0.999
 

@@ -145,6 +145,17 @@ def test_the_users_own_pictures(tmp_path: Path, pictures: Path) -> None:
     assert load(output / "adapters" / "thing_foura.safetensors").provenance.trigger_words == ("<thing>",)
 
 
+def test_pictures_that_an_earlier_version_drew_are_replaced(tmp_path: Path) -> None:
+    concept = drawn_concept("bot", tmp_path, 64)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert drawn_concept("bot", tmp_path, 64) == concept
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}, "written again"
+    (tmp_path / "03.txt").write_text("something else", encoding="utf-8")
+    drawn_concept("bot", tmp_path, 128)
+    assert all(Image.open(path).size == (128, 128) for path in tmp_path.glob("*.png"))
+    assert "<TOK>" in (tmp_path / "03.txt").read_text(encoding="utf-8")
+
+
 def test_both_in_one_picture_are_found_in_their_own_half(tmp_path: Path) -> None:
     """Two characters drawn side by side; the wrong way round, or one of them twice, they are not."""
     concepts = [drawn_concept(name, tmp_path / name, 128) for name in ("bot", "fish")]

@@ -113,7 +113,7 @@ def test_what_a_picture_lacks_is_not_asked_of_the_classifier() -> None:
     assert not reader.applies("colour", empty) and reader.applies("background", empty)
     truth = reader.targets([pair, single, empty])
     assert truth["size"][0] == -100 and truth["size"][1] >= 0 and truth["second_texture"][1] == -100
-    logits = Classifier(reader.LABELS, pictures.PIXELS)(torch.rand(2, 3, 128, 128))
+    logits = Classifier(reader.LABELS)(torch.rand(2, 3, 128, 128))
     assert {n: v.shape[1] for n, v in logits.items()} == {n: len(v) for n, v in reader.LABELS.items()}
 
 

@@ -29,7 +29,7 @@ export function filesBehind(node, names = ["adapter_1", "adapter_2", "adapters"]
 
 // In plain words, for the worst of them.
 export function sentence({ concepts, bleeding, shared, warns }) {
-  if (!shared) return t("No layer is changed by two of them: they cannot get into each other's way. Use sum.");
+  if (!shared) return t("No layer is changed by two of them: their weights cannot overlap. Use sum.");
   if (!warns && bleeding) return t("Their weights overlap in {bleeding} layers only. Pictures may blend all the same: compare sum with closed-form.", { bleeding });
   if (!warns) return t("Their weights hardly overlap. Pictures may blend all the same: compare sum with closed-form.");
   const counts = { bleeding, shared };
