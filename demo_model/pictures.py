@@ -3,14 +3,14 @@
 A picture shows one object as a ``draw.Scene`` does, or two: the first one named stands left of the second
 ("beside") or above it. An object may be a creature instead of a shape, a background a ground ("in a meadow").
 
-Shapes: a picture is a (128, 128, 3) uint8 image.
+Shapes: a picture is a (128, 128, 3) uint8 image, a wide one (128, 192, 3).
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -26,12 +26,13 @@ PLACES = (*draw.BACKGROUNDS, *GROUNDS)
 PAIRED = {"beside": (1, 0), "above": (0, 1)}  # how two objects stand: the second one seen from the first
 POSITIONS = (*draw.POSITIONS, *PAIRED)
 PAIR_RADIUS, PAIR_SHIFT = (11.5, 14.0), 15.5
+WIDE = (PIXELS * 3 // 2, PIXELS)  # width and height: two objects, each as large as one alone
 
 
 @dataclass(frozen=True)
 class Picture(draw.Scene):
-    """A scene, and of a pair also the second object; then ``size`` says nothing and ``position`` is one of
-    ``PAIRED``. A creature's texture is always plain."""
+    """A scene, and of a pair also the second object; then ``position`` is one of ``PAIRED``, and ``size`` is
+    large in a wide picture alone. A creature's texture is always plain."""
 
     second: str = NONE
     second_colour: str = NONE
@@ -84,6 +85,21 @@ def random_picture(
         shapes, textures = [NONE], ["plain"]
     size, position = _pick(rng, list(draw.SIZES)), _pick(rng, list(draw.POSITIONS))
     return Picture(shapes[0], colours[0], size, position, textures[0], background, shading)
+
+
+def random_wide_picture(
+    rng: np.random.Generator, evaluation: bool = False, creatures: float = 0.18
+) -> Picture:
+    """Two large objects beside each other, for a wide picture."""
+    pair = random_picture(rng, evaluation, pair=True, creatures=creatures)
+    return replace(pair, size="large", position="beside")
+
+
+def draw_wide(picture: Picture, rng: np.random.Generator) -> Image.Image:
+    """The middle of the same pair on a canvas half as large again."""
+    width, height = WIDE
+    top = (width - height) // 2
+    return draw_picture(picture, rng, width).crop((0, top, width, top + height))
 
 
 def _paint_object(
@@ -172,8 +188,9 @@ def _noun(*words: str) -> str:
 def _things(picture: Picture, rng: np.random.Generator | None = None) -> str:
     """The two objects of a pair in words; with ``rng`` some of the textures and ways to say it."""
     say = [rng is None or rng.random() < 0.85 for _ in range(2)]
-    first = _noun(picture.colour, picture.texture if say[0] else "", picture.shape)
-    second = _noun(picture.second_colour, picture.second_texture if say[1] else "", picture.second)
+    size = picture.size if picture.size == "large" and (rng is None or rng.random() < 0.6) else ""
+    first = _noun(size, picture.colour, picture.texture if say[0] else "", picture.shape)
+    second = _noun(size, picture.second_colour, picture.second_texture if say[1] else "", picture.second)
     if picture.position == "above":
         return f"{first} above {second}"
     return f"{first} and {second}" if rng is None or rng.random() < 0.7 else f"{first} next to {second}"

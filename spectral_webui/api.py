@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from spectral_core.errors import SpectralAdapterError
+from spectral_core.training.config import reading
 
 from . import tools, training, work
 from .extension import Extension
@@ -62,9 +63,11 @@ def register(extension: Extension, app: Any) -> None:
         freeze_gates: bool = Body(default=False),
         prompts: str = Body(default=""),
         name: str = Body(default=""),
+        size: str = Body(default=""),
     ) -> dict[str, Any]:
         def done() -> dict[str, Any]:
-            asked = tools.FuseSettings(names, weights, method, rank, freeze_gates, prompts, name)
+            drawn = reading.size(size) if size else None
+            asked = tools.FuseSettings(names, weights, method, rank, freeze_gates, prompts, name, drawn)
             if method in training.METHODS:
                 return work.fuse(extension, asked).values()
             saved, text, picture = tools.fused(extension.library, asked)

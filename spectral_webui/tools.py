@@ -27,7 +27,8 @@ _FORBIDDEN = set('<>:"|?*\\')
 @dataclass(frozen=True)
 class FuseSettings:
     """weights: none, or one for each name. rank 0: everything is kept. prompts: a line for each name, for
-    what looks at layers. name: of the new file."""
+    what looks at layers. name: of the new file. size: (width, height) of what is drawn to look at layers,
+    None for the model's own."""
 
     names: Sequence[str]
     weights: Sequence[float] = ()
@@ -36,6 +37,7 @@ class FuseSettings:
     freeze_gates: bool = False
     prompts: str = ""
     name: str = ""
+    size: tuple[int, int] | None = None
 
     def weight_of_each(self) -> list[float]:
         """1 where none is given. Raises SpectralAdapterError for another number of them."""

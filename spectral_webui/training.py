@@ -147,7 +147,7 @@ def fuse_seen(library: Library, opened: Opened, asked: tools.FuseSettings, job: 
     with _trains(), opened() as pipe:
         adapters = [library.load(library.find(each)) for each in asked.names]
         told = _prompts(adapters, given, asked.prompts)
-        found = _looked_at(pipe, adapters, given, told, job)
+        found = _looked_at(pipe, adapters, given, told, asked.size, job)
         with torch.no_grad():
             done = fuse_in_rounds(
                 found,
@@ -186,7 +186,7 @@ def distilled(
 
         def begin() -> Adapter:
             ones = [1.0] * len(adapters)
-            look = _looked_at(pipe, adapters, ones, told, job)
+            look = _looked_at(pipe, adapters, ones, told, settings.size, job)
             with torch.no_grad():
                 done = fuse_in_rounds(
                     look,
@@ -222,10 +222,11 @@ def _looked_at(
     adapters: Sequence[Adapter],
     weights: Sequence[float],
     prompts: Sequence[Sequence[str]],
+    size: tuple[int, int] | None,
     job: Job,
 ) -> Callable[[Adapter | None], ByConcept]:
     signs = [(w * a.strength > 0) - (w * a.strength < 0) for w, a in zip(weights, adapters, strict=True)]
-    looking = Looking(size=native_size(pipe), rounds=ROUNDS)
+    looking = Looking(size=size or native_size(pipe), rounds=ROUNDS)
 
     def look(under: Adapter | None) -> ByConcept:
         def seen(place: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from demo_model.pictures import WIDE
 from spectral_core.demo.concepts import large
 from tools.example_parts import (
     ON_DEMO,
@@ -73,13 +74,15 @@ def three_adapters(third_at: int) -> dict[str, Node]:
 
 
 def three_pictures(source: str, prefix: str) -> dict[str, Node]:
-    """The one adapter that a node gives out, applied, a picture of each of the three, and one of two."""
+    """The one adapter that a node gives out, applied, a picture of each of the three, a wide one of two."""
     nodes = {"apply": applied(source, 1280, 0, 430)}
-    prompts = {name: large(f"<{name}>", PLAIN) for name in THREE}
-    prompts["both"] = "a <bot> and a <fish> in the snow"
-    for i, (name, prompt) in enumerate(prompts.items()):
-        nodes |= picture(f"{prefix}_{name}", 1680, 400 * i, ("apply", 0), ("apply", 1), prompt)
-    return nodes
+    on = ("apply", 0), ("apply", 1)
+    for i, name in enumerate(THREE):
+        nodes |= picture(f"{prefix}_{name}", 1680, 400 * i, *on, large(f"<{name}>", PLAIN))
+    size = dict(zip(("width", "height"), WIDE, strict=True))
+    nodes["wide"] = node("EmptyLatentImage", (1280, 1200, 380, 110), **size, batch_size=1)
+    both = "a large <bot> and a large <fish> in the snow"
+    return nodes | picture(f"{prefix}_both", 1680, 1200, *on, both, latent=("wide", 0))
 
 
 def three_concepts_fused() -> dict[str, Node]:

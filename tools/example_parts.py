@@ -70,7 +70,14 @@ def node(kind: str, box: tuple[int, int, int, int], title: str = "", **values: A
 
 
 def picture(
-    prefix: str, x: int, y: int, model: tuple[str, int], clip: tuple[str, int], prompt: str, title: str = ""
+    prefix: str,
+    x: int,
+    y: int,
+    model: tuple[str, int],
+    clip: tuple[str, int],
+    prompt: str,
+    title: str = "",
+    latent: tuple[str, int] = ("demo", 4),
 ) -> dict[str, Node]:
     """Prompt, sampler, decoder and the saved picture in one row, 340 high, behind :func:`start`."""
     names = {k: f"{prefix}_{k}" for k in ("prompt", "sampler", "decode", "save")}
@@ -82,7 +89,7 @@ def picture(
             model=model,
             positive=(names["prompt"], 0),
             negative=("negative", 0),
-            latent_image=("demo", 4),
+            latent_image=latent,
             **SAMPLER,
         ),
         names["decode"]: node(

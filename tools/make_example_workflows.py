@@ -40,6 +40,7 @@ HOST_NODES = {
         ("seed", "control_after_generate", "steps", "cfg", "sampler_name", "scheduler", "denoise"),
         (("LATENT", "LATENT"),),
     ),
+    "EmptyLatentImage": Slots((), ("width", "height", "batch_size"), (("LATENT", "LATENT"),)),
     "VAEDecode": Slots((("samples", "LATENT"), ("vae", "VAE")), (), (("IMAGE", "IMAGE"),)),
     "SaveImage": Slots((("images", "IMAGE"),), ("filename_prefix",), ()),
     "MarkdownNote": Slots((), ("text",), ()),

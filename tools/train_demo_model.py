@@ -66,8 +66,7 @@ def run(stage: str, device: str, limits: dict[str, Any], workers: int) -> None:
     else:
         from tools.demo_training import evaluate
 
-        counts = {} if "steps" not in limits else {"count": limits["steps"], "pairs": limits["steps"] // 2}
-        evaluate.evaluate(device, **counts)
+        evaluate.evaluate(device, **({"count": limits["steps"]} if limits else {}))
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ others). All times are processor seconds of the process, so that a busy machine 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import math
 import time
@@ -187,7 +188,10 @@ class Lab:
     def __init__(
         self, folder: Path, setting: Setting, photos: Path | None = None, again: bool = False
     ) -> None:
-        self.folder, self.setting, self.photos = folder / setting.name, setting, photos
+        # What was measured belongs to the weights that it was measured on.
+        weights = hashlib.sha256((MODEL / "unet" / "diffusion_pytorch_model.safetensors").read_bytes())
+        self.folder = folder / f"{setting.name}-{weights.hexdigest()[:8]}"
+        self.setting, self.photos = setting, photos
         self.again = again  # make published cells anew
         self.folder.mkdir(parents=True, exist_ok=True)
         quiet_libraries()

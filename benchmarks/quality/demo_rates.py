@@ -79,7 +79,8 @@ def cell(pipe: Any, options: argparse.Namespace, rate: float, seed: int, folder:
             measured["score"] = fmean(scorer.concept_score(c, p) for c, p in each)
     prompts = prompts_together(concepts, settings.per_prompt, settings.embedded)
     with apply(pipe, fused):
-        both = demo_run.draw_pictures(pipe, prompts, list(range(len(prompts))), settings, lambda _: None)
+        seeds, width = list(range(len(prompts))), settings.wide
+        both = demo_run.draw_pictures(pipe, prompts, seeds, settings, lambda _: None, width)
     return measured | {"both": scorer.both_named(concepts, both)}
 
 

@@ -51,10 +51,10 @@ def places(count: int) -> list[str]:
 
 
 def prompts_together(concepts: Sequence[DemoConcept], count: int, embedded: bool) -> list[str]:
-    """Prompts for all concepts in one picture; of two the first one stands left."""
+    """Prompts for all concepts in one wide picture; of two the first one stands left."""
     if not embedded:
         return [f"a photo of {' and '.join(c.token for c in concepts)}"] * count
-    things = " and ".join(f"a {c.token}" for c in concepts)
+    things = " and ".join(f"a large {c.token}" for c in concepts)
     return [f"{things} {place}" for place in places(count)]
 
 

@@ -50,6 +50,7 @@ class DemoSettings:
     guidance: float
     per_prompt: int
     together: int  # pictures of all concepts at once
+    wide: int  # their width
     seed: int
 
 
@@ -123,6 +124,7 @@ def default_settings(pipe: Any, options: argparse.Namespace) -> DemoSettings:
         guidance=4.0 if embedded else 7.5,
         per_prompt=1 if options.quick else 3,
         together=1 if options.quick else 2,
+        wide=size * 3 // 2 // factor * factor,
         seed=options.seed,
     )
 
@@ -211,10 +213,10 @@ def generate_rows(
     with tqdm(total=len(rows) * len(prompts), desc="pictures", unit="picture") as bar:
 
         def draw(
-            own: slice, adapters: list[Adapter], recorder: GateRecorder | None = None
+            own: slice, adapters: list[Adapter], recorder: GateRecorder | None = None, width: int = 0
         ) -> list[Image.Image]:
             with apply(pipe, *adapters, recorder=recorder):
-                return draw_pictures(pipe, prompts[own], seeds[own], settings, bar.update)
+                return draw_pictures(pipe, prompts[own], seeds[own], settings, bar.update, width)
 
         for row in rows:
             for position, adapters in enumerate(row.adapters):
@@ -224,7 +226,7 @@ def generate_rows(
                 row.pictures += [None] * len(prompts[last])
                 bar.update(len(prompts[last]))
             else:
-                row.pictures += draw(last, row.together)
+                row.pictures += draw(last, row.together, width=settings.wide)
     for row, adapter, alone in fusions:
         measure_fusion(pipe, concepts, settings, row, adapter, alone)
     return rows
@@ -244,15 +246,21 @@ def keep_each(pipe: Any, concepts: list[DemoConcept], alone: list[Adapter], sett
 
 
 def draw_pictures(
-    pipe: Any, prompts: list[str], seeds: list[int], settings: DemoSettings, on_batch: Callable[[int], object]
+    pipe: Any,
+    prompts: list[str],
+    seeds: list[int],
+    settings: DemoSettings,
+    on_batch: Callable[[int], object],
+    width: int = 0,
 ) -> list[Image.Image]:
+    """width: in pixels, 0 for squares."""
     return generate(
         pipe,
         prompts,
         seeds,
         steps=settings.sample_steps,
         guidance=settings.guidance,
-        size=(settings.size, settings.size),
+        size=(width or settings.size, settings.size),
         batch_size=len(prompts) if settings.embedded else 1,
         on_batch=on_batch,
     )

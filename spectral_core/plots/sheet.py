@@ -39,36 +39,41 @@ def contact_sheet(
     columns = max(len(row) for row in rows)
     check_labels(column_labels, columns, "column")
     fitted = [[None if p is None else _fit(as_picture(p), cell) for p in row] for row in rows]
-    shown = [picture for row in fitted for picture in row if picture is not None]
-    width, height = max(p.width for p in shown), max(p.height for p in shown)
+    widths = [_most([row[i] for row in fitted if i < len(row)], 0) for i in range(columns)]
+    heights = [_most(row, 1) for row in fitted]
+    widths, heights = ([length or max(lengths) for length in lengths] for lengths in (widths, heights))
     gap = 8
     names = [wrap(text, LABEL, 134, 4) for text in row_labels]
     side = max((text_size(text, LABEL)[0] + 16 for lines in names for text in lines), default=0)
-    labels = [wrap(text, LABEL, width, 3) for text in column_labels]
+    labels = [wrap(text, LABEL, width, 3) for text, width in zip(column_labels, widths, strict=False)]
     line = line_height(LABEL)
-    sheet_width = 2 * MARGIN + side + columns * (width + gap) - gap
+    sheet_width = 2 * MARGIN + side + sum(widths) + (columns - 1) * gap
     heading = Heading(title, sheet_width)
     head = max((len(lines) for lines in labels), default=0) * line + (8 if labels else 0)
     top = heading.height + head
-    sheet = Canvas(sheet_width, top + len(rows) * (height + gap) - gap + MARGIN)
+    lefts = [MARGIN + side + sum(widths[:i]) + i * gap for i in range(columns)]
+    tops = [top + sum(heights[:i]) + i * gap for i in range(len(fitted))]
+    sheet = Canvas(sheet_width, tops[-1] + heights[-1] + MARGIN)
     heading.draw(sheet)
-    for column, lines in enumerate(labels):
-        middle = MARGIN + side + column * (width + gap) + width / 2
+    for left, width, lines in zip(lefts, widths, labels, strict=False):
         for i, text in enumerate(lines):  # the last line stands on the pictures
-            sheet.text(middle, top - 8 - (len(lines) - i) * line, text, LABEL, MUTED, "mt")
-    for index, row in enumerate(fitted):
-        y = top + index * (height + gap)
+            sheet.text(left + width / 2, top - 8 - (len(lines) - i) * line, text, LABEL, MUTED, "mt")
+    for index, (row, y, height) in enumerate(zip(fitted, tops, heights, strict=True)):
         lines = names[index] if names else []
         for i, text in enumerate(lines):
             sheet.text(MARGIN, y + height / 2 + (i - len(lines) / 2) * line, text, LABEL)
-        for column in range(columns):
-            x = MARGIN + side + column * (width + gap)
+        for column, (x, width) in enumerate(zip(lefts, widths, strict=True)):
             picture = row[column] if column < len(row) else None
             if picture is None:
                 sheet.cross_out((x, y, x + width, y + height))
             else:
                 sheet.picture(picture, x + (width - picture.width) // 2, y + (height - picture.height) // 2)
     return sheet.finish()
+
+
+def _most(pictures: Sequence[Image.Image | None], side: int) -> int:
+    """The greatest width (side 0) or height (1); 0 without a picture."""
+    return max((picture.size[side] for picture in pictures if picture is not None), default=0)
 
 
 def as_picture(picture: Any) -> Image.Image:
@@ -96,9 +101,9 @@ def as_picture(picture: Any) -> Image.Image:
 
 def _fit(picture: Image.Image, cell: int) -> Image.Image:
     """Enlarged by a whole factor with hard pixels, or reduced smoothly to fit twice the cell."""
-    longest = max(picture.size)
-    if longest * 2 <= cell + longest // 2:
-        factor = max(1, round(cell / longest))
+    longest, shortest = max(picture.size), min(picture.size)
+    if shortest * 2 <= cell + shortest // 2:  # so that a wide one grows as much as a square one beside it
+        factor = max(1, round(cell / shortest))
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     if longest > 2 * cell:
         scale = 2 * cell / longest

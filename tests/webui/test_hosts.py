@@ -228,7 +228,7 @@ def test_training_is_stopped_and_goes_on(webui: Webui) -> None:
 def test_fused_by_what_layers_see(webui: Webui) -> None:
     names = [webui.names[0], webui.names[-1]]
     prompts = f"a photo of {webui.word}\na photo of {webui.word}" if webui.kind != "A1111" else ""
-    body = {"names": names, "method": "closed-form", "name": "seen", "prompts": prompts}
+    body = {"names": names, "method": "closed-form", "name": "seen", "prompts": prompts, "size": "128"}
     done = webui.job("fuse", body)
     assert done["state"] == "finished" and "saved as seen" in done["text"], done
     assert not np.array_equal(

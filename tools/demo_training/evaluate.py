@@ -1,9 +1,11 @@
-"""Measure the model: samples of held-out prompts with one object and with two, read by its own classifier."""
+"""Measure the model: samples of held-out prompts with one object, two, and two in a wide picture, read by its
+own classifier."""
 
 from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,7 +15,16 @@ from torch import Tensor
 
 from demo_model import draw
 from demo_model.classifier import Classifier, load_classifier
-from demo_model.pictures import Picture, draw_picture, full_caption, random_picture
+from demo_model.pictures import (
+    PIXELS,
+    WIDE,
+    Picture,
+    draw_picture,
+    draw_wide,
+    full_caption,
+    random_picture,
+    random_wide_picture,
+)
 
 from .autoencoder import examples, psnr
 from .common import MODEL, progress, to_tensor
@@ -21,8 +32,8 @@ from .quick import quicken
 from .reader import applies
 from .unet import GUIDANCE, STEPS, sample
 
-SAMPLES, SEED = 500, 99
-PAIRS = 200
+SAMPLES, SEED = 500, 99  # of one object; of two there are fewer
+SHEET_WIDTH = 804
 
 
 def agreement(reader: Classifier, images: Tensor, wanted: list[Picture]) -> dict[str, dict[str, float]]:
@@ -35,6 +46,15 @@ def agreement(reader: Classifier, images: Tensor, wanted: list[Picture]) -> dict
     return out
 
 
+def halves(images: Tensor, wanted: list[Picture]) -> tuple[Tensor, list[Picture]]:
+    """The middle of each half of wide pictures, (2 N, 3, 96, 96), and the one object that it should show."""
+    side = images.shape[-1] // 2
+    top = (images.shape[-2] - side) // 2
+    rows = images[:, :, top : top + side]
+    seconds = [replace(p, shape=p.second, colour=p.second_colour, texture=p.second_texture) for p in wanted]
+    return torch.cat([rows[..., :side], rows[..., side:]]), [*wanted, *seconds]
+
+
 def shape_by_size(reader: Classifier, images: Tensor, wanted: list[Picture]) -> dict[str, dict[str, float]]:
     """The same for the shape alone, of small and of large objects."""
     found, out = reader.attributes(images)["shape"], {}
@@ -44,20 +64,49 @@ def shape_by_size(reader: Classifier, images: Tensor, wanted: list[Picture]) -> 
     return out
 
 
-def held_out(count: int, seed: int, pair: bool) -> list[Picture]:
-    rng = np.random.default_rng(seed)
-    return [random_picture(rng, evaluation=True, pair=pair) for _ in range(count)]
+@dataclass(frozen=True)
+class Kind:
+    """What is asked for: one object, two, or two in a wide picture; and how a classifier reads it."""
+
+    name: str
+    count: int
+
+    def held_out(self, seed: int) -> list[Picture]:
+        rng = np.random.default_rng(seed)
+        if self.wide:
+            return [random_wide_picture(rng, evaluation=True) for _ in range(self.count)]
+        return [random_picture(rng, evaluation=True, pair=self.name == "pairs") for _ in range(self.count)]
+
+    @property
+    def wide(self) -> bool:
+        return self.name == "wide"
+
+    @property
+    def width(self) -> int:
+        return WIDE[0] if self.wide else PIXELS
+
+    def drawn(self, seed: int) -> tuple[Tensor, list[Picture]]:
+        """Held-out drawings, and what they show."""
+        wanted, rng = self.held_out(seed), np.random.default_rng(seed)
+        draw_one = draw_wide if self.wide else draw_picture
+        return to_tensor(draw.draw_many(lambda i: draw_one(wanted[i], rng), self.count)), wanted
+
+    def read(self, reader: Classifier, images: Tensor, wanted: list[Picture]) -> dict[str, dict[str, float]]:
+        """See :func:`agreement`; of a wide picture's objects what can be seen of each alone."""
+        if not self.wide:
+            return agreement(reader, images, wanted)
+        found = agreement(reader, *halves(images, wanted))
+        return {name: found[name] for name in ("shape", "colour", "texture")}
 
 
-def drawn(wanted: list[Picture], seed: int) -> Tensor:
-    rng = np.random.default_rng(seed)
-    return to_tensor(draw.draw_many(lambda i: draw_picture(wanted[i], rng), len(wanted)))
-
-
-def drawn_agreement(reader: Classifier, count: int, pair: bool) -> dict[str, dict[str, float]]:
-    """The classifier on drawn held-out pictures: the most that samples could reach."""
-    wanted = held_out(count, SEED + 1, pair)
-    return agreement(reader, drawn(wanted, SEED + 1), wanted)
+@torch.no_grad()
+def give_back(pipeline: StableDiffusionPipeline, images: Tensor, batch: int = 25) -> Tensor:
+    """Squares as the autoencoder gives them back."""
+    out = []
+    for part in (images.to(pipeline.device) * 2 - 1).split(batch):
+        latents = pipeline.vae.encode(part).latent_dist.mode()
+        out.append(pipeline.vae.decode(latents).sample.cpu().clamp(-1, 1) / 2 + 0.5)
+    return torch.cat(out)
 
 
 @torch.no_grad()
@@ -71,22 +120,33 @@ def reconstruction(pipeline: StableDiffusionPipeline) -> dict[str, float]:
     return out
 
 
-def sheet(images: Tensor, prompts: list[str], columns: int = 6) -> Image.Image:
+def sheet(images: Tensor, prompts: list[str]) -> Image.Image:
     """The pictures at their own size, each with its prompt underneath."""
-    cell, text = 134, 40
+    height, width = images.shape[-2:]
+    columns = SHEET_WIDTH // width
+    cell, text = SHEET_WIDTH // columns, 40
     rows = -(-len(prompts) // columns)
-    out = Image.new("RGB", (columns * cell, rows * (cell + text)), "white")
+    out = Image.new("RGB", (SHEET_WIDTH, rows * (height + 6 + text)), "white")
     pen = ImageDraw.Draw(out)
     for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
-        x, y = i % columns * cell, i // columns * (cell + text)
+        x, y = i % columns * cell, i // columns * (height + 6 + text)
         array = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
         out.paste(Image.fromarray(array), (x + 3, y + 3))
         words, lines = prompt.split(), [""]
         for word in words:
-            if len(lines[-1]) + len(word) > 21:
+            if len(lines[-1]) + len(word) > width // 6:
                 lines.append("")
             lines[-1] = f"{lines[-1]} {word}".strip()
-        pen.multiline_text((x + 4, y + cell - 2), "\n".join(lines[:3]), fill="black", spacing=1)
+        pen.multiline_text((x + 4, y + height + 4), "\n".join(lines[:3]), fill="black", spacing=1)
+    return out
+
+
+def above_each_other(sheets: list[Image.Image]) -> Image.Image:
+    out = Image.new("RGB", (SHEET_WIDTH, sum(s.height for s in sheets)), "white")
+    top = 0
+    for each in sheets:
+        out.paste(each, (0, top))
+        top += each.height
     return out
 
 
@@ -94,38 +154,41 @@ def folder_bytes() -> int:
     return sum(f.stat().st_size for f in MODEL.rglob("*") if f.is_file() and "__pycache__" not in f.parts)
 
 
-def evaluate(device: str, count: int = SAMPLES, pairs: int = PAIRS, batch: int = 25) -> None:
+def evaluate(device: str, count: int = SAMPLES, batch: int = 25) -> None:
     """Write ``quality.json`` and ``samples.jpg`` beside the weights."""
     pipeline = StableDiffusionPipeline.from_pretrained(MODEL, torch_dtype=torch.float32, safety_checker=None)
     pipeline.to(device).set_progress_bar_config(disable=True)
     quicken(pipeline.unet)
     quicken(pipeline.vae)
     reader, started = load_classifier(MODEL / "classifier"), time.monotonic()
+    kinds = (Kind("one", count), Kind("pairs", count * 2 // 5), Kind("wide", count // 5))
     report: dict[str, object] = {
         "what": "held-out prompts (full captions), samples read by the classifier beside this file",
-        "samples": count,
-        "samples_of_pairs": pairs,
+        "samples": {kind.name: kind.count for kind in kinds},
         "sampler": "DDIM",
         "steps": STEPS,
         "guidance": GUIDANCE,
         "weights": "fp16 files, run in fp32",
     }
-    shown, said = [], []
-    for name, number in (("generated", count), ("generated_pairs", pairs)):
-        pair = name == "generated_pairs"
-        wanted = held_out(number, SEED, pair)
+    sheets = []
+    for kind in kinds:
+        wanted = kind.held_out(SEED)
         prompts = [full_caption(p) for p in wanted]
-        parts = [sample(pipeline, prompts[i : i + batch], SEED + i) for i in range(0, number, batch)]
+        starts = range(0, kind.count, batch)
+        parts = [sample(pipeline, prompts[i : i + batch], SEED + i, width=kind.width) for i in starts]
         images = torch.cat(parts)
-        report[name] = agreement(reader, images, wanted)
-        report["drawn_pairs" if pair else "drawn"] = drawn_agreement(reader, number, pair)
-        if not pair:
-            report["generated_shape_by_size"] = shape_by_size(reader, images, wanted)
-        shown += list(images[:18])
-        said += prompts[:18]
-    report["seconds_per_sample"] = round((time.monotonic() - started) / (count + pairs), 3)
+        drawn, truth = kind.drawn(SEED + 1)
+        read = {"generated": kind.read(reader, images, wanted), "drawn": kind.read(reader, drawn, truth)}
+        if not kind.wide:  # the most that samples can reach
+            read["given_back"] = kind.read(reader, give_back(pipeline, drawn), truth)
+        report[kind.name] = read
+        if kind.name == "one":
+            report["shape_by_size"] = shape_by_size(reader, images, wanted)
+        first = 12 if kind.wide else 18
+        sheets.append(sheet(images[:first], prompts[:first]))
+    report["seconds_per_sample"] = round((time.monotonic() - started) / sum(k.count for k in kinds), 3)
     report["autoencoder"] = reconstruction(pipeline)
     report["training"] = progress()
-    sheet(torch.stack(shown), said).save(MODEL / "samples.jpg", quality=85)
+    above_each_other(sheets).save(MODEL / "samples.jpg", quality=85)
     (MODEL / "quality.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=1), f"{folder_bytes() / 1e6:.2f} MB", flush=True)

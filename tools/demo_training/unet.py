@@ -11,6 +11,7 @@ lowers the loss) and forgot shape and position, from 19 % and 16 % of its states
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from spectral_core.whole_file import whole_file
 from .autoencoder import SCALING, encode
 from .common import (
     CACHE,
+    CREATURES,
     MODEL,
     SEED,
     Budget,
@@ -44,7 +46,8 @@ from .quick import quicken
 from .text import load_tokenizer
 
 CHECKPOINT = CACHE / "unet.pt"
-ENCODED = 24_000  # pictures
+ENCODED, ENCODED_WIDE = 24_000, 6_000  # pictures
+WIDE_EVERY = 4  # batches: one of wide pictures
 SCHEDULE = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -60,7 +63,7 @@ GUIDANCE, STEPS = 4.0, 20
 EMPTY_CAPTIONS = 0.1
 EARLY = 0.35  # of the times
 LOOK_EVERY = 500
-STEPS_TRAINED, BATCH, LEARNING_RATE, DECAY = 12_000, 32, 1e-3, 0.999
+STEPS_TRAINED, BATCH, LEARNING_RATE, DECAY = 13_000, 32, 1e-3, 0.999
 
 
 def build_pipeline(unet: nn.Module, text: nn.Module, device: str = "cpu") -> StableDiffusionPipeline:
@@ -74,12 +77,14 @@ def build_pipeline(unet: nn.Module, text: nn.Module, device: str = "cpu") -> Sta
     return pipeline
 
 
-def sample(pipeline: StableDiffusionPipeline, prompts: list[str], seed: int, steps: int = STEPS) -> Tensor:
-    """One picture per prompt -> (N, 3, 128, 128) in [0, 1]."""
+def sample(
+    pipeline: StableDiffusionPipeline, prompts: list[str], seed: int, steps: int = STEPS, width: int = PIXELS
+) -> Tensor:
+    """One picture per prompt -> (N, 3, 128, width) in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
     result = pipeline(
         prompts, num_inference_steps=steps, guidance_scale=GUIDANCE, generator=generator, output_type="pt",
-        height=PIXELS, width=PIXELS,
+        height=PIXELS, width=width,
     )  # fmt: skip
     return result.images.float().cpu()
 
@@ -168,6 +173,14 @@ class Trainer:
             images = sample(build_pipeline(self.average, self.text, self.device), prompts, 7)
         Image.fromarray(contact_sheet(images)).save(CACHE / f"look_{self.step:05d}.png")
         (CACHE / "look.txt").write_text("\n".join(prompts))
+        prompts = [
+            pictures.full_caption(pictures.random_wide_picture(rng, evaluation=True)) for _ in range(12)
+        ]
+        with torch.autocast(self.device, torch.bfloat16):
+            images = sample(
+                build_pipeline(self.average, self.text, self.device), prompts, 7, width=pictures.WIDE[0]
+            )
+        Image.fromarray(contact_sheet(images, 6)).save(CACHE / f"look_wide_{self.step:05d}.png")
 
 
 def load_text() -> CLIPTextModel:
@@ -187,20 +200,52 @@ def load_vae(device: str) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(MODEL / "vae").float().to(device).eval()
 
 
-@torch.no_grad()
-def encode_pictures(device: str, count: int = ENCODED, part: int = 500) -> None:
+def wide_picture(number: int) -> tuple[pictures.Picture, Image.Image]:
+    """The wide training picture of this number, always the same one."""
+    rng = np.random.default_rng([SEED + 10, number])
+    shown = pictures.random_wide_picture(rng, creatures=CREATURES)
+    return shown, pictures.draw_wide(shown, rng)
+
+
+def known_wide(count: int) -> list[pictures.Picture]:
+    """What the first ``count`` wide pictures show."""
+    rngs = (np.random.default_rng([SEED + 10, i]) for i in range(count))
+    return [pictures.random_wide_picture(rng, creatures=CREATURES) for rng in rngs]
+
+
+def encode_pictures(device: str) -> None:
     """Draw the denoiser's pictures and keep only their latents, scaled, in half precision, in the cache."""
+    for name, draw_one, count in (
+        ("latents", picture, ENCODED),
+        ("latents_wide", wide_picture, ENCODED_WIDE),
+    ):
+        if not (CACHE / f"{name}.pt").exists():
+            latents = _encode(device, draw_one, count)
+            with whole_file(CACHE / f"{name}.pt") as stream:
+                torch.save(latents, stream)
+            print(name, tuple(latents.shape), latents.float().std(dim=(0, 2, 3)), flush=True)
+
+
+@torch.no_grad()
+def _encode(
+    device: str, draw_one: Callable[[int], tuple[pictures.Picture, Image.Image]], count: int, part: int = 500
+) -> Tensor:
     model, parts = quicken(load_vae(device)), []
     for start in range(0, count, part):
-        images = np.stack([np.asarray(picture(i)[1]) for i in range(start, min(start + part, count))])
+        images = np.stack([np.asarray(draw_one(i)[1]) for i in range(start, min(start + part, count))])
         with torch.autocast(device, torch.bfloat16):
-            parts.append((encode(model, images, device) * SCALING).half())
+            parts.append((encode_squares(model, images, device) * SCALING).half())
         if start % 2000 == 0:
             print(f"latents {start}", flush=True)
-    latents = torch.cat(parts)
-    with whole_file(CACHE / "latents.pt") as stream:
-        torch.save(latents, stream)
-    print("latents", tuple(latents.shape), latents.float().std(dim=(0, 2, 3)), flush=True)
+    return torch.cat(parts)
+
+
+def encode_squares(model: AutoencoderKL, images: np.ndarray, device: str) -> Tensor:
+    """Latents of pictures as wide as two squares at most: the encoder is exact for squares alone, and each of
+    its cells sees its own pixels only, so the squares at both ends have all that is needed."""
+    left = encode(model, images[:, :, :PIXELS], device)
+    more = (images.shape[2] - PIXELS) // (PIXELS // left.shape[-1])
+    return torch.cat([left, encode(model, images[:, :, -PIXELS:], device)[..., -more:]], -1) if more else left
 
 
 class Source:
@@ -208,19 +253,26 @@ class Source:
 
     def __init__(self, trainer: Trainer, size: int, rank: int = 0, workers: int = 1) -> None:
         self.trainer, self.share = trainer, slice(rank, None, workers)
-        self.latents = torch.load(CACHE / "latents.pt", weights_only=True, mmap=True)
-        self.shown = known(len(self.latents))
         self.rng = np.random.default_rng([SEED + 2, trainer.step, rank])
-        self.stream = batches(len(self.shown), size, SEED + 3 + trainer.step)
+        self.square = self._set("latents", known, size, SEED + 3 + trainer.step)
+        self.wide = self._set("latents_wide", known_wide, size, SEED + 11 + trainer.step)
 
-    def caption(self, number: int) -> str:
-        return "" if self.rng.random() < EMPTY_CAPTIONS else pictures.caption(self.shown[number], self.rng)
+    def _set(
+        self, name: str, known: Callable[[int], list[pictures.Picture]], size: int, seed: int
+    ) -> tuple[Tensor, list[pictures.Picture], Iterator[np.ndarray]]:
+        latents = torch.load(CACHE / f"{name}.pt", weights_only=True, mmap=True)
+        return latents, known(len(latents)), batches(len(latents), size, seed)
+
+    def caption(self, shown: pictures.Picture) -> str:
+        return "" if self.rng.random() < EMPTY_CAPTIONS else pictures.caption(shown, self.rng)
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        index = next(self.stream)[self.share]
-        latents = self.latents[torch.from_numpy(index)].float()
-        latents = latents.to(self.trainer.device, memory_format=torch.channels_last)
-        return latents, self.trainer.text_states([self.caption(int(i)) for i in index])
+        wide = self.trainer.step % WIDE_EVERY == WIDE_EVERY - 1
+        latents, shown, stream = self.wide if wide else self.square
+        index = next(stream)[self.share]
+        chosen = latents[torch.from_numpy(index)].float()
+        chosen = chosen.to(self.trainer.device, memory_format=torch.channels_last)
+        return chosen, self.trainer.text_states([self.caption(shown[int(i)]) for i in index])
 
 
 def train(device: str, steps: int = STEPS_TRAINED, *, rank: int = 0, workers: int = 1) -> None:

@@ -74,7 +74,7 @@ def test_the_whole_job_and_its_reuse(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with Image.open(output / "contact_sheet.png") as sheet:
         drawn = len(report["concepts"][0]["rows"])
         assert sheet.height > (drawn + 1) * 128, "one row more: the pictures that were learned from"
-    assert len(report["prompts"]) == 2 + 2 + 2 and "a <bot> and a <fish>" in report["prompts"][-1]
+    assert len(report["prompts"]) == 2 + 2 + 2 and "a large <bot> and a large <fish>" in report["prompts"][-1]
     rows = report["concepts"][0]["rows"]
     assert list(report["both_named"]) == [r["row"] for r in rows if "each alone" not in r["row"]]
     assert rows[0]["row"] == "base model" and rows[0]["named"] == 0.0, "it has never seen the character"

@@ -53,6 +53,41 @@ def test_held_out_combinations_are_kept_out_of_pictures_too() -> None:
     assert all(p.pair for p in shown(50, pair=True)) and not any(p.pair for p in shown(50, pair=False))
 
 
+def test_a_wide_picture_shows_two_large_objects() -> None:
+    """As large as one alone, each in its half; both said to be large, or neither."""
+    for seed in range(20):
+        picture = pictures.random_wide_picture(np.random.default_rng(seed), evaluation=True)
+        assert picture.pair and picture.position == "beside"
+        assert pictures.full_caption(picture).count("large") == 2
+        assert pictures.caption(picture, np.random.default_rng(seed)).count("large") in (0, 2)
+        wide = pictures.draw_wide(picture, np.random.default_rng(seed))
+        again = pictures.draw_wide(picture, np.random.default_rng(seed))
+        assert wide.size == pictures.WIDE == (192, 128) and wide.tobytes() == again.tobytes()
+    dot = replace(
+        picture, shape="square", colour="red", second="square", second_colour="blue", background="white"
+    )
+    dot = replace(dot, texture="plain", second_texture="plain", shading="plain")
+    seen = np.asarray(pictures.draw_wide(dot, np.random.default_rng(1)), dtype=int)
+    red, blue = seen[..., 0] - seen[..., 2] > 60, seen[..., 2] - seen[..., 0] > 60
+    alone = pictures.draw_picture(replace(dot, second=draw.NONE, position="center"), np.random.default_rng(1))
+    one = np.asarray(alone, dtype=int)
+    size = (one[..., 0] - one[..., 2] > 60).sum()
+    assert not red[:, 96:].any() and not blue[:, :96].any()
+    assert all(0.7 < half.sum() / size < 1.4 for half in (red, blue))
+
+
+def test_the_latents_of_a_wide_picture_are_those_of_its_squares() -> None:
+    """The encoder is exact for squares alone, and its cells see nothing but their own pixels."""
+    vae = unet.load_vae("cpu")
+    wide = np.asarray(unet.wide_picture(3)[1])[None]
+    found = unet.encode_squares(vae, wide, "cpu")
+    assert found.shape == (1, 4, 16, 24)
+    middle = autoencoder.encode(vae, wide[:, :, 32:160], "cpu")
+    assert (found[..., 4:20] - middle).abs().max() < 0.2 < middle.std() / 20
+    whole = autoencoder.encode(vae, wide, "cpu")
+    assert (whole - found).abs().max() > 3, "then the card's limit is gone, and squares are no longer needed"
+
+
 def test_every_creature_is_another() -> None:
     made = [figures.creature("red", np.random.default_rng(seed)) for seed in range(30)]
     assert len({str(parts) for parts in made}) == 30
