@@ -45,7 +45,7 @@ OF_THE_SECOND = ("second_colour", "second_texture")
 IGNORED = -100
 CHARACTERS, FIRST_SEED = 1500, 1_000_000  # drawings of the demo's characters; seeds far from its pictures'
 DECODED = CACHE / "decoded.npy"
-STEPS, LEARNING_RATE = 5000, 2e-3
+STEPS, LEARNING_RATE = 4000, 2e-3
 DRAWN_ONES, DECODED_ONES, DOODLES, OWN = 16, 22, 2, 10  # of a batch
 
 
