@@ -161,21 +161,26 @@ def _near(place: float, rng: np.random.Generator) -> float:
 
 
 def draw_beside(
-    name: str, seed: int, token: str | None = None, pixels: int = PIXELS
+    name: str, seed: int, token: str | None = None, pixels: int = PIXELS, side: str = ""
 ) -> tuple[Image.Image, str]:
-    """One of ``draw.CONCEPTS`` beside a plain shape, left or right of it, and its caption: what keeps a new
-    word from meaning the whole picture. ``token`` stands for the character, its name by default."""
+    """One of ``draw.CONCEPTS`` beside a plain shape, and its caption: what keeps a new word from meaning the
+    whole picture. ``token`` stands for the character, its name by default. With a ``side``, "left" or
+    "right", it stands there in a wide picture, as large as alone, of which this is the square at that end;
+    else the seed chooses."""
     rng = np.random.default_rng([seed, 2, zlib.crc32(name.encode())])
     shape, colour = _pick(rng, draw.SHAPES), _pick(rng, list(draw.COLOURS))
     background = _pick(rng, [b for b in draw.BACKGROUNDS if b != colour])
-    canvas = draw._backdrop(background, "plain", rng, pixels)
-    things = [(name, _noun(token or name)), (shape, _noun(colour, shape))]
-    if rng.random() >= 0.5:
+    whole, size = (pixels * 3 // 2, "large") if side else (pixels, "")
+    canvas = draw._backdrop(background, "plain", rng, whole)
+    things = [(name, _noun(size, token or name)), (shape, _noun(size, colour, shape))]
+    if side == "right" or (not side and rng.random() >= 0.5):
         things.reverse()
-    for side, (thing, _) in zip((-1, 1), things, strict=True):
-        canvas = _paint_half(canvas, (side, 0), thing, colour, "plain", rng)
+    for way, (thing, _) in zip((-1, 1), things, strict=True):
+        canvas = _paint_half(canvas, (way, 0), thing, colour, "plain", rng)
     said = " and ".join(words for _, words in things)
-    return draw._image(canvas), f"{said} on {draw._article(background)} background"
+    left, top = whole - pixels if side == "right" else 0, (whole - pixels) // 2
+    picture = draw._image(canvas).crop((left, top, left + pixels, top + pixels))
+    return picture, f"{said} on {draw._article(background)} background"
 
 
 # ---------------------------------------------------------------- captions

@@ -137,7 +137,9 @@ def main() -> None:
     pipe = open_model(None)
     with tempfile.TemporaryDirectory() as folder:
         for example in examples:
-            concept = drawn_concept(example.concept, Path(folder) / example.concept, native_size(pipe)[0])
+            side = "right" if example.concept == "fish" else "left"
+            size = native_size(pipe)[0]
+            concept = drawn_concept(example.concept, Path(folder) / example.concept, size, side)
             train_example(pipe, example, concept, chosen.steps, Path(folder) / "runs")
     print(draw_sheet(pipe, examples))
 

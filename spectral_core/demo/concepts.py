@@ -63,7 +63,8 @@ def fill_up(concepts: list[DemoConcept], output: Path, pixels: int) -> list[Demo
     for name in ("bot", "fish"):
         if len(concepts) >= 2:
             break
-        concepts.append(drawn_concept(name, output / "pictures" / name, pixels))
+        side = "right" if concepts else "left"
+        concepts.append(drawn_concept(name, output / "pictures" / name, pixels, side))
     return concepts
 
 
@@ -88,17 +89,21 @@ def user_concepts(options: argparse.Namespace) -> list[DemoConcept]:
     return concepts
 
 
-def drawn_concept(name: str, folder: Path, pixels: int) -> DemoConcept:
-    """Draw a character's pictures, that many pixels wide, into a folder in kohya layout. What an earlier run
-    left there is replaced where the drawings have changed since.
+def drawn_concept(name: str, folder: Path, pixels: int, side: str = "left") -> DemoConcept:
+    """Draw a character's pictures, that many pixels wide, into a folder in kohya layout; in the last ones it
+    has something beside it and stands on the side where :func:`prompts_together` asks for it, because the
+    model reads the first and the second thing of a prompt differently. What an earlier run left there is
+    replaced where the drawings have changed since.
     """
     from demo_model.draw import draw_concept
     from demo_model.pictures import draw_beside
 
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(DRAWN_PICTURES):
-        draw = draw_concept if seed < DRAWN_PICTURES - BESIDE else draw_beside
-        picture, caption = draw(name, seed, token="<TOK>", pixels=pixels)
+        if seed < DRAWN_PICTURES - BESIDE:
+            picture, caption = draw_concept(name, seed, token="<TOK>", pixels=pixels)
+        else:
+            picture, caption = draw_beside(name, seed, "<TOK>", pixels, side)
         path, drawn = folder / f"{seed:02d}.png", io.BytesIO()
         picture.save(drawn, format="PNG")
         for file, content in ((path, drawn.getvalue()), (path.with_suffix(".txt"), f"{caption}\n".encode())):

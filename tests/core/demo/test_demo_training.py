@@ -265,3 +265,21 @@ def test_a_character_stands_on_the_side_that_its_caption_says() -> None:
         assert (left < right) == ("<TOK>" in first), (caption, left, right)
         sides.add("<TOK>" in first)
     assert sides == {True, False}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_character_stands_where_it_is_told_as_large_as_alone(side: str) -> None:
+    """Fish: its orange is in no other thing of these pictures."""
+    drawn = [pictures.draw_beside("fish", seed, "<TOK>", 128, side) for seed in range(12)]
+    seen = [
+        (np.asarray(p, dtype=int), said) for p, said in drawn if "orange" not in said and "red" not in said
+    ]
+    alone = np.asarray(draw.draw_concept("fish", 2)[0], dtype=int)
+    assert len(seen) > 4
+    for image, said in seen:
+        assert image.shape == (128, 128, 3) and said.count("large") == 2
+        assert said.startswith("a large <TOK> and") == (side == "left")
+        orange = (np.abs(image - (250, 112, 62)).max(axis=2) < 40).nonzero()
+        face = (np.abs(image - (252, 240, 206)).max(axis=2) < 20).nonzero()
+        assert (face[1].mean() < 60) == (side == "left"), said
+        assert 300 < len(orange[0]) < 4 * (np.abs(alone - (250, 112, 62)).max(axis=2) < 40).sum()
