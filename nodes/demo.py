@@ -9,7 +9,7 @@ from . import inputs
 DESCRIPTION = """The demo model: a miniature Stable Diffusion, drawn and trained by this project.
 
 Size: 128 x 128 pixels, the size it was trained on: connect its latent, or an Empty Latent Image of 128.
-Two large things side by side: an Empty Latent Image of 192 x 128. VAE Encode is right at 128 x 128 only.
+Two large things side by side: an Empty Latent Image of 192 x 128.
 KSampler: 20 steps, cfg 4, sampler ddim, scheduler simple.
 Prompt: one thing and where, such as "a large red striped star on a blue background, on the left",
 or two things, such as "a red star and a blue ring in a meadow", "a red star above a blue ring at night",

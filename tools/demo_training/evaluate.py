@@ -12,6 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 from torch import Tensor
+from torch.nn import functional as F
 
 from demo_model import draw
 from demo_model.classifier import Classifier, load_classifier
@@ -47,12 +48,13 @@ def agreement(reader: Classifier, images: Tensor, wanted: list[Picture]) -> dict
 
 
 def halves(images: Tensor, wanted: list[Picture]) -> tuple[Tensor, list[Picture]]:
-    """The middle of each half of wide pictures, (2 N, 3, 96, 96), and the one object that it should show."""
-    side = images.shape[-1] // 2
-    top = (images.shape[-2] - side) // 2
-    rows = images[:, :, top : top + side]
+    """Each half of wide pictures with its edges drawn out to a square, (2 N, 3, 128, 128), as the classifier
+    knows one large object, and the object that it should show."""
+    side, missing = images.shape[-1] // 2, images.shape[-2] - images.shape[-1] // 2
+    both = torch.cat([images[..., :side], images[..., side:]])
+    squares = F.pad(both, (missing // 2, missing - missing // 2, 0, 0), mode="replicate")
     seconds = [replace(p, shape=p.second, colour=p.second_colour, texture=p.second_texture) for p in wanted]
-    return torch.cat([rows[..., :side], rows[..., side:]]), [*wanted, *seconds]
+    return squares, [*wanted, *seconds]
 
 
 def shape_by_size(reader: Classifier, images: Tensor, wanted: list[Picture]) -> dict[str, dict[str, float]]:
@@ -101,7 +103,7 @@ class Kind:
 
 @torch.no_grad()
 def give_back(pipeline: StableDiffusionPipeline, images: Tensor, batch: int = 25) -> Tensor:
-    """Squares as the autoencoder gives them back."""
+    """Pictures as the autoencoder gives them back."""
     out = []
     for part in (images.to(pipeline.device) * 2 - 1).split(batch):
         latents = pipeline.vae.encode(part).latent_dist.mode()
@@ -178,10 +180,11 @@ def evaluate(device: str, count: int = SAMPLES, batch: int = 25) -> None:
         parts = [sample(pipeline, prompts[i : i + batch], SEED + i, width=kind.width) for i in starts]
         images = torch.cat(parts)
         drawn, truth = kind.drawn(SEED + 1)
-        read = {"generated": kind.read(reader, images, wanted), "drawn": kind.read(reader, drawn, truth)}
-        if not kind.wide:  # the most that samples can reach
-            read["given_back"] = kind.read(reader, give_back(pipeline, drawn), truth)
-        report[kind.name] = read
+        report[kind.name] = {
+            "generated": kind.read(reader, images, wanted),
+            "drawn": kind.read(reader, drawn, truth),
+            "given_back": kind.read(reader, give_back(pipeline, drawn), truth),  # the most samples can reach
+        }
         if kind.name == "one":
             report["shape_by_size"] = shape_by_size(reader, images, wanted)
         first = 12 if kind.wide else 18

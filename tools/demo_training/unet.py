@@ -234,18 +234,10 @@ def _encode(
     for start in range(0, count, part):
         images = np.stack([np.asarray(draw_one(i)[1]) for i in range(start, min(start + part, count))])
         with torch.autocast(device, torch.bfloat16):
-            parts.append((encode_squares(model, images, device) * SCALING).half())
+            parts.append((encode(model, images, device) * SCALING).half())
         if start % 2000 == 0:
             print(f"latents {start}", flush=True)
     return torch.cat(parts)
-
-
-def encode_squares(model: AutoencoderKL, images: np.ndarray, device: str) -> Tensor:
-    """Latents of pictures as wide as two squares at most: the encoder is exact for squares alone, and each of
-    its cells sees its own pixels only, so the squares at both ends have all that is needed."""
-    left = encode(model, images[:, :, :PIXELS], device)
-    more = (images.shape[2] - PIXELS) // (PIXELS // left.shape[-1])
-    return torch.cat([left, encode(model, images[:, :, -PIXELS:], device)[..., -more:]], -1) if more else left
 
 
 class Source:
