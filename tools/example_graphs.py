@@ -52,10 +52,23 @@ def single_adapter() -> dict[str, Node]:
 THREE = ("bot", "fish", "house")
 
 
+BESIDE = {  # how the two that stand in one picture are drawn there, one at a time
+    "bot": f"a large <bot> and a large creature {PLAIN}",
+    "fish": f"a large creature and a large <fish> {PLAIN}",
+}
+
+
 def looked_at(*names: str) -> str:
     """Prompts for a fusion: how each of them is going to be drawn."""
-    places = (PLAIN, "in the snow", MEADOW)
-    return "\n".join("|".join(large(f"<{name}>", place) for place in places) for name in names)
+    prompts = {
+        name: [
+            large(f"<{name}>", PLAIN),
+            large(f"<{name}>", "in the snow"),
+            BESIDE.get(name, large(f"<{name}>", MEADOW)),
+        ]
+        for name in names
+    }
+    return "\n".join("|".join(each) for each in prompts.values())
 
 
 def three_adapters(third_at: int) -> dict[str, Node]:
@@ -81,7 +94,7 @@ def three_pictures(source: str, prefix: str) -> dict[str, Node]:
         nodes |= picture(f"{prefix}_{name}", 1680, 400 * i, *on, large(f"<{name}>", PLAIN))
     size = dict(zip(("width", "height"), WIDE, strict=True))
     nodes["wide"] = node("EmptyLatentImage", (1280, 1200, 380, 110), **size, batch_size=1)
-    both = "a large <bot> and a large <fish> in the snow"
+    both = f"a large <bot> and a large <fish> {PLAIN}"
     return nodes | picture(f"{prefix}_both", 1680, 1200, *on, both, latent=("wide", 0))
 
 
