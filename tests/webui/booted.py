@@ -132,6 +132,7 @@ def boot(kind: str, data: Path) -> Iterator[Webui]:
     if not path or not python:
         pytest.skip(f"set {kind}_PATH and {kind}_PYTHON to try the extension there")
     (data / "extensions").mkdir(parents=True)
+    (data / "tmp").mkdir()  # Neo puts pictures there and does not make it
     (data / "extensions" / "spectral-adapters").symlink_to(ROOT, target_is_directory=True)
     faulty = data / "extensions" / "faulty" / "scripts"
     faulty.mkdir(parents=True)
