@@ -97,8 +97,8 @@ def default_settings(pipe: Any, options: argparse.Namespace) -> DemoSettings:
         steps = 2 if options.quick else 160 if embedded else 300
     rates: dict[Method, float] = {"foura": 0.0, "spectral_a": 0.0}
     if embedded:
-        # FouRA: every picture of the sweep is named, alone and in one adapter (9e-3 has a lower loss, but two
-        # runs of the same seed kept 33 and 100 % of the robots); Spectral A: at 6e-3 67 % instead of 100 %
+        # Two seeds of the sweep: at 3e-3 and 6e-3 nearly every picture is named, at 1.2e-2 fewer, and both in
+        # one picture half as often (docs/training.md). Loss is least at 1.2e-2 and 6e-3.
         rates = {"foura": 6e-3, "spectral_a": 4.3e-3}
     if size < factor or size % factor:
         raise SpectralAdapterError(f"--size {size}: expected a multiple of {factor} pixels")
