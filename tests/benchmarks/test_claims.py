@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_experiment_gives_numbers(folder: Path) -> None:
-    cells = {p.stem: json.loads(p.read_text()) for p in (folder / "small" / "cells").glob("*.json")}
+    cells = {p.stem: json.loads(p.read_text()) for p in (Lab(folder, SMALL).folder / "cells").glob("*.json")}
     assert {"style__base", "merging__lora__0", "gates__8__0", "exact"} <= set(cells)
     style = next(cell for name, cell in cells.items() if name.startswith("style__foura"))
     assert style["strength 1"]["both"] <= style["strength 1"]["inked"] and "strength 1 frozen" in style
