@@ -134,7 +134,7 @@ def what_is_left_open_follows_the_model():
     assert "moves next to nothing" not in report and "the model's own is" not in report
     wrong = {"resolution": 512, "learning_rate": 1e-5, "steps": 2, "batch_size": 1}
     report = train(MODEL, run_name="wrong", **{**given, **wrong})[2]
-    assert "resolution 512: the model's own is 64" in report and "moves next to nothing" in report, report
+    assert "resolution 512: the model's own is 128" in report and "moves next to nothing" in report, report
     BASE.check()
 
 

@@ -13,7 +13,7 @@ SAVED = Path(folder_paths.get_output_directory(), "spectral_adapters")
 RUNS = SAVED.with_name("spectral_adapters_runs")
 errors = pack("spectral_core.errors")
 train_node = pack("nodes.train").TrainAdapter
-DEMO = {"resolution": 64, "warmup": 0, "batch_size": 2, "rank": 4, "steps": 10, "learning_rate": 0.01}
+DEMO = {"resolution": 128, "warmup": 0, "batch_size": 2, "rank": 4, "steps": 10, "learning_rate": 0.01}
 DEMO |= {"preserve_every": 0}  # a call of the model is a step: :func:`at_step` counts them
 
 

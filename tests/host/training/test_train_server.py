@@ -26,7 +26,7 @@ def graph(name: str, **changes: Any) -> Graph:
     return {
         "demo": node("SpectralAdapters_LoadDemoModel"),
         "layers": options("TrainLayers", targets="*mid_block*attn*"),
-        "memory": options("TrainMemory", ["layers", 0], batch_size=2, resolution=64),
+        "memory": options("TrainMemory", ["layers", 0], batch_size=2, resolution=128),
         "optimiser": options("TrainOptimiser", ["memory", 0], learning_rate=0.01, seed=1),
         "train": node(
             "SpectralAdapters_TrainAdapter", **demo, options=["optimiser", 0], **{**given, **changes}
