@@ -102,11 +102,11 @@ def as_picture(picture: Any) -> Image.Image:
 def _fit(picture: Image.Image, cell: int) -> Image.Image:
     """Enlarged by a whole factor with hard pixels, or reduced smoothly to fit twice the cell."""
     longest, shortest = max(picture.size), min(picture.size)
-    if shortest * 2 <= cell + shortest // 2:  # so that a wide one grows as much as a square one beside it
-        factor = max(1, round(cell / shortest))
-        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     if longest > 2 * cell:
         scale = 2 * cell / longest
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         return picture.resize(size, Image.Resampling.LANCZOS)
+    if shortest * 2 <= cell + shortest // 2:  # so that a wide one grows as much as a square one beside it
+        factor = max(1, min(round(cell / shortest), 2 * cell // longest))
+        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     return picture

@@ -184,6 +184,27 @@ def test_closed_form_and_distil(pipe: Any, library: Library) -> None:
     assert set(library.load(library.find("both")).tokens) == {"<bot>", "<fish>"}
 
 
+def test_what_is_looked_at_has_the_size_that_was_asked_for(
+    pipe: Any, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the model's own, 128: that takes minutes with a large model on a processor."""
+    seen, real = [], training.concept_statistics
+
+    def look(pipe: Any, adapters: Any, prompts: Any, looking: Any, *more: Any) -> Any:
+        seen.append(looking.size)
+        return real(pipe, adapters, prompts, looking, *more)
+
+    monkeypatch.setattr(training, "concept_statistics", look)
+    names = ["bot_spectral", "fish_spectral"]
+    asked = FuseSettings(names, method="closed-form", name="seen", size=(64, 72))
+    training.fuse_seen(library, lambda: opened(pipe), asked, Job("fuse", ""))
+    values = {"steps": 1, "samples": 1, "sample_steps": 1, "size": "72x64"}
+    settings = training.read(values, training.distil_settings())
+    asked = FuseSettings(names, name="both")
+    training.distilled(library, lambda: opened(pipe), asked, settings, Job("distil", "both"))
+    assert list(dict.fromkeys(seen)) == [(64, 72), (72, 64)]
+
+
 @pytest.mark.parametrize(
     ("values", "says"),
     [

@@ -112,6 +112,20 @@ def test_contact_sheet_enlarges_with_hard_pixels_and_keeps_colours():
     assert sheet.getpixel((24 + 200 + 96, 24 + 20)) == (240, 241, 244)
 
 
+def test_columns_are_as_wide_as_their_own_pictures():
+    """A wide picture grows by the same factor as the squares beside it; a strip stays within twice the cell."""
+    square, wide = Image.new("RGB", (128, 128), "red"), Image.new("RGB", (192, 128), "blue")
+    sheet = contact_sheet([[square, square], [square, wide], [None, None]])
+    assert sheet.size == (2 * 24 + 256 + 8 + 384, 2 * 24 + 3 * 256 + 2 * 8)
+    blue = [x for x in range(sheet.width) if sheet.getpixel((x, 24 + 256 + 8 + 100)) == (0, 0, 255)]
+    assert (blue[0], blue[-1]) == (24 + 256 + 8, sheet.width - 25)
+    middle = 24 + 256 + 8 + 192
+    red = [x for x in range(260 + 24, sheet.width) if sheet.getpixel((x, 24 + 100)) == (255, 0, 0)]
+    assert (red[0], red[-1]) == (middle - 128, middle + 127), "in the middle of its wide column"
+    for size in ((1000, 16), (300, 4)):
+        assert contact_sheet([[Image.new("RGB", size)]]).width <= 2 * 24 + 384
+
+
 def test_pictures_from_tensors():
     red = torch.zeros(3, 2, 5)
     red[0] = 1.7
