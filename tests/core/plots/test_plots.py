@@ -113,7 +113,7 @@ def test_contact_sheet_enlarges_with_hard_pixels_and_keeps_colours():
 
 
 def test_columns_are_as_wide_as_their_own_pictures():
-    """A wide picture grows by the same factor as the squares beside it; a strip stays within twice the cell."""
+    """A wide picture grows as much as the squares beside it; a strip stays within twice the cell."""
     square, wide = Image.new("RGB", (128, 128), "red"), Image.new("RGB", (192, 128), "blue")
     sheet = contact_sheet([[square, square], [square, wide], [None, None]])
     assert sheet.size == (2 * 24 + 256 + 8 + 384, 2 * 24 + 3 * 256 + 2 * 8)
