@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectral_core.adapter.noise_levels import progress_of
+from spectral_core.adapter.noise_levels import progress_by, progress_of
 from spectral_core.errors import SpectralAdapterError
 
 from .freezing import frozen
@@ -114,7 +114,21 @@ class _Embedding:
 
 def progress(sd_model: Any, params: Any) -> float | Tensor:
     """From the σ of ``on_cfg_denoiser``, by the model's own noise levels."""
-    return progress_of(sd_model.forge_objects.unet.model.predictor, params.sigma)
+    predictor = sd_model.forge_objects.unet.model.predictor
+    if getattr(predictor, "prediction_type", "") != "const":
+        return progress_of(predictor, params.sigma)
+    # A flow's percent_to_sigma is without its shift in Forge, and Neo changes the shift of the same
+    # predictor: the levels themselves say it, and they are replaced with it.
+    levels = predictor.sigmas
+    return progress_by(levels, lambda progress: _sigma_at(levels, progress), params.sigma)
+
+
+def _sigma_at(levels: Tensor, progress: float) -> float:
+    """σ at a progress by (n,) levels of equal distance in time, cleanest first, linear between."""
+    last = len(levels) - 1
+    place = min(max((1 - progress) * len(levels) - 1, 0.0), float(last))
+    low = min(int(place), last - 1)
+    return float(levels[low] + (place - low) * (levels[low + 1] - levels[low]))
 
 
 @contextmanager

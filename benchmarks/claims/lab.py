@@ -72,8 +72,8 @@ class Setting:
     steps: int = 150
     pictures: int = 30
     held_out: int = 16
-    prompts: int = 6
-    per_prompt: int = 4
+    prompts: int = 8
+    per_prompt: int = 6
     sampler_steps: int = 10
     strengths: tuple[float, ...] = (0.6, 1.0, 1.3)
     merged_strengths: tuple[float, ...] = (0.6, 1.0, 1.3, 1.7, 2.2, 2.9)  # up to where the best is inside

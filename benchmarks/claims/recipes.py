@@ -78,7 +78,7 @@ ABLATION: Mapping[str, Recipe] = {
     for recipe in [
         lora(RANK),
         *(foura(transform, "adaptive") for transform in TRANSFORMS),
-        *(foura(transform, "none") for transform in TRANSFORMS[1:]),
+        foura("dct", "none"),
     ]
 }
 COLUMNS: Mapping[str, Recipe] = {

@@ -47,6 +47,7 @@ from spectral_core.training.engine.loop import Setup, evaluation_loss, train
 PLACES = {**COLUMNS, "block 1": block(1), "block 2": block(2)}  # of columns
 STYLE, PICTURES, HELD_OUT, LEVELS, BATCH = "poster", 30, 8, 8, 4
 SWITCHES = 0.05
+SWEPT = (1e-3, 3e-3, 9.5e-3, 3e-2)
 NAME = "gates"
 
 
@@ -95,13 +96,12 @@ def _three(group: str, rate: float, steps: int = 150, rank: int = RANK) -> list[
 
 
 GROUPS: dict[str, list[Cell]] = {
-    "main": [*_three("main", 3e-3), *_three("main", 9.5e-3)],
+    "main": [cell for rate in SWEPT for cell in _three("main", rate)],
     "rank 32": [*_three("rank 32", 3e-3, rank=32), Cell("rank 32", "lora", 9.5e-3, rank=32)],
     "300 steps": _three("300 steps", 3e-3, 300),
     "batch 8": [replace(cell, batch=8) for cell in _three("batch 8", 3e-3, 300)],
     "600 steps": _three("600 steps", 3e-3, 600),
     "rank 64": [replace(cell, batch=8) for cell in _three("rank 64", 3e-3, rank=64)],
-    "low": [replace(cell, batch=8) for cell in _three("low", 1e-3, 300)],
     "share": [
         *(Cell("share", "dct adaptive", 3e-3, 300, batch=8, share=share) for share in (0.3, 0.4)),
         Cell("share", "dct none", 3e-3, 300, batch=8),

@@ -12,10 +12,10 @@ import bisect
 import math
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 _STEPS = 999  # a table this fine is exact for models of 1000 discrete steps: they are linear in log σ between
 _EDGE = 1e-7  # at 0 and 1 themselves the host answers "everything" and "nothing"
@@ -46,14 +46,19 @@ class Table:
 
 
 # One table per noise schedule object, which the host replaces when a node changes the schedule.
-_TABLES: WeakKeyDictionary[Any, Table] = WeakKeyDictionary()
+_TABLES: Any = WeakIdKeyDictionary()
 
 
 def progress_of(model_sampling: Any, sigma: Tensor) -> float | Tensor:
     """The progress of every row of σ (B,): one number where they agree, else a tensor (B,) on the CPU."""
-    table = _TABLES.get(model_sampling)
+    return progress_by(model_sampling, model_sampling.percent_to_sigma, sigma)
+
+
+def progress_by(schedule: Any, sigma_at: Callable[[float], float], sigma: Tensor) -> float | Tensor:
+    """As :func:`progress_of`, by the σ of each progress; asked once for every ``schedule`` object."""
+    table = _TABLES.get(schedule)
     if table is None:
-        table = _TABLES[model_sampling] = Table(model_sampling.percent_to_sigma)
+        table = _TABLES[schedule] = Table(sigma_at)
     values = sigma.detach().flatten().tolist()
     if len(set(values)) == 1:
         return table.progress(values[0])

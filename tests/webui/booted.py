@@ -29,6 +29,14 @@ from PIL import Image
 from demo_model.draw import PIXELS
 from tests.webui.checkpoints import narrow_adapters, rotated, write_narrow
 from tests.webui.demo_checkpoint import LAYOUT, ROOT, write
+from tests.webui.families import (
+    NARROWED,
+    write_flux,
+    write_sd2,
+    write_sd2_wide,
+    write_sdxl,
+    write_sdxl_wide,
+)
 
 KINDS = ("A1111", "FORGE", "NEO")
 BOOT_SECONDS = 400
@@ -71,7 +79,7 @@ processing.decode_latent_batch = decode
 @dataclass(frozen=True)
 class Webui:
     """concept: a prompt; live: an adapter with gates; plain: one without; rotated: one by rotations;
-    asked: the pictures' settings."""
+    asked: the pictures' settings; families: those that there are checkpoints and adapters of besides."""
 
     kind: str
     address: str
@@ -83,6 +91,7 @@ class Webui:
     word: str
     names: tuple[str, ...]
     asked: dict[str, Any]
+    families: tuple[str, ...] = ()
 
     def call(self, path: str, body: Any = None, user: str = USER) -> Any:
         data = None if body is None else json.dumps(body).encode()
@@ -137,7 +146,7 @@ def boot(kind: str, data: Path) -> Iterator[Webui]:
     faulty = data / "extensions" / "faulty" / "scripts"
     faulty.mkdir(parents=True)
     (faulty / "faulty.py").write_text(FAULTY, encoding="utf-8")
-    described = _models(kind, data)
+    described = _models(kind, data, Path(path))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -161,7 +170,7 @@ def boot(kind: str, data: Path) -> Iterator[Webui]:
             process.wait()
 
 
-def _models(kind: str, data: Path) -> dict[str, Any]:
+def _models(kind: str, data: Path, host: Path) -> dict[str, Any]:
     """Checkpoints and adapters for it; what :class:`Webui` says of them."""
     models, adapters = data / "models" / "Stable-diffusion", data / "models" / "spectral_adapters"
     if kind == "A1111":
@@ -171,6 +180,7 @@ def _models(kind: str, data: Path) -> dict[str, Any]:
         shutil.copy(first.with_suffix(".yaml"), models / "second.yaml")
         _settings(data, "demo.safetensors")
         rotated(first, LAYOUT, adapters / "bot_rotated.safetensors")
+        families = tuple(write_family(host, models, adapters) for write_family in (write_sd2, write_sdxl))
         names = ("bot_foura", "bot_rotated", "bot_spectral", "fish_spectral", "house_spectral")
         return {
             "concept": "a photo of <bot>",
@@ -180,6 +190,7 @@ def _models(kind: str, data: Path) -> dict[str, Any]:
             "word": "<bot>",
             "names": names,
             "asked": DEMO,
+            "families": families,
         }
     kept = os.environ.get("WEBUI_NARROW")  # a file that was written before
     if kept and Path(kept).is_file():
@@ -188,6 +199,14 @@ def _models(kind: str, data: Path) -> dict[str, Any]:
     else:
         write_narrow(models / "narrow.safetensors")
     narrow_adapters(models / "narrow.safetensors", adapters)
+    os.link(models / "narrow.safetensors", models / "second.safetensors")
+    narrowed = data / "extensions" / "narrowed" / "scripts"
+    narrowed.mkdir(parents=True)
+    (narrowed / "narrowed.py").write_text(NARROWED, encoding="utf-8")
+    writers = (
+        (write_sdxl_wide, write_flux) if kind == "NEO" else (write_sd2_wide, write_sdxl_wide, write_flux)
+    )
+    families = tuple(write_family(models, adapters) for write_family in writers)
     _settings(data, "narrow.safetensors")
     return {
         "concept": "a photo of <narrow>",
@@ -197,11 +216,13 @@ def _models(kind: str, data: Path) -> dict[str, Any]:
         "word": "<narrow>",
         "names": ("foura", "lora", "rotated", "spectral"),
         "asked": NARROW,
+        "families": families,
     }
 
 
 def _settings(data: Path, checkpoint: str) -> None:
     values = {"sd_model_checkpoint": checkpoint, "VERSION_UID": "PY313"}  # Neo waits for Enter without
+    values["show_progress_type"] = "Approx cheap"  # the others download a small model for each family
     (data / "config.json").write_text(json.dumps(values), encoding="utf-8")
 
 

@@ -176,9 +176,7 @@ def test_a_hundred_requests_leave_the_model(webui: Webui) -> None:
 
 
 def test_another_model_and_back(webui: Webui) -> None:
-    """Between pictures, and in the middle of one (a refiner). Only the demo model has a second checkpoint."""
-    if webui.kind != "A1111":
-        pytest.skip("a second checkpoint only for Automatic1111")
+    """Between pictures, and in the middle of one (a refiner)."""
     prompt = f"{webui.concept} <spectral:{webui.live}:1>"
     base, live = webui.picture(webui.concept), webui.picture(prompt)
     other = {"override_settings": {"sd_model_checkpoint": "second.safetensors"}}

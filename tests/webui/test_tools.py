@@ -321,6 +321,31 @@ def test_progress_of_both_kinds_of_samplers() -> None:
     assert a1111.progress(None, by_sigma) == pytest.approx(1 - 333 / 999)
 
 
+def test_progress_of_a_flow_is_that_of_its_levels() -> None:
+    """Whatever the host says of percents, and also when it changes the shift of the same object."""
+
+    class Predictor(torch.nn.Module):
+        prediction_type = "const"
+
+        def shift_by(self, shift: float) -> None:
+            times = torch.arange(1, 10001) / 10000
+            self.register_buffer("sigmas", shift * times / (1 + (shift - 1) * times))
+
+        def percent_to_sigma(self, percent: float) -> float:
+            return 1 - percent
+
+    predictor = Predictor()
+    unet = SimpleNamespace(model=SimpleNamespace(predictor=predictor))
+    model = SimpleNamespace(forge_objects=SimpleNamespace(unet=unet))
+    for shift in (1.0, 3.0):
+        predictor.shift_by(shift)
+        for progress in (0.0, 0.25, 0.5, 0.9):
+            time = 1 - progress
+            sigma = shift * time / (1 + (shift - 1) * time)
+            found = forge.progress(model, SimpleNamespace(sigma=torch.tensor([sigma, sigma])))
+            assert found == pytest.approx(progress, abs=2e-4), (shift, progress)
+
+
 def test_small_inputs_of_tab_and_routes() -> None:
     assert tab.numbers("1, 0.5;2") == [1, 0.5, 2]
     with pytest.raises(SpectralAdapterError, match="'x' is no number"):
