@@ -56,7 +56,7 @@ def progress_of(model_sampling: Any, sigma: Tensor) -> float | Tensor:
 
 def progress_by(schedule: Any, sigma_at: Callable[[float], float], sigma: Tensor) -> float | Tensor:
     """As :func:`progress_of`, by the σ of each progress; asked once for every ``schedule`` object."""
-    table = _TABLES.get(schedule)
+    table: Table | None = _TABLES.get(schedule)
     if table is None:
         table = _TABLES[schedule] = Table(sigma_at)
     values = sigma.detach().flatten().tolist()

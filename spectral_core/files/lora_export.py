@@ -176,6 +176,8 @@ def export_lora(
         tensors |= written
         rounding = distance(_as_read(written), exact)
         layers[name] = ExportedLayer(folded[name][0].rank, rounding, folded[name][1])
+    if naming == "kohya":
+        tensors |= _whole_attentions({n: f for n, (f, _) in folded.items()}, adapter, dtype)
     bundled = _bundled(adapter, path) if words else {}
     tensors |= bundled
     notes = _notes(adapter, layers, bool(bundled))
@@ -241,6 +243,33 @@ def _kohya(
             {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": alpha},
             factors,
         )
+    return found
+
+
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+def _whole_attentions(
+    folded: Mapping[str, Factors], adapter: Adapter, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Zeros for what an attention of OpenCLIP's text encoder (SDXL's second, SD 2's) lacks in the file.
+
+    Automatic1111 applies its four layers, which have the same shape, together, or without a word none.
+    """
+    family = adapter.provenance.family
+    two = keys.has_two_encoders(list(adapter.layers), family)
+    part = "text_encoder" if family == "sd2" else "text_encoder_2"
+    found: dict[str, Tensor] = {}
+    for name, factors in folded.items():
+        before, _, last = name.rpartition(".")
+        if LayerName.parse(name).part != part or not before.endswith("self_attn") or last not in _ATTENTION:
+            continue
+        for mate in (f"{before}.{leaf}" for leaf in _ATTENTION):
+            if mate not in folded:
+                key = keys.in_lora_file(mate, two)
+                found[f"{key}.lora_down.weight"] = torch.zeros(1, factors.shape.in_features, dtype=dtype)
+                found[f"{key}.lora_up.weight"] = torch.zeros(factors.shape.out_features, 1, dtype=dtype)
+                found[f"{key}.alpha"] = torch.tensor(1.0)
     return found
 
 

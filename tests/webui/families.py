@@ -81,16 +81,15 @@ SMALL = OpenCLIP("ViT-S-32", 384, 6, 12)
 
 
 def open_clip_layers(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
-    """Some of the layers that adapters sit on, under transformers' names: an attention's four (the host's
-    LoRAs have all of them or none) and the first of the MLP."""
+    """Some of the layers that adapters sit on, under transformers' names: three of an attention's four (the
+    host applies LoRAs of all or none) and the first of the MLP."""
     found = {}
     for number in (0, 5):
         block, ours = f"transformer.resblocks.{number}", f"{part}.text_model.encoder.layers.{number}"
-        query, key, value = weights[f"{block}.attn.in_proj_weight"].chunk(3)
+        query, key, _ = weights[f"{block}.attn.in_proj_weight"].chunk(3)
         found |= {
             f"{ours}.self_attn.q_proj": query,
             f"{ours}.self_attn.k_proj": key,
-            f"{ours}.self_attn.v_proj": value,
             f"{ours}.self_attn.out_proj": weights[f"{block}.attn.out_proj.weight"],
             f"{ours}.mlp.fc1": weights[f"{block}.mlp.c_fc.weight"],
         }

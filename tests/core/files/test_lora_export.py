@@ -248,6 +248,28 @@ def test_sdxl_names(tmp_path: Path) -> None:
     assert set(import_lora(tmp_path / "a.safetensors").layers) == set(shapes)
 
 
+@pytest.mark.parametrize(
+    ("family", "part", "spelling"), [("sdxl", "text_encoder_2", "te2"), ("sd2", "text_encoder", "te")]
+)
+def test_an_attention_of_open_clip_is_whole(tmp_path: Path, family: str, part: str, spelling: str) -> None:
+    """Its reader applies four layers or none; where some are off, zeros stand for them."""
+    there = f"{part}.text_model.encoder.layers.3.self_attn"
+    adapter = trained(
+        LoRAConfig(2), {f"{there}.q_proj": torch.randn(6, 6), f"{there}.out_proj": torch.randn(6, 6)}
+    )
+    adapter = replace(adapter, provenance=replace(adapter.provenance, family=family))
+    report = export_lora(adapter, tmp_path / "lora.safetensors")
+    assert set(report.layers) == set(adapter.layers)
+    with safe_open(tmp_path / "lora.safetensors", "pt") as file:
+        names = list(file.keys())
+        keys = {name.split(".")[0]: name for name in names if name.endswith("lora_up.weight")}
+        flat = f"lora_{spelling}_text_model_encoder_layers_3_self_attn"
+        assert set(keys) == {f"{flat}_{leaf}" for leaf in ("q_proj", "k_proj", "v_proj", "out_proj")}
+        for leaf in ("k_proj", "v_proj"):
+            assert not file.get_tensor(keys[f"{flat}_{leaf}"]).any()
+    assert read_lora(tmp_path / "lora.safetensors").adapter.layers
+
+
 # --- import -----------------------------------------------------------------------------------------
 
 DOWN, UP = (
