@@ -36,6 +36,7 @@ from tests.webui.families import (
     write_sd2_wide,
     write_sdxl,
     write_sdxl_wide,
+    write_z_image,
 )
 
 KINDS = ("A1111", "FORGE", "NEO")
@@ -203,9 +204,7 @@ def _models(kind: str, data: Path, host: Path) -> dict[str, Any]:
     narrowed = data / "extensions" / "narrowed" / "scripts"
     narrowed.mkdir(parents=True)
     (narrowed / "narrowed.py").write_text(NARROWED, encoding="utf-8")
-    writers = (
-        (write_sdxl_wide, write_flux) if kind == "NEO" else (write_sd2_wide, write_sdxl_wide, write_flux)
-    )
+    writers = (write_sdxl_wide, write_flux, write_z_image if kind == "NEO" else write_sd2_wide)
     families = tuple(write_family(models, adapters) for write_family in writers)
     _settings(data, "narrow.safetensors")
     return {

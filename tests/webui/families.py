@@ -122,7 +122,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], half: bool = False) -> None:
 
 def adapters(layers: Mapping[str, Tensor], rows: Mapping[str, int], folder: Path, family: str) -> None:
     """``<family>_foura`` with a trained word and ``<family>_lora`` without, on all sides, none of them
-    zero. rows: text encoder -> width of a word."""
+    zero. rows: text encoder -> width of a word; none: no word."""
     folder.mkdir(parents=True, exist_ok=True)
     made = {"foura": sc.FouRAConfig(rank=4), "lora": sc.LoRAConfig(rank=4)}
     for number, (name, config) in enumerate(made.items()):
@@ -130,7 +130,7 @@ def adapters(layers: Mapping[str, Tensor], rows: Mapping[str, int], folder: Path
         adapter = sc.create({k: v.float() for k, v in layers.items()}, config, generator=generator)
         moved = adapter.map_terms(lambda _, term, g=generator: _moved(term, g, 0.1))
         tokens = {}
-        if name == "foura":
+        if name == "foura" and rows:
             tokens = {WORD: {part: torch.randn(1, n, generator=generator) for part, n in rows.items()}}
         provenance = Provenance(name=f"{family}_{name}", family=family, trigger_words=(WORD,))
         path = folder / f"{family}_{name}.safetensors"
@@ -259,18 +259,28 @@ LARGE = OpenCLIP("ViT-H-14", 1024, 16, 24)  # of SD 2
 LARGEST = OpenCLIP("ViT-bigG-14", 1280, 20, 32)  # SDXL's second
 CLIP_WIDTH = 768
 FLUX_WIDTH, FLUX_HEAD, T5_WIDTH = 256, 128, 4096
-NARROWED = """import backend.loader
+NARROWED = """import functools
+
+import backend.loader
 import huggingface_guess.detection as detection
+from huggingface_guess import model_list
 
 kept_detect, kept_read = detection.detect_unet_config, backend.loader.read_arbitrary_config
 
 
 def detect(state_dict, prefix, *args, **given):
-    # Forge knows one size of Flux; this one is told by its weights, as Neo does.
+    # Forge knows one size of Flux, Neo one of Z-Image; these are told by their weights.
     found = kept_detect(state_dict, prefix, *args, **given)
-    if found and found.get("image_model") == "flux":
+    kind = found.get("image_model") if found else None
+    if kind == "flux":
         width = state_dict[f"{prefix}img_in.weight"].shape[0]
         found |= {"hidden_size": width, "num_heads": width // 128, "depth": 1, "depth_single_blocks": 1}
+    if kind == "lumina2":
+        heads = found["dim"] // 128
+        found |= {"n_heads": heads, "n_kv_heads": heads, "axes_dims": [32, 48, 48], "rope_theta": 256.0}
+        found |= {"axes_lens": [1536, 512, 512], "z_image_modulation": True, "time_scale": 1000.0}
+        found |= {"ffn_dim_multiplier": 8 / 3, "pad_tokens_multiple": 32}
+        found |= {"nunchaku": False}
     return found
 
 
@@ -278,12 +288,21 @@ def read(folder):
     found = kept_read(folder)
     if "d_kv" in found:  # T5
         found |= {"num_layers": 2, "d_ff": 128}
+    if found.get("model_type") == "qwen3":
+        found = {"hidden_size": found["hidden_size"]}
     return found
 
 
 detection.detect_unet_config, backend.loader.read_arbitrary_config = detect, read
+if hasattr(model_list, "ZImage"):
+    import backend.nn.llm.llama as llama
+
+    model_list.ZImage.unet_config["dim"] = 256
+    sizes = {"intermediate_size": 256, "num_hidden_layers": 3}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1}
+    llama.Qwen3_4BConfig = functools.partial(llama.Qwen3_4BConfig, **sizes)
 """
-"""A script of another extension: the host builds the narrow Flux and a text encoder of two layers."""
+"""A script of another extension: the host builds the narrow models below, and short text encoders."""
 
 
 def _vae(seed: int, **changes: Any) -> dict[str, Tensor]:
@@ -431,3 +450,73 @@ def write_flux(models: Path, folder: Path) -> str:
     }
     adapters(layers | _clip_layers(clip), {"text_encoder": CLIP_WIDTH}, folder, "flux")
     return "flux"
+
+
+QWEN_WIDTH, QWEN_ROWS = 2560, 151936
+
+
+def write_z_image(models: Path, folder: Path) -> str:
+    """For Neo with :data:`NARROWED`: one layer and the refiners, two heads wide, three layers of Qwen3."""
+    generator = torch.Generator().manual_seed(7)
+    wide, inner = FLUX_WIDTH, 768
+    native: dict[str, Tensor] = {}
+
+    def linear(name: str, rows: int, columns: int, bias: bool = False) -> None:
+        native[f"{name}.weight"] = torch.randn(rows, columns, generator=generator) * columns**-0.5
+        if bias:
+            native[f"{name}.bias"] = torch.zeros(rows)
+
+    linear("x_embedder", wide, 64, True)
+    linear("cap_embedder.1", wide, QWEN_WIDTH, True)
+    linear("t_embedder.mlp.0", wide, 256, True)
+    linear("t_embedder.mlp.2", 256, wide, True)
+    linear("final_layer.linear", 64, wide, True)
+    linear("final_layer.adaLN_modulation.1", wide, 256, True)
+    native["cap_embedder.0.weight"] = torch.ones(QWEN_WIDTH)
+    for name in ("x_pad_token", "cap_pad_token"):
+        native[name] = torch.zeros(1, wide)
+    refiners = [f"{kind}_refiner.{number}" for kind in ("noise", "context") for number in range(2)]
+    for block in ("layers.0", *refiners):
+        linear(f"{block}.attention.qkv", 3 * wide, wide)
+        linear(f"{block}.attention.out", wide, wide)
+        for name, shape in {"w1": (inner, wide), "w2": (wide, inner), "w3": (inner, wide)}.items():
+            linear(f"{block}.feed_forward.{name}", *shape)
+        for norm in ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2"):
+            native[f"{block}.{norm}.weight"] = torch.ones(wide)
+        for norm in ("q_norm", "k_norm"):
+            native[f"{block}.attention.{norm}.weight"] = torch.ones(FLUX_HEAD)
+        if not block.startswith("context"):
+            linear(f"{block}.adaLN_modulation.0", 4 * wide, 256, True)
+    qwen = {"model.embed_tokens.weight": torch.randn(QWEN_ROWS, QWEN_WIDTH, generator=generator)}
+    qwen["model.norm.weight"] = torch.ones(QWEN_WIDTH)
+    for number in range(3):
+        block = f"model.layers.{number}"
+        for leaf, (rows, columns) in {
+            "self_attn.q_proj": (2 * FLUX_HEAD, QWEN_WIDTH),
+            "self_attn.k_proj": (FLUX_HEAD, QWEN_WIDTH),
+            "self_attn.v_proj": (FLUX_HEAD, QWEN_WIDTH),
+            "self_attn.o_proj": (QWEN_WIDTH, 2 * FLUX_HEAD),
+            "mlp.gate_proj": (256, QWEN_WIDTH),
+            "mlp.up_proj": (256, QWEN_WIDTH),
+            "mlp.down_proj": (QWEN_WIDTH, 256),
+        }.items():
+            qwen[f"{block}.{leaf}.weight"] = torch.randn(rows, columns, generator=generator) * columns**-0.5
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            qwen[f"{block}.{norm}.weight"] = torch.ones(QWEN_WIDTH)
+        for norm in ("q_norm", "k_norm"):
+            qwen[f"{block}.self_attn.{norm}.weight"] = torch.ones(FLUX_HEAD)
+    vae = _vae(6, latent_channels=16, use_quant_conv=False, use_post_quant_conv=False)
+    tensors = {f"model.diffusion_model.{k}": v for k, v in native.items()}
+    tensors |= {f"vae.{k}": v for k, v in vae.items()}
+    tensors |= {f"text_encoders.qwen3_4b.transformer.{k}": v for k, v in qwen.items()}
+    save(models / "z_image.safetensors", tensors, half=True)
+    query, key, _ = native["layers.0.attention.qkv.weight"].chunk(3)
+    layers = {
+        "transformer.layers.0.attention.to_q": query,
+        "transformer.layers.0.attention.to_k": key,
+        "diffusion_model.layers.0.attention.out": native["layers.0.attention.out.weight"],
+        "diffusion_model.layers.0.feed_forward.w2": native["layers.0.feed_forward.w2.weight"],
+        "diffusion_model.noise_refiner.1.attention.qkv": native["noise_refiner.1.attention.qkv.weight"],
+    }
+    adapters(layers, {}, folder, "z_image")
+    return "z_image"
