@@ -190,7 +190,8 @@ class Lab:
     ) -> None:
         # What was measured belongs to the weights that it was measured on.
         weights = hashlib.sha256((MODEL / "unet" / "diffusion_pytorch_model.safetensors").read_bytes())
-        self.folder = folder / f"{setting.name}-{weights.hexdigest()[:8]}"
+        self.weights = weights.hexdigest()[:8]
+        self.folder = folder / f"{setting.name}-{self.weights}"
         self.setting, self.photos = setting, photos
         self.again = again  # make published cells anew
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -7,20 +7,20 @@ groups, 4 pictures a step, AdamW, cosine) and measures the loss on 8 others at 8
 ``open``: share of gates that are open there. ``switching``: share that is open in 5 to 95 % of the cases.
 ``levels``: open share from high to low resolution. ``noisy``: that of the noisier half of the levels less the
 other's. ``frozen``: the loss with the frozen mask. Cells are kept in the folder: the same command goes on,
-and several share the work.
+and several share the work. At the end it writes the tables of docs/evidence/gates.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
+import json
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -28,13 +28,13 @@ from torch import Tensor
 
 from benchmarks.claims.drawings import style_picture
 from benchmarks.claims.judge import as_tensor
-from benchmarks.claims.lab import FULL, HELD_OUT_SEED, SIZE, Busy, Lab, Recipe, Shown, Task
-from benchmarks.claims.recipes import COLUMNS, RANK, block
-from benchmarks.common import finish
+from benchmarks.claims.lab import FULL, HELD_OUT_SEED, SIZE, Busy, Lab, Shown, Task
+from benchmarks.common import RESULTS, finish
+from benchmarks.quality import gates_page
+from benchmarks.quality.gates_cells import GROUPS, Cell
 from benchmarks.quality.muon import in_place_of_adamw
 from spectral_core.attach.attaching import attach
 from spectral_core.errors import SpectralAdapterError
-from spectral_core.methods import FouRAConfig, LoRAConfig, MethodConfig
 from spectral_core.names.unet_blocks import halvings
 from spectral_core.pipelines.conditioning import CaptionCache
 from spectral_core.pipelines.dataset import encode_pictures
@@ -44,81 +44,10 @@ from spectral_core.training.data.order import Order
 from spectral_core.training.engine.gate_parameters import GateParameters
 from spectral_core.training.engine.loop import Setup, evaluation_loss, train
 
-PLACES = {**COLUMNS, "block 1": block(1), "block 2": block(2)}  # of columns
-STYLE, PICTURES, HELD_OUT, LEVELS, BATCH = "poster", 30, 8, 8, 4
+STYLE, PICTURES, HELD_OUT, LEVELS = "poster", 30, 8, 8
 SWITCHES = 0.05
-SWEPT = (1e-3, 3e-3, 9.5e-3, 3e-2)
 NAME = "gates"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """An adapter, trained at a rate for some steps."""
-
-    group: str
-    adapter: str
-    rate: float
-    steps: int = 150
-    rank: int = RANK
-    freeze: bool = False
-    gate_rate: float = 0.0
-    optimiser: str = ""
-    batch: int = BATCH
-    share: float = 0.5  # the target
-
-    def key(self, seed: int) -> str:
-        return (
-            f"{self.adapter} r{self.rank} {self.rate:g} {self.steps}"
-            + (" freeze" if self.freeze else "")
-            + (f" gate {self.gate_rate:g}" if self.gate_rate else "")
-            + (f" {self.optimiser}" if self.optimiser else "")
-            + (f" batch {self.batch}" if self.batch != BATCH else "")
-            + (f" share {self.share:g}" if self.share != 0.5 else "")
-            + f" seed {seed}"
-        )
-
-    @property
-    def recipe(self) -> Recipe:
-        if self.adapter in PLACES:
-            return PLACES[self.adapter]
-        return Recipe(self.adapter, lambda _: self.config, self.rate)
-
-    @property
-    def config(self) -> MethodConfig:
-        if self.adapter == "lora":
-            return LoRAConfig(self.rank)
-        transform, gate = self.adapter.split()
-        return FouRAConfig(self.rank, transform=transform, gate=gate)
-
-
-def _three(group: str, rate: float, steps: int = 150, rank: int = RANK) -> list[Cell]:
-    return [Cell(group, name, rate, steps, rank) for name in ("dct adaptive", "dct none", "lora")]
-
-
-GROUPS: dict[str, list[Cell]] = {
-    "main": [cell for rate in SWEPT for cell in _three("main", rate)],
-    "rank 32": [*_three("rank 32", 3e-3, rank=32), Cell("rank 32", "lora", 9.5e-3, rank=32)],
-    "300 steps": _three("300 steps", 3e-3, 300),
-    "batch 8": [replace(cell, batch=8) for cell in _three("batch 8", 3e-3, 300)],
-    "600 steps": _three("600 steps", 3e-3, 600),
-    "rank 64": [replace(cell, batch=8) for cell in _three("rank 64", 3e-3, rank=64)],
-    "share": [
-        *(Cell("share", "dct adaptive", 3e-3, 300, batch=8, share=share) for share in (0.3, 0.4)),
-        Cell("share", "dct none", 3e-3, 300, batch=8),
-    ],
-    "freeze": [Cell("freeze", "dct adaptive", 3e-3, freeze=True)],
-    "transform": [
-        *(Cell("transform", "none adaptive", 3e-3, rank=rank) for rank in (RANK, 32)),
-        *(Cell("transform", name, rate) for name in ("dct none", "lora") for rate in (3e-3, 9.5e-3)),
-        *(
-            Cell("transform", name, rate, optimiser="muon")
-            for name in ("dct none", "lora")
-            for rate in (9.5e-3, 3e-2)
-        ),
-    ],
-    "gate rate": [Cell("gate rate", "dct adaptive", 3e-3, gate_rate=k / 150) for k in (3, 6, 24)],
-    "columns": [Cell("columns", place, rate) for place in PLACES for rate in (1e-3, 3e-3, 1e-2)],
-}
+SEEDS = (0, 1, 2, 3, 4)
 
 
 class Seen:
@@ -177,7 +106,7 @@ def measured(lab: Lab, cell: Cell, seed: int) -> dict[str, Any]:
             schedule="cosine",
             freeze_gates=cell.freeze,
             gate_learning_rate=cell.gate_rate,
-            target_open=cell.share,
+            target_open=0.0 if cell.budget else cell.share,
             seed=seed,
         )
         started = time.process_time()
@@ -202,49 +131,19 @@ def measured(lab: Lab, cell: Cell, seed: int) -> dict[str, Any]:
     return found
 
 
-def paired(one: Sequence[float], other: Sequence[float]) -> str:
-    """Mean difference, its t, and the smallest that would have shown (t = 2)."""
-    gaps = [a - b for a, b in zip(one, other, strict=True)]
-    if len(gaps) < 2 or stdev(gaps) == 0:
-        return f"{fmean(gaps):+.4f}"
-    error = stdev(gaps) / math.sqrt(len(gaps))
-    return f"{fmean(gaps):+.4f}, t = {fmean(gaps) / error:.1f}, visible from {2 * error:.4f}"
-
-
-def rows_of(cells: dict[str, Any], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """A row for every cell with its spread over the seeds that are there."""
-    rows = []
-    for group, planned in GROUPS.items():
-        for cell in planned:
-            there = [s for s in seeds if (cells.get(cell.key(s)) or {}).get("held_out") is not None]
-            if not there:
-                continue
-            known = [cells[cell.key(s)] for s in there]
-            losses = [k["held_out"] for k in known]
-            row: dict[str, Any] = {"group": group, "adapter": cell.key(0).removesuffix(" seed 0")}
-            row |= {"seeds": len(there), "held_out": fmean(losses)}
-            row["sd"] = stdev(losses) if len(losses) > 1 else None
-            if "open" in known[0]:
-                row |= {name: fmean(k[name] for k in known) for name in ("open", "switching", "noisy")}
-                row["frozen"] = fmean(k["frozen"] for k in known)
-                row["levels"] = " ".join(
-                    f"{fmean(v):.2f}" for v in zip(*(k["levels"] for k in known), strict=True)
-                )
-                row["against frozen"] = paired(losses, [k["frozen"] for k in known])
-            row["by seed"] = {s: round(k["held_out"], 4) for s, k in zip(there, known, strict=True)}
-            for other in planned:
-                both = [s for s in there if (cells.get(other.key(s)) or {}).get("held_out") is not None]
-                if other is not cell and ("adaptive" in cell.adapter or group == "columns") and both:
-                    pairs = ([cells[c.key(s)]["held_out"] for s in both] for c in (cell, other))
-                    row[f"against {other.key(0).removesuffix(' seed 0')}"] = paired(*pairs)
-            rows.append(row)
-    return rows
+def published(lab: Lab, name: str) -> dict[str, dict[str, Any]]:
+    """The cells of an earlier run that came with the project, if they were measured on these weights."""
+    path = RESULTS / f"{name}.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if kept.get("settings", {}).get("weights") != lab.weights:
+        return {}
+    return {row.pop("cell"): row for row in kept["rows"]}
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--folder", type=Path, default=Path("adapters/.gates"), help="of the kept cells")
     parser.add_argument("--known", action="store_true", help="make nothing, write what is kept")
     parser.add_argument("--threads", type=int, default=1)
@@ -252,21 +151,25 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     lab = Lab(options.folder, FULL)
-    cells: dict[str, Any] = {}
+    cells = published(lab, options.name)
     for seed in options.seeds:
-        for group in options.groups:
+        for group in options.groups if not options.known else []:
             for cell in GROUPS[group]:
                 key = cell.key(seed)
-                name = key.replace(" ", "_")
-                if options.known:
-                    cells[key] = lab.known(name)
+                if key in cells:
                     continue
                 with suppress(Busy):
-                    cells[key] = lab.cell(name, lambda c=cell, s=seed: measured(lab, c, s))
+                    cells[key] = lab.cell(file_of(key), lambda c=cell, s=seed: measured(lab, c, s))
                     print(key, cells[key], file=sys.stderr, flush=True)
-    rows = rows_of(cells, options.seeds)
-    settings = {"groups": options.groups, "seeds": options.seeds}
-    return finish(options.name, rows, [], settings)
+    planned = {cell.key(seed) for seed in SEEDS for cells_ in GROUPS.values() for cell in cells_}
+    cells |= {key: found for key in planned if (found := lab.known(file_of(key)))}
+    rows = [{"cell": key, **cells[key]} for key in sorted(cells)]
+    print(f"written: {gates_page.write(cells, SEEDS).name}")
+    return finish(options.name, rows, [], {"weights": lab.weights})
+
+
+def file_of(key: str) -> str:
+    return key.replace(" ", "_")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
-from benchmarks.quality.gates import GROUPS, Seen, paired, rows_of
+from benchmarks.claims.figures import Mean
+from benchmarks.quality import gates_page
+from benchmarks.quality.gates import Seen
+from benchmarks.quality.gates_cells import GROUPS
+from benchmarks.quality.gates_page import paired
 from benchmarks.quality.muon import in_place_of_adamw
 from spectral_core.maths.transforms import fold
 from spectral_core.methods import FouRAConfig
@@ -16,19 +23,31 @@ from tests.core.training.training_toy import Toy
 
 
 def test_a_paired_difference_says_what_could_have_been_seen() -> None:
-    assert paired([1.0, 2.0, 3.0], [0.5, 2.0, 2.5]) == "+0.3333, t = 2.0, visible from 0.3333"
-    assert paired([1.0], [0.5]) == "+0.5000"
+    assert paired(Mean((0.5, 0.0, 0.5))) == "+0.333, t 2.0, visible 0.333"
+    assert paired(Mean((0.5, 0.4))) == "+0.450" and paired(Mean(())) == "–"
 
 
-def test_rows_compare_at_the_seeds_that_both_have() -> None:
-    one, _, other = GROUPS["300 steps"]
-    gate = {"open": 0.5, "switching": 0.4, "noisy": 0.1, "levels": [0.6, 0.4], "frozen": 3.0}
-    cells = {one.key(s): {"held_out": float(s), **gate} for s in (0, 1)}
-    cells |= {other.key(1): {"held_out": 5.0}, other.key(0): {"held_out": None}}
-    rows = rows_of(cells, [0, 1, 2])
-    assert [row["adapter"] for row in rows] == ["dct adaptive r8 0.003 300", "lora r8 0.003 300"]
-    assert rows[0]["against lora r8 0.003 300"] == "-4.0000" and rows[0]["levels"] == "0.60 0.40"
-    assert rows[0]["by seed"] == {0: 0.0, 1: 1.0} and rows[1]["seeds"] == 1
+def test_the_page_compares_at_the_seeds_that_both_have(tmp_path: Path) -> None:
+    gate, _, lora = GROUPS["batch 8"]
+    there = {"open": 0.5, "switching": 0.4, "noisy": 0.1, "levels": [0.6, 0.4], "frozen": 3.0}
+    cells: dict[str, Any] = {gate.key(s): {"held_out": float(s), **there} for s in (0, 1)}
+    cells |= {lora.key(1): {"held_out": 5.0}, lora.key(0): {"held_out": None}}
+    made = gates_page.Tables(cells, [0, 1, 2])
+    assert made.losses().splitlines()[-1].endswith("| 2 | 0.500 ± 0.707 | 3.000 ± 0.000 | – | 5.000 |")
+    assert made.differences().splitlines()[-1].endswith("| -2.500 | – | -4.000 |")
+    assert "| 0.60, 0.40 | +0.200 |" in made.decisions()
+    page = gates_page.write(cells, [0, 1, 2], tmp_path / "page.md")
+    assert "rank 8, 300 steps of 8, 0.003" in page.read_text(encoding="utf-8")
+
+
+def test_the_best_rate_is_each_ones_own() -> None:
+    losses = {"dct adaptive": (3.0, 1.0), "dct none": (2.0, 4.0), "lora": (1.5, 5.0)}
+    by_rate = {1e-3: 0, 3e-3: 1}
+    swept = [cell for cell in GROUPS["main"] if cell.rate in by_rate]
+    cells = {c.key(0): {"held_out": losses[c.adapter][by_rate[c.rate]]} for c in swept}
+    lines = gates_page.Tables(cells, [0]).best().splitlines()
+    assert [line.split(" | ")[-2] for line in lines[2:]] == ["0.003", "0.001", "0.001"]
+    assert lines[3].endswith("| -1.000 |") and lines[4].endswith("| -0.500 |")
 
 
 def test_what_is_open_by_resolution_and_noise() -> None:
