@@ -15,7 +15,6 @@ from PIL import Image
 from benchmarks.claims.capacity import BUDGETS
 from benchmarks.claims.figures import NOT_RUN, OPEN, OPPOSITE, SHOWS, Figures, Mean, Part, few, part, table
 from benchmarks.claims.fusing import (
-    DISTILLATIONS,
     DISTILLED,
     FAMILIES,
     NAMES,
@@ -144,7 +143,7 @@ def fusion(figures: Figures) -> dict[str, Any]:
                 [
                     family,
                     how,
-                    _rates(cells) if how == "alone" else "",
+                    _rate(cells) if how == "alone" else "",
                     read["fidelity"].text(2),
                     least.text(2),
                     read["crosstalk"].text(2),
@@ -163,7 +162,7 @@ def fusion(figures: Figures) -> dict[str, Any]:
             [
                 "adapters",
                 "fusion",
-                "rates",
+                "rate",
                 "fidelity",
                 "least share kept",
                 "crosstalk",
@@ -179,14 +178,14 @@ def fusion(figures: Figures) -> dict[str, Any]:
     }
 
 
-def _rates(cells: Mapping[int, Mapping[str, Any]]) -> str:
-    """Of the concepts' adapters, in their order; of the first seed that says so."""
-    said = [cell["rates"] for cell in cells.values() if "rates" in cell]
-    return ", ".join(f"{rate:g}" for rate in said[0]) if said else "–"
+def _rate(cells: Mapping[int, Mapping[str, Any]]) -> str:
+    """Of the first seed that says so."""
+    said = [cell["rate"] for cell in cells.values() if "rate" in cell]
+    return f"{said[0]:g}" if said else "–"
 
 
 def _fusions(family: str) -> tuple[str, ...]:
-    return "alone", *FAMILIES[family][1], *ROUNDS.get(family, ()), *DISTILLATIONS.get(family, ())
+    return "alone", *FAMILIES[family][1], *((TWO_ROUNDS, DISTILLED) if family in ROUNDS else ())
 
 
 def _cells(figures: Figures, family: str) -> dict[int, dict[str, Any]]:
@@ -233,8 +232,10 @@ def _least_kept(cell: Mapping[str, Any], how: str) -> float | None:
     return min(_kept(cell, how)) if how in cell else None
 
 
-def _fidelity(cell: Mapping[str, Any], how: str) -> float | None:
-    return _over_concepts(cell, how, "fidelity")
+def _number(cell: Mapping[str, Any], how: str, key: str) -> float | None:
+    if key == "together":
+        return cell[how].get(key) if how in cell else None
+    return _over_concepts(cell, how, key)
 
 
 def _targets(figures: Figures) -> list[Part]:
@@ -247,6 +248,13 @@ def _targets(figures: Figures) -> list[Part]:
             every, spectral, ("orthogonal", "orthogonal"), "Spectral A in own columns − Orthogonal Adaptation"
         ),
         _gain(every, spectral, ("lora", "gradient"), "Spectral A in own columns − gradient fusion of LoRAs"),
+        *(
+            _gain(every, ours, theirs, what, key="together")
+            for ours, theirs, what in (
+                (spectral, ("lora", "average"), "Spectral A in own columns − average of LoRAs"),
+                (("lora", DISTILLED), spectral, "distilled LoRAs − Spectral A in own columns"),
+            )
+        ),
         _all_kept(every, "lora", CLOSED_FORM),
         _all_kept(every, "lora", DISTILLED),
     ]
@@ -276,13 +284,18 @@ Cells = Mapping[str, Mapping[int, Mapping[str, Any]]]
 
 
 def _gain(
-    every: Cells, ours: tuple[str, str], theirs: tuple[str, str], what: str, detail: bool = False
+    every: Cells,
+    ours: tuple[str, str],
+    theirs: tuple[str, str],
+    what: str,
+    detail: bool = False,
+    key: str = "fidelity",
 ) -> Part:
-    """Fidelity of one (family, fusion) less another's, seed by seed."""
+    """Fidelity (or both at once) of one (family, fusion) less another's, seed by seed."""
     one, other = every[ours[0]], every[theirs[0]]
-    pairs = [(_fidelity(one[s], ours[1]), _fidelity(other[s], theirs[1])) for s in one if s in other]
+    pairs = [(_number(one[s], ours[1], key), _number(other[s], theirs[1], key)) for s in one if s in other]
     gain = Mean(tuple(a - b for a, b in pairs if a is not None and b is not None))
-    return part(f"fidelity, {what}", gain, 2, detail=detail)
+    return part(f"{'two at once' if key == 'together' else key}, {what}", gain, 2, detail=detail)
 
 
 def _all_kept(every: Cells, family: str, how: str) -> Part:

@@ -28,6 +28,7 @@ from benchmarks.claims.drawings import Drawn, style_picture
 from benchmarks.claims.judge import Judge, as_tensor, judge
 from benchmarks.common import RESULTS
 from demo_model.draw import PIXELS, draw_concept
+from demo_model.pictures import draw_beside
 from spectral_core.adapter.adapter import Adapter, Provenance, create
 from spectral_core.attach.attaching import attach
 from spectral_core.attach.targets import find_targets
@@ -123,11 +124,18 @@ def published_cells(setting: Setting) -> Path:
 class Task:
     """Something to learn: a style (``inked``, ``poster``) whose word stays as the tokenizer writes it, or a
     character (``bot`` …) whose word ``<bot>`` is new and trained with it, or the photographs in a folder,
-    with a new word, too."""
+    with a new word, too. side: in every third picture the character has something beside it and stands on
+    this side, ``left``, ``right`` or ``either``."""
 
     kind: str
     name: str
     folder: Path | None = None
+    side: str = ""
+
+    @property
+    def key(self) -> str:
+        """For file names."""
+        return f"{self.name}_{self.side}" if self.side else self.name
 
     @property
     def word(self) -> str:
@@ -139,7 +147,13 @@ class Task:
         seeds = range(first, first + count)
         if self.kind == "style":
             return [style_picture(self.name, seed) for seed in seeds]
-        return [draw_concept(self.name, seed, self.word) for seed in seeds]
+        return [self._character(seed) for seed in seeds]
+
+    def _character(self, seed: int) -> Drawn:
+        if not self.side or seed % 3:
+            return draw_concept(self.name, seed, self.word)
+        side = ("left", "right")[seed // 3 % 2] if self.side == "either" else self.side
+        return draw_beside(self.name, seed, self.word, side=side)
 
 
 def photographs(folder: Path, word: str) -> list[Drawn]:
@@ -297,7 +311,7 @@ class Lab:
         """
         steps = tuple(snapshots) or (self.setting.steps,)
         count = pictures or self.setting.pictures
-        name = f"{task.name}__{recipe.name.replace(' ', '_')}__{rate:g}__{seed}__{count}"
+        name = f"{task.key}__{recipe.name.replace(' ', '_')}__{rate:g}__{seed}__{count}"
         name += f"__{'-'.join(map(str, steps))}"  # runs with snapshots have another schedule
         cell = self.cell(f"train__{name}", lambda: self._train(name, task, recipe, rate, seed, count, steps))
         return {
@@ -418,7 +432,12 @@ class Lab:
     # --- drawing ----------------------------------------------------------------------------------
 
     def draw(
-        self, prompts: Sequence[str], seeds: Sequence[int], adapters: Sequence[Adapter], recorder: Any = None
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        adapters: Sequence[Adapter],
+        recorder: Any = None,
+        size: tuple[int, int] = SIZE,
     ) -> list[Image.Image]:
         """One picture per (prompt, seed) with the adapters on."""
         with apply(self.pipe, *adapters, recorder=recorder):
@@ -428,7 +447,7 @@ class Lab:
                 seeds,
                 steps=self.setting.sampler_steps,
                 guidance=GUIDANCE,
-                size=SIZE,
+                size=size,
                 batch_size=32,
             )
 

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from torch import Tensor
 from benchmarks.claims.drawings import BACKGROUNDS, STYLES
 from benchmarks.claims.lab import HELD_OUT_SEED, Lab, Task
 from demo_model import draw
+from demo_model.pictures import WIDE, draw_beside
 from spectral_core.adapter.adapter import Adapter
-from spectral_core.demo.scores import as_tensor
+from spectral_core.demo.scores import as_tensor, sides
 from spectral_core.pipelines.loading import EMBEDDED
 
 UNRELATED = 8  # prompts without any concept
@@ -33,6 +35,7 @@ JUDGED = (
 """Wordings under which characters are judged; no fusion is fitted to them (those are ``FITTED``)."""
 FITTED = "a <{}> on a {} background"
 COPY_QUANTILE = 0.05
+TOGETHER = 3  # pictures of a pair on every background
 
 
 def diversity(features: Tensor, groups: int) -> float:
@@ -88,6 +91,13 @@ class StyleMeter:
         return float((nearest < limit).float().mean())
 
 
+def _half(square: Image.Image, side: str) -> Image.Image:
+    """Of a wide picture's square end, the part that :func:`sides` gives of the whole."""
+    half = WIDE[0] // 2
+    left, top = (0 if side == "left" else square.width - half), (square.height - half) // 2
+    return square.crop((left, top, left + half, top + half))
+
+
 @dataclass
 class CharacterMeter:
     """Pictures of characters: who is on them, on the background that was asked for."""
@@ -127,15 +137,32 @@ class CharacterMeter:
         return float(self.lab.judge.probability("character", name, pictures).mean())
 
     def together(self, adapters: Sequence[Adapter]) -> float:
-        """Two characters in one picture: the judge's certainty of the less sure one, 1 where it is torn
-        between both; the mean over the pairs."""
+        """Two characters in one wide picture: the share of pictures with each in its half; the mean over the
+        pairs."""
         found = []
         for first, second in itertools.combinations(self.names, 2):
-            prompts = [f"a <{first}> and a <{second}> on a {b} background" for b in BACKGROUNDS]
-            pictures = self.lab.draw(prompts, [8500 + i for i in range(len(prompts))], adapters)
-            both = [self.lab.judge.probability("character", n, pictures) for n in (first, second)]
-            found.append(2 * float(torch.stack(both).amin(0).mean()))
-        return sum(found) / len(found) if found else 0.0
+            asked = f"a large <{first}> and a large <{second}>"
+            prompts = [f"{asked} on a {background} background" for background in BACKGROUNDS] * TOGETHER
+            seeds = [8500 + i for i in range(len(prompts))]
+            halves = zip(*map(sides, self.lab.draw(prompts, seeds, adapters, size=WIDE)), strict=True)
+            found.append(self._both((first, second), list(halves)))
+        return fmean(found) if found else 0.0
+
+    def together_drawn(self) -> float:
+        """The same of drawings, each half with one of the characters: what the judge reads of it at best."""
+        found = []
+        for pair in itertools.combinations(self.names, 2):
+            halves = [
+                [_half(draw_beside(name, 5000 + i, side=side)[0], side) for i in range(8 * TOGETHER)]
+                for name, side in zip(pair, ("left", "right"), strict=True)
+            ]
+            found.append(self._both(pair, halves))
+        return fmean(found) if found else 0.0
+
+    def _both(self, pair: Sequence[str], halves: Sequence[Sequence[Image.Image]]) -> float:
+        read = zip(pair, halves, strict=True)
+        sure = [self.lab.judge.probability("character", name, half) > 0.5 for name, half in read]
+        return float(torch.stack(sure).all(0).float().mean())
 
     def read(
         self,

@@ -56,11 +56,6 @@ def lora(rank: int) -> Recipe:
     return Recipe("lora" if rank == RANK else f"lora rank {rank}", lambda _: LoRAConfig(rank), 3e-3)
 
 
-def attention_lora() -> Recipe:
-    """On the attention layers alone."""
-    return Recipe("lora attention", lambda _: LoRAConfig(RANK), 3e-3, targets="attention")
-
-
 def rotation(rank: int) -> Recipe:
     """Spectral R with its trained scale, as the paper counts it."""
     columns = tuple(range(rank))
