@@ -39,6 +39,7 @@ class Extension:
         self._requests: tuple[request.Request, ...] = ()
         self._seen: dict[str, object] = {}
         self._end: weakref.finalize | None = None
+        self._picture: weakref.ref[Any] | None = None  # whose adapters are on
 
     def activate(self, p: Any, tags: Iterable[Sequence[object]]) -> None:
         """Before a batch and before its second pass: exactly these adapters are on the model afterwards.
@@ -50,7 +51,7 @@ class Extension:
             return  # no picture: the host tries a model that it has loaded in the middle of one (a refiner)
         self.clear()
         # The host does not deactivate after an exception. Later runs are none of this one's business.
-        self._end = weakref.finalize(p, self.clear)
+        self._end, self._picture = weakref.finalize(p, self.clear), weakref.ref(p)
         if any(request.TAG.search(text) for text in getattr(p, "negative_prompts", None) or ()):
             self._tell(p, "tags work in the prompt only, not in the negative prompt")
         hashes: dict[str, str] = {}
@@ -94,7 +95,7 @@ class Extension:
         """The model as it was."""
         if self._end is not None:
             self._end.detach()
-        self._requests, self._sd_model, self._end = (), None, None
+        self._requests, self._sd_model, self._end, self._picture = (), None, None, None
         self.active.clear()
 
     def on_step(self, params: Any) -> None:
@@ -115,8 +116,14 @@ class Extension:
                 adapter = self.library.load(self.library.find(each.name), layout_of(host.unet(sd_model)))
                 self.active.put(each.name, request.applied(adapter, each), host, sd_model)
             except SpectralAdapterError as error:
-                LOG.warning("Spectral Adapters: %s", error)
+                self.active.notes.append(str(error))
         self._sd_model, self._requests = sd_model, wanted
+        p = self._picture() if self._picture is not None else None
+        for note in self.active.notes:
+            if p is None:
+                LOG.warning("Spectral Adapters: %s", note)
+            else:
+                self._tell(p, f"after the change of models: {note}")
 
     def add_tags(self, p: Any, lines: object) -> None:
         """The adapters of a field (one to a line) as tags of every prompt, where the host's cache of
