@@ -55,16 +55,22 @@ class Cell:
         return FouRAConfig(self.rank, transform=transform, gate=gate, gate_budget=self.budget)
 
 
+GATE, BARE, PLAIN, LORA = "dct adaptive", "none adaptive", "dct none", "lora"  # BARE: gates, no transform
+
+
 def _three(group: str, rate: float, steps: int = 150, rank: int = RANK) -> list[Cell]:
-    return [Cell(group, name, rate, steps, rank) for name in ("dct adaptive", "dct none", "lora")]
+    return [Cell(group, name, rate, steps, rank) for name in (GATE, PLAIN, LORA)]
 
 
 GROUPS: dict[str, list[Cell]] = {
-    "main": [cell for rate in SWEPT for cell in _three("main", rate)],
+    "main": [cell for rate in SWEPT for cell in (*_three("main", rate), Cell("main", BARE, rate))],
     "rank 32": [*_three("rank 32", 3e-3, rank=32), Cell("rank 32", "lora", 9.5e-3, rank=32)],
     "batch 8": [replace(cell, batch=8) for cell in _three("batch 8", 3e-3, 300)],
     "600 steps": _three("600 steps", 3e-3, 600),
-    "rank 64": [replace(cell, batch=8) for cell in _three("rank 64", 3e-3, rank=64)],
+    "rank 64": [
+        replace(cell, batch=8)
+        for cell in (*_three("rank 64", 3e-3, rank=64), Cell("rank 64", BARE, 3e-3, rank=64))
+    ],
     "share": [
         *(Cell("share", "dct adaptive", 3e-3, 300, batch=8, share=share) for share in (0.3, 0.4)),
         Cell("share", "dct adaptive", 3e-3, 300, batch=8, budget=0.5),
@@ -72,7 +78,7 @@ GROUPS: dict[str, list[Cell]] = {
     ],
     "freeze": [Cell("freeze", "dct adaptive", 3e-3, freeze=True)],
     "transform": [
-        *(Cell("transform", name, 3e-3) for name in ("dct adaptive", "none adaptive", "dct none", "lora")),
+        *(Cell("transform", name, 3e-3) for name in (GATE, BARE, PLAIN, LORA)),
         *(
             Cell("transform", name, rate, optimiser="muon")
             for name in ("dct none", "lora")

@@ -10,11 +10,10 @@ from typing import Any
 
 from benchmarks.claims.figures import Mean, few, table
 from benchmarks.claims.page import DOCS, put
-from benchmarks.quality.gates_cells import BATCH, GROUPS, PLACES, Cell
+from benchmarks.quality.gates_cells import BARE, BATCH, GATE, GROUPS, LORA, PLACES, PLAIN, Cell
 
 PAGE = DOCS / "evidence" / "gates.md"
 Cells = Mapping[str, Mapping[str, Any]]
-GATE, PLAIN, LORA = "dct adaptive", "dct none", "lora"
 
 
 class Tables:
@@ -49,24 +48,27 @@ class Tables:
     def losses(self) -> str:
         rows = []
         for cell in self.gated:
-            plain, lora = (replace(cell, adapter=name) for name in (PLAIN, LORA))
-            means = [self.mean(cell), self.mean(cell, "frozen"), self.mean(plain), self.mean(lora)]
+            bare, plain, lora = (replace(cell, adapter=name) for name in (BARE, PLAIN, LORA))
+            means = [self.mean(cell), self.mean(cell, "frozen"), self.mean(bare), self.mean(plain)]
+            means.append(self.mean(lora))
             rows.append([label(cell), str(len(means[0].values)), *(mean.text() for mean in means)])
-        return table(["setting", "seeds", "gate", "its frozen mask", "no gate", "LoRA, same rate"], rows)
+        columns = ["setting", "seeds", "gate", "its frozen mask", "gate, no transform", "no gate", "LoRA"]
+        return table(columns, rows)
 
     def differences(self) -> str:
         rows = []
         for cell in self.gated:
-            plain, lora = (replace(cell, adapter=name) for name in (PLAIN, LORA))
-            gaps = [self.difference(cell, cell, "frozen"), self.difference(cell, plain)]
-            rows.append([label(cell), *gaps, self.difference(cell, lora)])
-        return table(["setting", "gate − frozen mask", "gate − no gate", "gate − LoRA"], rows)
+            others = [replace(cell, adapter=name) for name in (BARE, PLAIN, LORA)]
+            gaps = [self.difference(cell, other) for other in others]
+            rows.append([label(cell), self.difference(cell, cell, "frozen"), *gaps])
+        columns = ["gate − frozen mask", "gate − gate, no transform", "gate − no gate", "gate − LoRA"]
+        return table(["setting", *columns], rows)
 
     def best(self) -> str:
         """Of the sweep at rank 8: everything at the rate where its mean is lowest."""
         swept = GROUPS["main"]
         rows, chosen = [], {}
-        for name in (GATE, PLAIN, LORA):
+        for name in (GATE, BARE, PLAIN, LORA):
             cells = [cell for cell in swept if cell.adapter == name and self.values(cell)]
             if not cells:
                 continue
@@ -139,7 +141,7 @@ class Tables:
         return table(["columns", *(f"{r:g}" for r in rates(swept)), "best"], rows) if rows else ""
 
 
-NAMES = {GATE: "FouRA, gates", PLAIN: "FouRA, no gate", LORA: "LoRA", "none adaptive": "no transform, gates"}
+NAMES = {GATE: "FouRA, gates", PLAIN: "FouRA, no gate", LORA: "LoRA", BARE: "no transform, gates"}
 
 
 def _gates(group: str) -> list[Cell]:
