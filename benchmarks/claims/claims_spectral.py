@@ -67,7 +67,7 @@ def columns(figures: Figures) -> dict[str, Any]:
             part("loss taken, LoRA − bottom", under_lora),
             part("loss taken, top − bottom", over_bottom),
         ],
-        "cells": [places["middle"], places["random"]],
+        "cells": [*places.values(), _learned(LORA)],
         "experiment": "columns",
         "table": table(["columns", "decrease of held-out loss", "style", "right", "diversity", "rate"], rows),
         "picture": None,
@@ -105,7 +105,7 @@ def budgets(figures: Figures) -> dict[str, Any]:
         "claim": "Spectral R learns a concept from far fewer parameters than LoRA's smallest",
         "paper": "1k to 20k parameters where LoRA starts at 273k",
         "parts": [*parts, Part("loss taken by LoRA of rank 1", smallest.text())],
-        "cells": [],
+        "cells": [_learned(recipe.name) for recipe in BUDGETS],
         "experiment": "budgets",
         "table": table(["adapter", "parameters", "decrease of held-out loss", "style at 1", "rate"], rows),
         "picture": line_plot(

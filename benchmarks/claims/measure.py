@@ -35,7 +35,6 @@ JUDGED = (
 """Wordings under which characters are judged; no fusion is fitted to them (those are ``FITTED``)."""
 FITTED = "a <{}> on a {} background"
 COPY_QUANTILE = 0.05
-TOGETHER = 3  # pictures of a pair on every background
 
 
 def diversity(features: Tensor, groups: int) -> float:
@@ -123,12 +122,16 @@ class CharacterMeter:
 
     def prompts(self, name: str) -> list[tuple[str, str]]:
         """(prompt, its background), every wording with every background in turn."""
-        per = max(1, self.lab.setting.pictures // 10)
         return [
             (JUDGED[(i + j) % len(JUDGED)].format(name, background), background)
             for i, background in enumerate(BACKGROUNDS)
-            for j in range(per)
+            for j in range(self._each)
         ]
+
+    @property
+    def _each(self) -> int:
+        """Pictures on every background."""
+        return max(1, self.lab.setting.pictures // 10)
 
     def certainty(self, name: str, adapters: Sequence[Adapter]) -> float:
         """The judge's of the character, under the wordings that fusions are fitted to."""
@@ -142,7 +145,7 @@ class CharacterMeter:
         found = []
         for first, second in itertools.combinations(self.names, 2):
             asked = f"a large <{first}> and a large <{second}>"
-            prompts = [f"{asked} on a {background} background" for background in BACKGROUNDS] * TOGETHER
+            prompts = [f"{asked} on a {background} background" for background in BACKGROUNDS] * self._each
             seeds = [8500 + i for i in range(len(prompts))]
             halves = zip(*map(sides, self.lab.draw(prompts, seeds, adapters, size=WIDE)), strict=True)
             found.append(self._both((first, second), list(halves)))
@@ -153,7 +156,7 @@ class CharacterMeter:
         found = []
         for pair in itertools.combinations(self.names, 2):
             halves = [
-                [_half(draw_beside(name, 5000 + i, side=side)[0], side) for i in range(8 * TOGETHER)]
+                [_half(draw_beside(name, 5000 + i, side=side)[0], side) for i in range(8 * self._each)]
                 for name, side in zip(pair, ("left", "right"), strict=True)
             ]
             found.append(self._both(pair, halves))
