@@ -112,7 +112,8 @@ class Tables:
             gaps = [self.difference(cell, plain), self.difference(cell, cell, "frozen")]
             target = f"exactly {cell.budget:g}" if cell.budget else f"{cell.share:g}"
             rows.append([target, *measured, self.mean(cell).text(), *gaps])
-        return table(["target", "open", "switching", "gate", "− no gate", "− its frozen mask"], rows)
+        columns = ["target", "open", "switching", "gate", "− no gate", "− its frozen mask"]
+        return table(columns, rows) if len(rows) > 1 else ""
 
     def group(self, name: str) -> str:
         """Every cell of a group, and how it compares with the group's first."""
