@@ -145,8 +145,10 @@ def test_adapters_are_compared_where_their_styles_are_equal() -> None:
     own = claims_foura._matched(Figures(lab), claims_foura.LORA, "diversity")
     assert own == pytest.approx({0: 0.4, 1: 0.4})
     found = claims_foura.diversity(Figures(lab))
-    (gain,) = found["parts"]
+    gain, *at = found["parts"]
     assert gain.verdict == "too few seeds (1)" and gain.value == "0.200" and gain.visible == "–"
+    said = [(part.value, part.verdict) for part in at if "DCT" in part.what]
+    assert said == [("0.200 ± 0.000", "too few seeds (2)"), ("0.100 ± 0.000", "too few seeds (2)")]
 
 
 def test_two_ranks_of_a_seed_are_one_seed() -> None:
