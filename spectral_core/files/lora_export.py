@@ -14,7 +14,6 @@ Shapes: down (R, in, *kernel), up (out, R, *1), alpha a single number.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -28,10 +27,10 @@ from ..adapter.adapter import Adapter, AdapterLayer, require_adapter
 from ..errors import SpectralAdapterError
 from ..maths.lowrank import Factors, concatenate
 from ..methods import method_of
-from ..names import spellings as keys
 from ..names.layer_name import LayerName
 from ..names.unet_blocks import UNetLayout
 from ..words import OneLine, chosen
+from . import lora_tensors
 from . import metadata as file_metadata
 from . import writing as safewrite
 from .lora_errors import distance, gate_loss
@@ -163,9 +162,9 @@ def export_lora(
         layout = layout or (UNetLayout.mini() if adapter.provenance.family == "mini" else None)
         numbered = {} if layout is None else by_block_numbers(folded, layout)
         all_names = numbered | dict(names or {})
-        named = _kohya({n: f for n, (f, _) in folded.items()}, adapter, dtype, path, all_names)
+        named = lora_tensors.kohya({n: f for n, (f, _) in folded.items()}, adapter, dtype, path, all_names)
     else:
-        named = _diffusers({n: f for n, (f, _) in folded.items()}, adapter, dtype, path)
+        named = lora_tensors.diffusers({n: f for n, (f, _) in folded.items()}, dtype, path)
     layers: dict[str, ExportedLayer] = {}
     tensors: dict[str, Tensor] = {}
     for name, (written, exact) in named.items():
@@ -174,10 +173,9 @@ def export_lora(
                 f"{path}: layer {name}: another layer has the same name in {naming} spelling"
             )
         tensors |= written
-        rounding = distance(_as_read(written), exact)
-        layers[name] = ExportedLayer(folded[name][0].rank, rounding, folded[name][1])
-    if naming == "kohya":
-        tensors |= _whole_attentions({n: f for n, (f, _) in folded.items()}, adapter, dtype)
+        if name in folded:
+            rounding = distance(lora_tensors.as_read(written), exact)
+            layers[name] = ExportedLayer(folded[name][0].rank, rounding, folded[name][1])
     bundled = _bundled(adapter, path) if words else {}
     tensors |= bundled
     notes = _notes(adapter, layers, bool(bundled))
@@ -207,162 +205,6 @@ def _fold(layer: AdapterLayer, strength: float) -> tuple[Factors, float | None]:
         own = term.config.scale
         terms.append(replace(factors, up=factors.up * (factors.scale / own), scale=own) if own else factors)
     return concatenate(terms), None if layer.mergeable else gate_loss(layer)
-
-
-def _balanced(factors: Factors) -> Factors:
-    """The same product with row and column of each rank of like size: powers of two, so nothing is rounded
-    here.
-
-    float16 loses digits below 6e-5, where one factor of a pair often lies.
-    """
-    size_up, size_down = factors.up.norm(dim=0), factors.down.flatten(1).norm(dim=1)
-    ratio = torch.where((size_up > 0) & (size_down > 0), size_up / size_down.clamp_min(1e-30), 1.0)
-    power = torch.exp2(torch.round(torch.log2(ratio.clamp(1e-30, 1e30)) / 2))
-    down = factors.down * power.reshape(-1, *(1,) * (factors.down.dim() - 1))
-    return replace(factors, down=down, up=factors.up / power)
-
-
-Written = dict[str, tuple[dict[str, Tensor], Factors]]
-"""Layer -> its tensors in the file, and the exact factors that they stand for."""
-
-
-def _kohya(
-    folded: Mapping[str, Factors], adapter: Adapter, dtype: torch.dtype, path: Path, names: Mapping[str, str]
-) -> Written:
-    two = keys.has_two_encoders(list(adapter.layers), adapter.provenance.family)
-    found: Written = {}
-    vectors = {name for name in folded if LayerName.parse(name).vector}
-    for name in vectors:
-        found[name] = _vector(folded[name], LayerName.parse(name), two, dtype, path, names)
-    matrices = {name: factors for name, factors in folded.items() if name not in vectors}
-    for name, factors in _with_common_alphas(matrices).items():
-        key = names.get(name) or keys.in_lora_file(name, two)
-        down, up = _rounded(factors, dtype, f"{path}: layer {name}")
-        alpha = torch.tensor(factors.scale * factors.rank, dtype=torch.float32)
-        found[name] = (
-            {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": alpha},
-            factors,
-        )
-    return found
-
-
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
-
-
-def _whole_attentions(
-    folded: Mapping[str, Factors], adapter: Adapter, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """Zeros for what an attention of OpenCLIP's text encoder (SDXL's second, SD 2's) lacks in the file.
-
-    Automatic1111 applies its four layers, which have the same shape, together, or without a word none.
-    """
-    family = adapter.provenance.family
-    two = keys.has_two_encoders(list(adapter.layers), family)
-    part = "text_encoder" if family == "sd2" else "text_encoder_2"
-    found: dict[str, Tensor] = {}
-    for name, factors in folded.items():
-        before, _, last = name.rpartition(".")
-        if LayerName.parse(name).part != part or not before.endswith("self_attn") or last not in _ATTENTION:
-            continue
-        for mate in (f"{before}.{leaf}" for leaf in _ATTENTION):
-            if mate not in folded:
-                key = keys.in_lora_file(mate, two)
-                found[f"{key}.lora_down.weight"] = torch.zeros(1, factors.shape.in_features, dtype=dtype)
-                found[f"{key}.lora_up.weight"] = torch.zeros(factors.shape.out_features, 1, dtype=dtype)
-                found[f"{key}.alpha"] = torch.tensor(1.0)
-    return found
-
-
-def _vector(
-    factors: Factors, name: LayerName, two: bool, dtype: torch.dtype, path: Path, names: Mapping[str, str]
-) -> tuple[dict[str, Tensor], Factors]:
-    """A bias's or norm's difference (n,), as LoRA files hold them: ``diff_b`` and ``diff``."""
-    assert name.vector is not None
-    module = str(replace(name, path=name.vector[0]))
-    key = names.get(module) or keys.in_lora_file(module, two)
-    exact = factors.scaled_up() @ factors.down
-    value = exact.flatten().to(dtype)
-    if not bool(torch.isfinite(value).all()):
-        raise SpectralAdapterError(f"{path}: layer {name}: values do not fit {dtype}: export as float32")
-    return {f"{key}.{'diff_b' if name.vector[1] == 'bias' else 'diff'}": value.contiguous()}, Factors(
-        exact.new_ones(1, 1), exact
-    )
-
-
-def _with_common_alphas(folded: Mapping[str, Factors]) -> dict[str, Factors]:
-    """The same updates with one alpha per part: where the layers' own differ, the most frequent of them.
-
-    diffusers drops the alphas of single attention layers of a kohya file and takes the most frequent for all;
-    with the rest of the scale in ``up`` every reader computes the same.
-    """
-    alphas: dict[str, list[float]] = {}
-    for name, factors in folded.items():
-        alphas.setdefault(LayerName.parse(name).part, []).append(factors.scale * factors.rank)
-    found = {}
-    for name, factors in folded.items():
-        of_part = alphas[LayerName.parse(name).part]
-        scale = max(of_part, key=of_part.count) / factors.rank
-        is_own = math.isclose(scale, factors.scale, rel_tol=1e-9)
-        found[name] = (
-            factors if is_own else replace(factors, up=factors.up * (factors.scale / scale), scale=scale)
-        )
-    return found
-
-
-def _diffusers(folded: Mapping[str, Factors], adapter: Adapter, dtype: torch.dtype, path: Path) -> Written:
-    ranks: dict[str, int] = {}
-    for name, factors in folded.items():
-        part = LayerName.parse(name).part
-        ranks[part] = max(ranks.get(part, 0), factors.rank)
-    found: Written = {}
-    for name, factors in folded.items():
-        layer = LayerName.parse(name)
-        if layer.rows is not None or layer.part in (keys.NATIVE_PART, keys.KOHYA_PART):
-            raise SpectralAdapterError(
-                f"{path}: layer {name}: has no name in diffusers; expected layers of unet, text_encoder, "
-                "text_encoder_2 or another part of a pipeline, and whole weights"
-            )
-        whole = Factors(factors.down, factors.scaled_up())
-        down, up = _rounded(_padded(whole, ranks[layer.part]), dtype, f"{path}: layer {name}")
-        path_there = keys.canonical_path(layer.path) if layer.part.startswith("text_encoder") else layer.path
-        key = f"{layer.part}.{path_there}"
-        found[name] = (
-            {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up},
-            _padded(whole, ranks[layer.part]),
-        )
-    return found
-
-
-def _padded(factors: Factors, rank: int) -> Factors:
-    more = rank - factors.rank
-    down = torch.cat([factors.down, factors.down.new_zeros(more, *factors.down.shape[1:])])
-    return replace(
-        factors, down=down, up=torch.cat([factors.up, factors.up.new_zeros(len(factors.up), more)], 1)
-    )
-
-
-def _rounded(factors: Factors, dtype: torch.dtype, place: str) -> tuple[Tensor, Tensor]:
-    """down and up as they are stored: in float16 balanced first; a convolution's up with a kernel of ones."""
-    if dtype == torch.float16:
-        factors = _balanced(factors)
-    down, up = factors.down.to(dtype), factors.up.to(dtype)
-    if not bool(torch.isfinite(down).all() and torch.isfinite(up).all()):
-        raise SpectralAdapterError(
-            f"{place}: values up to {max(float(t.abs().max()) for t in (factors.down, factors.up)):.3g} do "
-            f"not fit {dtype}, or are not finite; export as bfloat16 or float32"
-        )
-    return down.contiguous(), up.reshape(*up.shape, *(1,) * (down.dim() - 2)).contiguous()
-
-
-def _as_read(written: Mapping[str, Tensor]) -> Factors:
-    """The factors as a reader of the file takes them."""
-    if len(written) == 1:
-        value = next(iter(written.values()))
-        return Factors(value.new_ones(1, 1), value[:, None])
-    down = next(t for key, t in written.items() if key.endswith(("lora_down.weight", "lora_A.weight")))
-    up = next(t for key, t in written.items() if key.endswith(("lora_up.weight", "lora_B.weight")))
-    alpha = next((float(t) for key, t in written.items() if key.endswith(".alpha")), float(len(down)))
-    return Factors(down, up.flatten(1), alpha / len(down))
 
 
 def _bundled(adapter: Adapter, path: Path) -> dict[str, Tensor]:

@@ -267,6 +267,9 @@ def test_an_attention_of_open_clip_is_whole(tmp_path: Path, family: str, part: s
         assert set(keys) == {f"{flat}_{leaf}" for leaf in ("q_proj", "k_proj", "v_proj", "out_proj")}
         for leaf in ("k_proj", "v_proj"):
             assert not file.get_tensor(keys[f"{flat}_{leaf}"]).any()
+        alphas = {float(file.get_tensor(name)) for name in names if name.endswith(".alpha")}
+        ranks = {file.get_tensor(name).shape[1] for name in keys.values()}
+    assert len(alphas) == len(ranks) == 1, "a reader that takes the most frequent one computes the same"
     assert read_lora(tmp_path / "lora.safetensors").adapter.layers
 
 
