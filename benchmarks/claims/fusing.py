@@ -43,11 +43,8 @@ from spectral_core.training.engine.named_run import Output
 from spectral_core.training.objectives.distillation import DISTIL
 
 NAMES = ("bot", "fish", "imp")
-SIDES = {
-    "bot": "left",
-    "fish": "either",
-    "imp": "right",
-}  # where they stand beside something, and are asked for
+SIDES = {"bot": "left", "fish": "either", "imp": "right"}
+"""Where they stand beside something, and are asked for."""
 TWO_ROUNDS = "closed-form, two rounds"
 TUNED = "sum, best weight"
 

@@ -422,8 +422,12 @@ def test_another_model_in_the_middle_of_a_picture(tmp_path: Path) -> None:
     extension.on_model(second)
     extension.activate(SimpleNamespace(prompts=None), [])  # as the host tries what it has loaded
     assert [module for module in modules(second) if "forward" in vars(module)] == on
-    extension.clear()
+    assert not p.comments
+    (tmp_path / "one.safetensors").unlink()
+    extension.on_model(first)
+    assert len(p.comments) == 1 and "after the change of models: " in p.comments[0]
     assert not any("forward" in vars(module) for module in modules(second))
+    extension.clear()
     extension.on_model(first)  # between pictures
     assert not any("forward" in vars(module) for module in modules(first))
 
